@@ -1,0 +1,49 @@
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "tycho/analyzer/law.h"
+#include "tycho/trace/run_reader.h"
+
+namespace tycho::analyzer {
+
+/// Turns messages into frames and feeds them to laws and to other consumers. It is a MessageHandler: hand it
+/// to RunReader::read, or call it live. A frame is complete when a message of a later step arrives, or at finish().
+class Engine : public trace::MessageHandler {
+ public:
+  using FrameConsumer = std::function<void(const RunContext&, const Frame&)>;
+
+  explicit Engine(std::vector<std::unique_ptr<Law>> laws = make_laws());
+  ~Engine() override;
+
+  void add_consumer(FrameConsumer consumer);
+
+  bool on_segment(const trace::SegmentInfo&, const v1::RunDescription&, const v1::ModelDescription&,
+                  const v1::StatisticRegistry&) override;
+  bool on_record(const std::string& probe, const v1::Record& record, int64_t time_ns) override;
+  bool on_optimizer(const v1::OptimizerSettings& settings, int64_t time_ns) override;
+  bool on_event(const v1::Event& event, int64_t time_ns) override;
+  bool on_health(const v1::Health& health, int64_t time_ns) override;
+  bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override;
+  bool on_skipped(const trace::SkippedRegion& region) override;
+
+  /// Completes the last frame.
+  void finish();
+
+  const RunContext& context() const;
+  /// Of all laws, after control of the false discovery rate over layers; sorted by importance.
+  std::vector<Finding> findings() const;
+  const std::vector<v1::Event>& events() const;      ///< one per (code, entity), with the last count
+  const v1::Health& health() const;                  ///< totals; costs summed per probe
+  int64_t first_step() const;
+  int64_t last_step() const;
+  uint64_t frames() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tycho::analyzer

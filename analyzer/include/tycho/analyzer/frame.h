@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "tycho/v1/record.pb.h"
+#include "tycho/v1/run.pb.h"
+
+namespace tycho::analyzer {
+
+/// A statistic at a scope, resolved once to an index so that the hot path never compares strings.
+using ColumnIndex = int32_t;
+inline constexpr ColumnIndex kNoColumn = -1;
+
+/// Values of one column at one step: dense over entity ids, NaN where not measured.
+struct ColumnValues {
+  const double* value = nullptr;
+  const double* standard_error = nullptr;  ///< nullptr where not recorded
+  size_t size = 0;                         ///< number of layers or parameters; 1 at scope run
+  bool present = false;                    ///< measured at this step
+  double operator[](size_t entity) const { return present && entity < size ? value[entity] : __builtin_nan(""); }
+};
+
+/// Everything recorded at one step.
+class Frame {
+ public:
+  virtual ~Frame() = default;
+  virtual int64_t step() const = 0;
+  virtual ColumnValues column(ColumnIndex index) const = 0;
+  /// Settings in force at this step; nullptr before the first were recorded.
+  virtual const v1::OptimizerSettings* optimizer() const = 0;
+};
+
+/// The run as laws see it: who the layers are, and which columns exist.
+class RunContext {
+ public:
+  virtual ~RunContext() = default;
+  virtual const v1::RunDescription& run() const = 0;
+  virtual const v1::ModelDescription& model() const = 0;
+  virtual const v1::StatisticRegistry& registry() const = 0;
+  virtual const v1::ModelStructure* structure() const = 0;  ///< nullptr until known
+  /// Index of a statistic at a scope; the same for the whole run. Valid for names not (yet) recorded too:
+  /// their values are never present.
+  virtual ColumnIndex column(const std::string& statistic, v1::Scope scope) const = 0;
+  std::string scope_name(v1::Scope scope, uint32_t entity) const;
+};
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,71 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "tycho/session_options.h"
+
+namespace at {
+class Tensor;
+}
+namespace torch::nn {
+class Module;
+}
+namespace torch::optim {
+class Optimizer;
+}
+namespace torch::jit {
+struct Module;
+}
+
+namespace tycho {
+
+class Probe;
+
+/// Observes one model and its optimizer while they train. See docs in README and docs/session.md.
+class Session {
+ public:
+  Session(torch::nn::Module& model, torch::optim::Optimizer& optimizer, SessionOptions options);
+  Session(torch::jit::Module& model, torch::optim::Optimizer& optimizer, SessionOptions options);
+  ~Session();
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  /// Adds a probe of the user's own; before the first step.
+  void add_probe(std::unique_ptr<Probe> probe);
+  /// A loss on a fixed probe batch, evaluated with the observer off; RNG state, buffers, gradients and
+  /// training flags are restored bit for bit.
+  void set_probe_loss(std::function<at::Tensor()> probe_loss);
+  /// The factor by which the loss is multiplied before backward (mixed precision); from the next backward on.
+  void set_loss_scale(double scale);
+
+  /// Ends the step: call after optimizer.step(). `loss` is the (unscaled) loss the step minimised, a scalar;
+  /// `batch_size` the number of examples of the whole step, all microbatches together.
+  void step(const at::Tensor& loss, int64_t batch_size);
+  void step(double loss, int64_t batch_size);
+
+  /// While the guard lives this session observes nothing (evaluation, another network's backward).
+  class Pause {
+   public:
+    explicit Pause(Session* session);
+    Pause(Pause&& other) noexcept;
+    ~Pause();
+    Pause(const Pause&) = delete;
+    Pause& operator=(const Pause&) = delete;
+    Pause& operator=(Pause&&) = delete;
+
+   private:
+    Session* session_;
+  };
+  [[nodiscard]] Pause pause();
+
+  /// Writes what is pending and seals the trace. Idempotent; the destructor does it too.
+  void close();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tycho

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tycho/probe.h"
+
+namespace tycho {
+
+struct ObserverOptions {
+  int64_t batch_dim = 0;
+  /// By layer id: whether the user's include/exclude patterns select it.
+  std::vector<bool> selected_layers;
+};
+
+/// Something the observer has to say (said once per code and entity by the session).
+struct ObserverNotice {
+  v1::Event::Kind kind = v1::Event::NOTICE;
+  std::string code;
+  std::string message;
+  v1::Scope scope = v1::SCOPE_RUN;
+  uint32_t entity = 0;
+};
+
+/// What one step left behind.
+struct StepObservation {
+  std::vector<ParameterObservation> parameters;  ///< by parameter id; previous_weight is the session's
+  std::vector<LayerObservation> layers;          ///< by layer id
+  std::vector<ObserverNotice> notices;
+};
+
+/// Watches operators and gradient accumulation of one model on the calling thread (design 5).
+/// Nothing is installed between uninstall() and the next install().
+class Observer {
+ public:
+  Observer(const ModelInfo& model, ObserverOptions options);
+  ~Observer();
+
+  /// Before the first forward of a step. `expected_batch_size`: of the step before, 0 when unknown.
+  void install(const Needs& needs, double loss_scale, int64_t expected_batch_size);
+  void set_loss_scale(double loss_scale);
+  void pause();
+  void resume();
+  /// After optimizer.step(): takes the hooks out and hands over what was seen. `batch_size` as the user
+  /// gave it; 0: unknown.
+  StepObservation uninstall(int64_t batch_size);
+
+  /// Structure of the model as seen so far (edges, facts, symmetry groups); `changed` since the last call.
+  bool take_structure(v1::ModelStructure* structure);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tycho

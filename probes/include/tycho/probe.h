@@ -1,0 +1,157 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "tycho/v1/record.pb.h"
+#include "tycho/v1/run.pb.h"
+
+namespace tycho {
+
+/// What a probe needs to be there at an observed step. The session merges the needs of all probes
+/// scheduled at a step and pays for each once.
+struct Needs {
+  bool gradients = false;                  ///< ParameterObservation::gradient
+  bool microbatch_gradient_norms = false;  ///< ParameterObservation::microbatch_gradient_norm_sq
+  bool per_example_gradient_norms = false; ///< ParameterObservation::per_example_norm_sq
+  bool previous_weights = false;           ///< ParameterObservation::previous_weight
+  bool activations = false;                ///< LayerObservation, forward part
+  bool output_gradients = false;           ///< LayerObservation, backward part
+  bool probe_loss = false;                 ///< StepView::probe_loss
+
+  Needs& operator|=(const Needs& other) {
+    gradients |= other.gradients;
+    microbatch_gradient_norms |= other.microbatch_gradient_norms;
+    per_example_gradient_norms |= other.per_example_gradient_norms;
+    previous_weights |= other.previous_weights;
+    activations |= other.activations;
+    output_gradients |= other.output_gradients;
+    probe_loss |= other.probe_loss;
+    return *this;
+  }
+};
+
+/// One trainable tensor, as the session knows it. Ids are those of v1::ModelDescription.
+struct ParameterInfo {
+  uint32_t id = 0;
+  std::string name;
+  uint32_t layer = 0;
+  at::Tensor tensor;
+};
+
+struct LayerInfo {
+  uint32_t id = 0;
+  std::string path;
+  std::string type;
+  std::vector<uint32_t> parameters;
+};
+
+struct ModelInfo {
+  std::vector<LayerInfo> layers;
+  std::vector<ParameterInfo> parameters;
+};
+
+/// What was observed of one parameter during one step. All tensors live on the parameter's device.
+struct ParameterObservation {
+  /// Sum over the step's microbatches of what backward delivered, divided by the loss scale where that is
+  /// not 1: before clipping, weight decay and the optimizer. Undefined: none, or not to be had exactly.
+  at::Tensor gradient;
+  /// Squared norm of each microbatch's contribution to `gradient`, one float64 scalar tensor each.
+  std::vector<at::Tensor> microbatch_gradient_norm_sq;
+  /// For each microbatch, float64 [b_k]: squared norm of each example's contribution to `gradient` as
+  /// delivered (with a mean loss over B examples that is the squared norm of its gradient / B^2).
+  /// Empty: not to be had exactly; `why_not_per_example` says why.
+  std::vector<at::Tensor> per_example_norm_sq;
+  std::string why_not_per_example;
+  /// Examples in each microbatch, as seen in the forward pass; empty: unknown.
+  std::vector<int64_t> microbatch_sizes;
+  /// The parameter before the step (same dtype). Undefined unless asked for.
+  at::Tensor previous_weight;
+};
+
+/// What was observed of one layer during one step: sums, so that microbatches and uses can be pooled.
+/// float64 scalar tensors on the layer's device; undefined where the layer did not run.
+struct LayerObservation {
+  int64_t output_elements = 0;   ///< elements of all outputs in the step
+  at::Tensor output_sum;         ///< sum of the output (before the nonlinearity)
+  at::Tensor output_square_sum;
+  int64_t output_gradient_elements = 0;
+  at::Tensor output_gradient_square_sum;  ///< as backward delivered it, divided by the loss scale squared
+  /// [units] largest input to the ReLU that follows, over the step; undefined where no ReLU follows.
+  at::Tensor relu_input_max;
+};
+
+/// One observed step, given to probes after optimizer.step(). Valid during the call only.
+struct StepView {
+  int64_t step = 0;
+  at::Tensor loss;               ///< float64 scalar, detached; undefined when the user gave a number
+  double loss_value = 0;         ///< when `loss` is undefined
+  at::Tensor probe_loss;         ///< float64 scalar at the parameters after the step; undefined where not asked for
+  int64_t batch_size = 0;
+  bool mean_reduction = true;
+  double step_seconds = 0;       ///< wall time since the previous call of Session::step, Tycho's part included
+  const ModelInfo* model = nullptr;
+  const v1::OptimizerSettings* optimizer = nullptr;  ///< as used by this step
+  const std::vector<ParameterObservation>* parameters = nullptr;  ///< by parameter id
+  const std::vector<LayerObservation>* layers = nullptr;          ///< by layer id
+};
+
+/// Where a probe's numbers are written once they are on the host.
+class Recorder {
+ public:
+  virtual ~Recorder() = default;
+  /// `statistic` is one of the probe's own; NaN and infinity are recorded as they are.
+  virtual void run(const std::string& statistic, double value, double standard_error) = 0;
+  virtual void layer(const std::string& statistic, uint32_t layer, double value, double standard_error) = 0;
+  virtual void parameter(const std::string& statistic, uint32_t parameter, double value, double standard_error) = 0;
+  /// Said once per (code, entity), counted ever after.
+  virtual void event(v1::Event::Kind kind, const std::string& code, const std::string& message,
+                     v1::Scope scope, uint32_t entity) = 0;
+  static constexpr double kUnknown = __builtin_nan("");
+};
+
+/// Device numbers on their way to the host: everything sent at a step is stacked into one tensor and
+/// copied once, without waiting where the device allows it.
+class Transfer {
+ public:
+  virtual ~Transfer() = default;
+  /// Queues a tensor of any shape (read as float64, flattened); returns its slot.
+  virtual size_t send(const at::Tensor& numbers) = 0;
+};
+
+class Arrived {
+ public:
+  virtual ~Arrived() = default;
+  virtual const double* data(size_t slot) const = 0;
+  virtual size_t size(size_t slot) const = 0;
+  double value(size_t slot) const { return data(slot)[0]; }
+};
+
+/// A family of statistics. Derive, give it to Session::add_probe, and it is scheduled, recorded,
+/// exported and plotted like a built-in one. All calls come from the training thread, under
+/// no_grad and with the observer off. A probe that throws is disabled after three faults; training goes on.
+class Probe {
+ public:
+  virtual ~Probe() = default;
+  virtual std::string name() const = 0;
+  /// Definitions, without ids and probe name (the session fills them in).
+  virtual std::vector<v1::StatisticDefinition> statistics() const = 0;
+  virtual Needs needs() const = 0;
+  /// Once, before training.
+  virtual void setup(const ModelInfo&) {}
+  /// At a scheduled step: queue device numbers in `transfer`, return what turns them into records.
+  /// The returned function runs once the numbers have arrived; it must not touch `step`.
+  using Finish = std::function<void(const Arrived&, Recorder&)>;
+  virtual Finish observe(const StepView& step, Transfer& transfer) = 0;
+};
+
+/// Builds a definition in one line.
+v1::StatisticDefinition define_statistic(std::string name, std::string symbol, std::string unit,
+                                         std::vector<v1::Scope> scopes, std::string definition,
+                                         std::string source);
+
+}  // namespace tycho

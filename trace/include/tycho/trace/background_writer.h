@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+
+#include "tycho/trace/run_writer.h"
+
+namespace tycho::trace {
+
+/// What to do when messages are produced faster than the disk takes them.
+enum class QueuePolicy {
+  kDrop,   ///< drop the message and count it: the producer never waits (default)
+  kBlock,  ///< wait: the trace is complete and the producer pays
+};
+
+/// A message on its way to the disk.
+struct QueuedMessage {
+  std::variant<v1::Record, v1::OptimizerSettings, v1::Event, v1::Health, v1::ModelStructure> message;
+  std::string probe;  ///< for a Record
+  int64_t time_ns = 0;
+};
+
+/// A thread that owns a RunWriter, behind a bounded queue. `push` may be called from any thread and
+/// never throws, never touches the disk and, with kDrop, never waits.
+class BackgroundWriter {
+ public:
+  struct Counters {
+    uint64_t messages_written = 0;
+    uint64_t messages_dropped = 0;  ///< queue was full, or the writer could not store them
+    uint64_t bytes_written = 0;
+    uint64_t write_failures = 0;
+    std::string last_failure;
+  };
+
+  /// `capacity_bytes` bounds the memory of the messages that wait.
+  BackgroundWriter(std::unique_ptr<RunWriter> writer, QueuePolicy policy, size_t capacity_bytes);
+  ~BackgroundWriter();  // closes
+  BackgroundWriter(const BackgroundWriter&) = delete;
+  BackgroundWriter& operator=(const BackgroundWriter&) = delete;
+
+  bool push(QueuedMessage message);  ///< false: dropped
+  /// Waits until everything pushed before is in the hands of the operating system.
+  Status flush();
+  /// Drains the queue, seals the trace and ends the thread. Idempotent.
+  Status close();
+  Counters counters() const;
+  /// In a forked child the thread does not exist: makes every later call a no-op.
+  void abandon() noexcept;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace tycho::trace

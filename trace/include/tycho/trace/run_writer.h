@@ -1,0 +1,67 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "tycho/trace/status.h"
+#include "tycho/v1/record.pb.h"
+#include "tycho/v1/run.pb.h"
+
+namespace tycho::trace {
+
+class FileSystem;
+
+struct RunWriterOptions {
+  /// The run directory. Created with its parents; must be writable.
+  std::string directory;
+  /// A segment is sealed and a new one opened when it has grown past this many bytes.
+  uint64_t segment_bytes = uint64_t{256} << 20;
+  /// Uncompressed size at which a chunk is closed.
+  uint64_t chunk_bytes = uint64_t{1} << 20;
+  /// A chunk is closed after this time even if it is small, so that a slow run reaches the disk.
+  std::chrono::milliseconds chunk_interval{2000};
+  /// zstd level; 0 stores chunks uncompressed.
+  int compression_level = 1;
+  /// fdatasync at most this often, and at close; zero: only at close; negative: never.
+  std::chrono::milliseconds sync_interval{30000};
+  /// nullptr: the operating system's. Not owned. Tests inject faults here.
+  FileSystem* file_system = nullptr;
+};
+
+/// Writes a run directory of MCAP segments (docs/format.md). Not thread-safe: one thread owns it.
+/// After a write failure it keeps counting and tries a new segment from time to time; it never throws.
+class RunWriter {
+ public:
+  /// Opens the directory and the first segment. If the directory already holds segments, the new one
+  /// follows them; a directory that holds another run (a different run_id) is refused unless
+  /// `run.resumed()`, in which case run_id is taken over from the existing segments.
+  static Result<std::unique_ptr<RunWriter>> open(const RunWriterOptions& options,
+                                                 v1::RunDescription run, v1::ModelDescription model,
+                                                 v1::StatisticRegistry registry);
+  virtual ~RunWriter();
+
+  // Appends one message to the open chunk. `time_ns` is the wall clock of the observation.
+  virtual void write(const std::string& probe, const v1::Record& record, int64_t time_ns) = 0;
+  virtual void write(const v1::OptimizerSettings& settings, int64_t time_ns) = 0;
+  virtual void write(const v1::Event& event, int64_t time_ns) = 0;
+  virtual void write(const v1::Health& health, int64_t time_ns) = 0;
+  virtual void write(const v1::ModelStructure& structure, int64_t time_ns) = 0;
+
+  /// Closes the open chunk, so that everything written so far survives the death of the process.
+  virtual Status flush() = 0;
+  /// Closes a chunk that is older than chunk_interval; called when there is nothing to write.
+  virtual void tick() = 0;
+  /// Seals the segment (summary and footer). Idempotent.
+  virtual Status close() = 0;
+
+  virtual uint64_t messages_written() const = 0;
+  virtual uint64_t bytes_written() const = 0;
+  virtual uint64_t messages_lost() const = 0;   ///< given to write() but not stored, for want of space or otherwise
+  virtual uint64_t write_failures() const = 0;
+  virtual const Status& last_failure() const = 0;
+  virtual const v1::RunDescription& run() const = 0;
+};
+
+}  // namespace tycho::trace
