@@ -50,7 +50,7 @@ select_blas() {
 
 install_packages() {
   local missing
-  mapfile -t missing < <(missing_packages)
+  read -r -a missing <<<"$(missing_packages | tr '\n' ' ')"
   if [ "${#missing[@]}" -gt 0 ]; then
     say "Installing ${#missing[@]} packages: ${missing[*]}"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get update -q
