@@ -9,8 +9,18 @@
 
 namespace tycho::analyzer {
 
-/// Turns messages into frames and feeds them to laws and to other consumers. It is a MessageHandler: hand it
-/// to RunReader::read, or call it live. A frame is complete when a message of a later step arrives, or at finish().
+/// Records that could not be used, by reason.
+struct IgnoredRecords {
+  uint64_t unknown_statistic = 0;  ///< columns whose statistic no registry defines
+  uint64_t malformed = 0;  ///< columns with unequal lengths, unknown entities or an unknown scope
+  uint64_t late = 0;       ///< records of a step whose frame was already complete
+};
+
+/// Turns messages into frames and feeds them to laws and to other consumers. It is a
+/// MessageHandler: hand it to RunReader::read, or call it live. A frame is complete when a record
+/// of a later step or a new segment arrives, or at finish(). Of values recorded twice at a step,
+/// the later one counts. Memory depends on the numbers of layers, parameters and statistics, not on
+/// the number of steps. One thread at a time.
 class Engine : public trace::MessageHandler {
  public:
   using FrameConsumer = std::function<void(const RunContext&, const Frame&)>;
@@ -33,13 +43,16 @@ class Engine : public trace::MessageHandler {
   void finish();
 
   const RunContext& context() const;
-  /// Of all laws, after control of the false discovery rate over layers; sorted by importance.
+  /// Of all laws, sorted by importance. Within a law, violations at layers or parameters that do
+  /// not survive control of the false discovery rate (Benjamini-Hochberg, 5 %) are given as
+  /// UNDERPOWERED.
   std::vector<Finding> findings() const;
-  const std::vector<v1::Event>& events() const;      ///< one per (code, entity), with the last count
-  const v1::Health& health() const;                  ///< totals; costs summed per probe
+  const std::vector<v1::Event>& events() const;  ///< one per (code, entity), with the last count
+  const v1::Health& health() const;              ///< totals; costs summed per probe
   int64_t first_step() const;
   int64_t last_step() const;
   uint64_t frames() const;
+  const IgnoredRecords& ignored() const;
 
  private:
   struct Impl;

@@ -20,7 +20,9 @@ struct ColumnValues {
   const double* standard_error = nullptr;  ///< nullptr where not recorded
   size_t size = 0;                         ///< number of layers or parameters; 1 at scope run
   bool present = false;                    ///< measured at this step
-  double operator[](size_t entity) const { return present && entity < size ? value[entity] : __builtin_nan(""); }
+  double operator[](size_t entity) const {
+    return present && entity < size ? value[entity] : __builtin_nan("");
+  }
 };
 
 /// Everything recorded at one step.
@@ -29,11 +31,16 @@ class Frame {
   virtual ~Frame() = default;
   virtual int64_t step() const = 0;
   virtual ColumnValues column(ColumnIndex index) const = 0;
-  /// Settings in force at this step; nullptr before the first were recorded.
+  /// Settings in force at this step, with parameter ids of RunContext::model(); nullptr before the
+  /// first were recorded.
   virtual const v1::OptimizerSettings* optimizer() const = 0;
+  /// Changes whenever optimizer() points to other settings: compare this, not the pointer.
+  virtual uint64_t optimizer_version() const = 0;
 };
 
-/// The run as laws see it: who the layers are, and which columns exist.
+/// The run as laws see it: who the layers are, and which columns exist. Ids are those of the whole
+/// run: where segments number layers, parameters or statistics differently, the engine translates
+/// by name, and what a later segment adds is appended.
 class RunContext {
  public:
   virtual ~RunContext() = default;
@@ -41,9 +48,10 @@ class RunContext {
   virtual const v1::ModelDescription& model() const = 0;
   virtual const v1::StatisticRegistry& registry() const = 0;
   virtual const v1::ModelStructure* structure() const = 0;  ///< nullptr until known
-  /// Index of a statistic at a scope; the same for the whole run. Valid for names not (yet) recorded too:
-  /// their values are never present.
+  /// Index of a statistic at a scope; the same for the whole run. Valid for names not (yet)
+  /// recorded too: their values are never present.
   virtual ColumnIndex column(const std::string& statistic, v1::Scope scope) const = 0;
+  /// "run", "layer:<path>" or "param:<name>".
   std::string scope_name(v1::Scope scope, uint32_t entity) const;
 };
 

@@ -8,12 +8,15 @@
 
 namespace tycho::analyzer {
 
-/// One falsifiable prediction. Streaming: bounded memory, the same code live, in replay and in the report.
+/// One falsifiable prediction. Streaming: bounded memory, the same code live, in replay and in the
+/// report.
 class Law {
  public:
   virtual ~Law() = default;
   virtual const LawDescription& description() const = 0;
-  /// Before the first frame, and again when the structure of the model becomes known.
+  /// Before the first frame, and again whenever the structure of the model becomes known or a
+  /// segment adds layers or parameters. Ids never change meaning, so what was accumulated stays
+  /// valid.
   virtual void begin(const RunContext& context) = 0;
   virtual void observe(const Frame& frame) = 0;
   /// Findings from what was seen so far; may be called at any time and does not change the state.

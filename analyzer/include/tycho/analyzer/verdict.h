@@ -12,43 +12,60 @@ enum class Verdict { kHolds, kViolated, kNotApplicable, kUnderpowered, kNotYet }
 const char* to_string(Verdict verdict);
 
 /// The five lines of learning mechanics (Simon et al. 2026).
-enum class Line { kSolvableSettings, kSimplifyingLimits, kEmpiricalLaws, kHyperparameters, kUniversalPhenomena };
+enum class Line {
+  kSolvableSettings,
+  kSimplifyingLimits,
+  kEmpiricalLaws,
+  kHyperparameters,
+  kUniversalPhenomena
+};
 const char* to_string(Line line);
 
 inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 
 /// One law at one scope.
 struct Finding {
-  std::string law;       ///< stable id, lower_snake_case: gradient_noise_scale
+  std::string law;  ///< stable id, lower_snake_case: gradient_noise_scale
   Line line = Line::kEmpiricalLaws;
-  std::string scope;     ///< "run", "layer:<path>", "param:<name>"
+  std::string scope;  ///< "run", "layer:<path>", "param:<name>"
   Verdict verdict = Verdict::kNotYet;
   double measured = kUnknown;
   double predicted = kUnknown;
-  double ci_low = kUnknown;   ///< of `measured`
+  double ci_low = kUnknown;  ///< of `measured`
   double ci_high = kUnknown;
   double confidence = 0.95;
   std::string unit;
   int64_t window_begin = -1;  ///< steps used, inclusive
   int64_t window_end = -1;
-  std::string gate;      ///< the assumptions, and for NOT_APPLICABLE the one that failed, in words
-  std::string advice;    ///< what a practitioner does about it; empty: nothing
+  std::string gate;    ///< the assumptions, and for NOT_APPLICABLE the one that failed, in words
+  std::string advice;  ///< what a practitioner does about it; empty: nothing
   std::string source;
-  double importance = 0; ///< 0..1: how much this deserves the reader's attention
-  /// Statistic whose series is the evidence, and the level predicted for it in that series' unit (NaN: none).
+  /// 0..1: how much this deserves the reader's attention. From 0.8: something is wrong or a setting
+  /// costs a factor; 0.5 to 0.8: an actionable number; below 0.5: for the record. See importance().
+  double importance = 0;
+  /// Probability of a deviation this large if the theory held at the edge of its tolerance,
+  /// one-sided; NaN where nothing was tested. Used to control false discoveries over layers.
+  double p_value = kUnknown;
+  /// Statistic whose series is the evidence, and the level predicted for it in that series' unit
+  /// (NaN: none).
   std::string evidence_statistic;
   double evidence_level = kUnknown;
 };
 
+/// The importance of a finding by its verdict: a violation 0.9, a confirmed law 0.4, underpowered
+/// 0.25, not yet 0.2, not applicable 0.05; findings about a single layer or parameter count 0.8 of
+/// that. Laws whose advice is worth more set their own.
+double importance(Verdict verdict, bool whole_run);
+
 /// What `tycho laws` prints and the report shows beside a verdict.
 struct LawDescription {
   std::string id;
-  std::string title;        ///< "Gradient noise scale"
+  std::string title;  ///< "Gradient noise scale"
   Line line = Line::kEmpiricalLaws;
   std::string formula;      ///< plain text
   std::string assumptions;  ///< the gate, in words
   std::string what_to_do;
-  std::string source;       ///< citation
+  std::string source;                   ///< citation
   std::vector<std::string> statistics;  ///< the statistics it reads
   std::vector<std::string> caveats;
 };
