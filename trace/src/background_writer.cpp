@@ -1,0 +1,172 @@
+#include "tycho/trace/background_writer.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+namespace tycho::trace {
+
+struct BackgroundWriter::Impl {
+  std::unique_ptr<RunWriter> writer;
+  QueuePolicy policy;
+  size_t capacity;
+
+  mutable std::mutex mutex;
+  std::condition_variable work;    // the thread waits for messages
+  std::condition_variable space;   // producers wait for space or for a flush
+  std::deque<std::pair<QueuedMessage, size_t>> queue;
+  size_t queued_bytes = 0;
+  uint64_t flush_wanted = 0;
+  uint64_t flush_done = 0;
+  Status flush_status;
+  bool stopping = false;
+  bool stopped = false;
+  std::atomic<bool> abandoned{false};
+  uint64_t dropped = 0;
+  Counters counters;
+  Status close_status;
+  std::thread thread;
+
+  static size_t size_of(const QueuedMessage& message) {
+    return std::visit([](const auto& m) { return m.ByteSizeLong(); }, message.message) + message.probe.size() +
+           sizeof(QueuedMessage);
+  }
+
+  void store(const QueuedMessage& message) {
+    std::visit(
+        [&](const auto& m) {
+          if constexpr (std::is_same_v<std::decay_t<decltype(m)>, v1::Record>) {
+            writer->write(message.probe, m, message.time_ns);
+          } else {
+            writer->write(m, message.time_ns);
+          }
+        },
+        message.message);
+  }
+
+  // With the lock held.
+  void update_counters() {
+    counters.messages_written = writer->messages_written();
+    counters.messages_dropped = dropped + writer->messages_lost();
+    counters.bytes_written = writer->bytes_written();
+    counters.write_failures = writer->write_failures();
+    counters.last_failure = writer->last_failure().message();
+  }
+
+  void run() {
+    std::unique_lock lock(mutex);
+    while (true) {
+      work.wait_for(lock, std::chrono::milliseconds(500),
+                    [&] { return !queue.empty() || stopping || flush_wanted > flush_done; });
+      while (!queue.empty()) {
+        auto batch = std::move(queue);
+        queue.clear();
+        lock.unlock();
+        for (auto& entry : batch) {
+          store(entry.first);
+          std::unique_lock relock(mutex);
+          queued_bytes -= entry.second;
+          update_counters();
+          space.notify_all();
+        }
+        lock.lock();
+      }
+      if (flush_wanted > flush_done) {
+        const uint64_t upto = flush_wanted;
+        lock.unlock();
+        Status status = writer->flush();
+        lock.lock();
+        flush_status = status;
+        flush_done = upto;
+        update_counters();
+        space.notify_all();
+        continue;
+      }
+      if (stopping) break;
+      lock.unlock();
+      writer->tick();
+      lock.lock();
+      update_counters();
+    }
+    lock.unlock();
+    Status status = writer->close();
+    lock.lock();
+    close_status = status;
+    update_counters();
+    stopped = true;
+    space.notify_all();
+  }
+};
+
+BackgroundWriter::BackgroundWriter(std::unique_ptr<RunWriter> writer, QueuePolicy policy, size_t capacity_bytes)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->writer = std::move(writer);
+  impl_->policy = policy;
+  impl_->capacity = capacity_bytes;
+  impl_->thread = std::thread([impl = impl_.get()] { impl->run(); });
+}
+
+BackgroundWriter::~BackgroundWriter() {
+  if (impl_->abandoned) {
+    impl_->thread.detach();
+    (void)impl_.release();  // Its thread, and whatever lock that held, stayed in the parent process.
+    return;
+  }
+  (void)close();
+}
+
+bool BackgroundWriter::push(QueuedMessage message) {
+  if (impl_->abandoned) return false;
+  const size_t size = Impl::size_of(message);
+  std::unique_lock lock(impl_->mutex);
+  // One message larger than the whole queue is taken when the queue is empty.
+  const auto fits = [&] { return impl_->queued_bytes == 0 || impl_->queued_bytes + size <= impl_->capacity; };
+  if (impl_->policy == QueuePolicy::kBlock) {
+    impl_->space.wait(lock, [&] { return fits() || impl_->stopping; });
+  }
+  if (impl_->stopping || !fits()) {
+    ++impl_->dropped;
+    ++impl_->counters.messages_dropped;
+    return false;
+  }
+  impl_->queue.emplace_back(std::move(message), size);
+  impl_->queued_bytes += size;
+  lock.unlock();
+  impl_->work.notify_one();
+  return true;
+}
+
+Status BackgroundWriter::flush() {
+  if (impl_->abandoned) return Status();
+  std::unique_lock lock(impl_->mutex);
+  if (impl_->stopping) return Status();
+  const uint64_t ticket = ++impl_->flush_wanted;
+  impl_->work.notify_one();
+  impl_->space.wait(lock, [&] { return impl_->flush_done >= ticket || impl_->stopped; });
+  return impl_->flush_status;
+}
+
+Status BackgroundWriter::close() {
+  if (impl_->abandoned) return Status();
+  {
+    std::unique_lock lock(impl_->mutex);
+    impl_->stopping = true;
+    impl_->work.notify_one();
+    impl_->space.notify_all();
+  }
+  if (impl_->thread.joinable()) impl_->thread.join();
+  std::unique_lock lock(impl_->mutex);
+  return impl_->close_status;
+}
+
+BackgroundWriter::Counters BackgroundWriter::counters() const {
+  if (impl_->abandoned) return {};
+  std::unique_lock lock(impl_->mutex);
+  return impl_->counters;
+}
+
+void BackgroundWriter::abandon() noexcept { impl_->abandoned = true; }
+
+}  // namespace tycho::trace
