@@ -93,7 +93,8 @@ void write_steps(trace::RunWriter* writer, int64_t from, int64_t to, int layers)
 }
 
 bool Collector::on_segment(const trace::SegmentInfo&, const v1::RunDescription& run,
-                           const v1::ModelDescription& new_model, const v1::StatisticRegistry& new_registry) {
+                           const v1::ModelDescription& new_model,
+                           const v1::StatisticRegistry& new_registry) {
   runs.push_back(run);
   model = new_model;
   registry = new_registry;

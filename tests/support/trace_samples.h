@@ -33,7 +33,8 @@ void write_steps(trace::RunWriter* writer, int64_t from, int64_t to, int layers)
 
 /// Keeps everything it is given.
 struct Collector : trace::MessageHandler {
-  bool on_segment(const trace::SegmentInfo& info, const v1::RunDescription& run, const v1::ModelDescription& model,
+  bool on_segment(const trace::SegmentInfo& info, const v1::RunDescription& run,
+                  const v1::ModelDescription& model,
                   const v1::StatisticRegistry& registry) override;
   bool on_record(const std::string& probe, const v1::Record& record, int64_t time_ns) override;
   bool on_event(const v1::Event& event, int64_t time_ns) override;

@@ -14,8 +14,8 @@ struct BackgroundWriter::Impl {
   size_t capacity;
 
   mutable std::mutex mutex;
-  std::condition_variable work;    // the thread waits for messages
-  std::condition_variable space;   // producers wait for space or for a flush
+  std::condition_variable work;   // the thread waits for messages
+  std::condition_variable space;  // producers wait for space or for a flush
   std::deque<std::pair<QueuedMessage, size_t>> queue;
   size_t queued_bytes = 0;
   uint64_t flush_wanted = 0;
@@ -30,8 +30,8 @@ struct BackgroundWriter::Impl {
   std::thread thread;
 
   static size_t size_of(const QueuedMessage& message) {
-    return std::visit([](const auto& m) { return m.ByteSizeLong(); }, message.message) + message.probe.size() +
-           sizeof(QueuedMessage);
+    return std::visit([](const auto& m) { return m.ByteSizeLong(); }, message.message) +
+           message.probe.size() + sizeof(QueuedMessage);
   }
 
   void store(const QueuedMessage& message) {
@@ -100,7 +100,8 @@ struct BackgroundWriter::Impl {
   }
 };
 
-BackgroundWriter::BackgroundWriter(std::unique_ptr<RunWriter> writer, QueuePolicy policy, size_t capacity_bytes)
+BackgroundWriter::BackgroundWriter(std::unique_ptr<RunWriter> writer, QueuePolicy policy,
+                                   size_t capacity_bytes)
     : impl_(std::make_unique<Impl>()) {
   impl_->writer = std::move(writer);
   impl_->policy = policy;
@@ -111,7 +112,8 @@ BackgroundWriter::BackgroundWriter(std::unique_ptr<RunWriter> writer, QueuePolic
 BackgroundWriter::~BackgroundWriter() {
   if (impl_->abandoned) {
     impl_->thread.detach();
-    (void)impl_.release();  // Its thread, and whatever lock that held, stayed in the parent process.
+    (void)
+        impl_.release();  // Its thread, and whatever lock that held, stayed in the parent process.
     return;
   }
   (void)close();
@@ -122,7 +124,9 @@ bool BackgroundWriter::push(QueuedMessage message) {
   const size_t size = Impl::size_of(message);
   std::unique_lock lock(impl_->mutex);
   // One message larger than the whole queue is taken when the queue is empty.
-  const auto fits = [&] { return impl_->queued_bytes == 0 || impl_->queued_bytes + size <= impl_->capacity; };
+  const auto fits = [&] {
+    return impl_->queued_bytes == 0 || impl_->queued_bytes + size <= impl_->capacity;
+  };
   if (impl_->policy == QueuePolicy::kBlock) {
     impl_->space.wait(lock, [&] { return fits() || impl_->stopping; });
   }

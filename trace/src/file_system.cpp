@@ -91,7 +91,8 @@ class PosixFileSystem : public FileSystem {
 }  // namespace
 
 FileSystem* FileSystem::system() {
-  static auto* instance = new PosixFileSystem;  // Never destroyed: writers may outlive static destruction.
+  static auto* instance =
+      new PosixFileSystem;  // Never destroyed: writers may outlive static destruction.
   return instance;
 }
 
@@ -120,8 +121,8 @@ Result<std::unique_ptr<ReadableFile>> ReadableFile::open(const std::string& path
 Status ReadableFile::read(uint64_t offset, uint64_t size, std::string* out) const {
   if (offset > size_ || size > size_ - offset) {
     return Status(Status::Code::kCorrupt,
-                  fmt::format("{}: {} bytes wanted at byte {}, but the file ends at byte {}", path_, size,
-                              offset, size_));
+                  fmt::format("{}: {} bytes wanted at byte {}, but the file ends at byte {}", path_,
+                              size, offset, size_));
   }
   out->resize(size);
   uint64_t done = 0;
@@ -133,8 +134,9 @@ Status ReadableFile::read(uint64_t offset, uint64_t size, std::string* out) cons
       return from_errno("cannot read", path_, errno);
     }
     if (got == 0) {
-      return Status(Status::Code::kIoError,
-                    fmt::format("{} became shorter while it was read, at byte {}", path_, offset + done));
+      return Status(
+          Status::Code::kIoError,
+          fmt::format("{} became shorter while it was read, at byte {}", path_, offset + done));
     }
     done += static_cast<uint64_t>(got);
   }
@@ -148,8 +150,9 @@ Result<std::vector<std::string>> list_segments(const std::string& directory) {
   std::vector<std::string> names;
   for (const auto& entry : entries) {
     const std::string name = entry.path().filename().string();
-    const bool numbered = name.size() > 5 && name.compare(name.size() - 5, 5, ".mcap") == 0 &&
-                          std::all_of(name.begin(), name.end() - 5, [](char c) { return c >= '0' && c <= '9'; });
+    const bool numbered =
+        name.size() > 5 && name.compare(name.size() - 5, 5, ".mcap") == 0 &&
+        std::all_of(name.begin(), name.end() - 5, [](char c) { return c >= '0' && c <= '9'; });
     if (numbered) names.push_back(name);
   }
   // Six digits at least: by length first, so that segment 1000000 follows 999999.

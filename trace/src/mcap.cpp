@@ -72,7 +72,8 @@ std::string encode_seal(const Seal& seal) {
 bool decode_seal(std::string_view content, Seal* seal) {
   if (content.size() < kSealMagic.size() + sizeof(uint32_t)) return false;
   Decoder check(content.substr(content.size() - sizeof(uint32_t)));
-  if (check.number<uint32_t>() != crc32(content.substr(0, content.size() - sizeof(uint32_t)))) return false;
+  if (check.number<uint32_t>() != crc32(content.substr(0, content.size() - sizeof(uint32_t))))
+    return false;
   Decoder decoder(content);
   if (decoder.bytes(kSealMagic.size()) != kSealMagic) return false;
   seal->minor = decoder.number<uint16_t>();

@@ -9,7 +9,8 @@
 // The subset of MCAP that Tycho uses, and its two private records (docs/format.md 2 and 3).
 namespace tycho::trace::mcap {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "MCAP is little-endian; byte swapping is not provided");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+              "MCAP is little-endian; byte swapping is not provided");
 
 inline constexpr std::string_view kMagic{"\x89MCAP0\r\n", 8};
 inline constexpr std::string_view kProfile = "tycho/1";
@@ -36,7 +37,8 @@ enum class Opcode : uint8_t {
 };
 
 /// Found by searching when record lengths cannot be trusted. Random; never changes within format 1.
-inline constexpr std::string_view kSealMagic{"\xd3\x1e\x54\x79\x63\x68\x6f\x0b\x9a\xc7\x42\xf0\x8d\x15\xbe\x66", 16};
+inline constexpr std::string_view kSealMagic{
+    "\xd3\x1e\x54\x79\x63\x68\x6f\x0b\x9a\xc7\x42\xf0\x8d\x15\xbe\x66", 16};
 inline constexpr uint16_t kFormatMinor = 0;
 
 /// Limits that keep a hostile file from taking memory: larger values are treated as damage.
@@ -50,8 +52,8 @@ struct Seal {
   uint64_t chunk_length = 0;  ///< the whole record, its nine header bytes included
   uint32_t chunk_crc = 0;     ///< of the record as stored
   int64_t first_step = 0;
-  int64_t last_step = 0;      ///< first_step > last_step: the chunk holds no step
-  uint64_t previous_seal = 0; ///< offset; 0: this is the first
+  int64_t last_step = 0;                        ///< first_step > last_step: the chunk holds no step
+  uint64_t previous_seal = 0;                   ///< offset; 0: this is the first
   std::map<uint16_t, uint64_t> message_counts;  ///< per channel, since the beginning of the segment
 };
 

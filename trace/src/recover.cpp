@@ -13,7 +13,8 @@ class Copier : public MessageHandler {
  public:
   explicit Copier(std::string output) { options_.directory = std::move(output); }
 
-  bool on_segment(const SegmentInfo& info, const v1::RunDescription& run, const v1::ModelDescription& model,
+  bool on_segment(const SegmentInfo& info, const v1::RunDescription& run,
+                  const v1::ModelDescription& model,
                   const v1::StatisticRegistry& registry) override {
     if (writer_ && !info.resumed) return true;  // The writer starts new segments by size.
     if (!finish()) return false;
@@ -88,7 +89,8 @@ Result<RecoverOutcome> recover(const std::string& path, const std::string& outpu
   RecoverOutcome outcome;
   outcome.messages = copier.messages();
   outcome.skipped = reader.value()->skipped();
-  for (const SkippedRegion& region : outcome.skipped) outcome.bytes_lost += region.end - region.begin;
+  for (const SkippedRegion& region : outcome.skipped)
+    outcome.bytes_lost += region.end - region.begin;
   return outcome;
 }
 

@@ -61,12 +61,14 @@ class Reader : public RunReader {
     }
     if (segments_.empty()) return Status(Status::Code::kNotATrace, first_problem);
     // A segment without its own descriptions borrows those of a neighbour of the same run.
-    const auto intact = std::find_if(segments_.begin(), segments_.end(),
-                                     [](const Segment& segment) { return segment.has_descriptions; });
+    const auto intact =
+        std::find_if(segments_.begin(), segments_.end(),
+                     [](const Segment& segment) { return segment.has_descriptions; });
     for (size_t i = 0; i < segments_.size(); ++i) {
       Segment& segment = segments_[i];
       if (!segment.has_descriptions && intact != segments_.end()) {
-        const Segment& lender = i > 0 && segments_[i - 1].has_descriptions ? segments_[i - 1] : *intact;
+        const Segment& lender =
+            i > 0 && segments_[i - 1].has_descriptions ? segments_[i - 1] : *intact;
         segment.run = lender.run;
         segment.run.set_resumed(false);
         segment.model = lender.model;
@@ -75,12 +77,14 @@ class Reader : public RunReader {
       }
     }
     // The later segments of a resumed session carry the session's description too: only a change of
-    // resume_step or start time marks a new session, and superseding twice with the same step is harmless.
+    // resume_step or start time marks a new session, and superseding twice with the same step is
+    // harmless.
     int64_t from = std::numeric_limits<int64_t>::max();
     for (size_t i = segments_.size(); i-- > 0;) {
       segments_[i].superseded_from = from;
       const bool starts_session =
-          segments_[i].run.resumed() && (i == 0 || segments_[i - 1].run.start_time_ns() != segments_[i].run.start_time_ns());
+          segments_[i].run.resumed() &&
+          (i == 0 || segments_[i - 1].run.start_time_ns() != segments_[i].run.start_time_ns());
       infos_[i].resumed = starts_session;
       infos_[i].resume_step = segments_[i].run.resume_step();
       if (starts_session) from = std::min(from, segments_[i].run.resume_step());
@@ -99,9 +103,12 @@ class Reader : public RunReader {
       info.first_step = info.last_step = -1;
       info.messages = 0;
       if (!handler.on_segment(info, segment.run, segment.model, segment.registry)) return Status();
-      if (segment.structure && !handler.on_structure(*segment.structure, segment.run.start_time_ns())) return Status();
+      if (segment.structure &&
+          !handler.on_structure(*segment.structure, segment.run.start_time_ns()))
+        return Status();
       bool stopped = false;
-      if (Status status = read_segment(&segment, &info, handler, options, &stopped); !status.ok()) return status;
+      if (Status status = read_segment(&segment, &info, handler, options, &stopped); !status.ok())
+        return status;
       if (stopped) return Status();
     }
     return Status();
@@ -119,7 +126,9 @@ class Reader : public RunReader {
     if (info->first_step < 0 || step < info->first_step) info->first_step = step;
     info->last_step = std::max(info->last_step, step);
     ++info->messages;
-    for (size_t pending : pending_) skipped_[pending].before_step = step;
+    for (size_t pending : pending_) {
+      if (skipped_[pending].before_step < 0) skipped_[pending].before_step = step;
+    }
     return step >= options.from_step && step <= options.to_step &&
            !(options.skip_superseded && step >= segment.superseded_from);
   }
@@ -131,8 +140,8 @@ class Reader : public RunReader {
     return go_on;
   }
 
-  Status read_segment(Segment* segment, SegmentInfo* info, MessageHandler& handler, const ReadOptions& options,
-                      bool* stopped) {
+  Status read_segment(Segment* segment, SegmentInfo* info, MessageHandler& handler,
+                      const ReadOptions& options, bool* stopped) {
     int64_t last_step = -1;
     uint64_t gap = 0;
     pending_.clear();
@@ -168,7 +177,6 @@ class Reader : public RunReader {
           skipped_[pending_.back()].messages += gap;
           gap = 0;
         }
-        if (!pending_.empty() && !report_pending(handler)) *stopped = true;
         return wanted;
       };
       const std::string& topic = *message.topic;
@@ -181,7 +189,8 @@ class Reader : public RunReader {
       } else if (topic == "/optimizer") {
         if (!parse(&settings_)) return true;
         // Settings hold until the next message, so those before the range are needed too.
-        const bool superseded = options.skip_superseded && settings_.step() >= segment->superseded_from;
+        const bool superseded =
+            options.skip_superseded && settings_.step() >= segment->superseded_from;
         take_step(settings_.step());
         if (!superseded && settings_.step() <= options.to_step && !*stopped) {
           *stopped = !handler.on_optimizer(settings_, message.publish_time);
@@ -223,7 +232,8 @@ class Reader : public RunReader {
   std::vector<SegmentInfo> infos_;
   std::vector<SkippedRegion> unreadable_;
   std::vector<SkippedRegion> skipped_;
-  std::vector<size_t> pending_;  ///< skipped regions whose end in steps is not known yet
+  std::vector<size_t> pending_;  ///< skipped regions of this segment: reported at its end, when
+                                 ///< their extent is known
   std::string probe_;
   // Reused, so that reading does not allocate for every message.
   v1::Record record_;
@@ -246,10 +256,12 @@ Result<std::unique_ptr<RunReader>> RunReader::open(const std::string& path) {
   if (std::filesystem::is_directory(status)) {
     auto names = list_segments(path);
     if (!names.ok()) return names.status();
-    for (const std::string& name : names.value()) paths.push_back((std::filesystem::path(path) / name).string());
+    for (const std::string& name : names.value())
+      paths.push_back((std::filesystem::path(path) / name).string());
     if (paths.empty()) {
-      return Status(Status::Code::kNotATrace,
-                    fmt::format("{} holds no trace: there is no segment (000000.mcap) in it", path));
+      return Status(
+          Status::Code::kNotATrace,
+          fmt::format("{} holds no trace: there is no segment (000000.mcap) in it", path));
     }
   } else {
     paths.push_back(path);

@@ -25,17 +25,19 @@ class Writer : public RunWriter {
   }
 
   void set_descriptions(const v1::ModelDescription& model, const v1::StatisticRegistry& registry) {
-    attachments_ = {{"run_description", "application/protobuf; message=tycho.v1.RunDescription",
-                     run_.SerializeAsString()},
-                    {"model_description", "application/protobuf; message=tycho.v1.ModelDescription",
-                     model.SerializeAsString()},
-                    {"statistic_registry", "application/protobuf; message=tycho.v1.StatisticRegistry",
-                     registry.SerializeAsString()}};
+    attachments_ = {
+        {"run_description", "application/protobuf; message=tycho.v1.RunDescription",
+         run_.SerializeAsString()},
+        {"model_description", "application/protobuf; message=tycho.v1.ModelDescription",
+         model.SerializeAsString()},
+        {"statistic_registry", "application/protobuf; message=tycho.v1.StatisticRegistry",
+         registry.SerializeAsString()}};
   }
 
   Status open_segment() {
     const std::string path =
-        (std::filesystem::path(options_.directory) / fmt::format("{:06}.mcap", next_segment_)).string();
+        (std::filesystem::path(options_.directory) / fmt::format("{:06}.mcap", next_segment_))
+            .string();
     SegmentOptions segment;
     segment.chunk_bytes = options_.chunk_bytes;
     segment.compression_level = options_.compression_level;
@@ -45,10 +47,12 @@ class Writer : public RunWriter {
                                      "application/protobuf; message=tycho.v1.ModelStructure",
                                      structure_.SerializeAsString()});
     }
-    segment.run_metadata = {{"run_id", run_.run_id()},
-                            {"run_name", run_.run_name()},
-                            {"resumed", run_.resumed() && segments_opened_ == 0 ? "true" : "false"}};
-    for (const auto& [name, version] : run_.versions()) segment.run_metadata["version_" + name] = version;
+    segment.run_metadata = {
+        {"run_id", run_.run_id()},
+        {"run_name", run_.run_name()},
+        {"resumed", run_.resumed() && segments_opened_ == 0 ? "true" : "false"}};
+    for (const auto& [name, version] : run_.versions())
+      segment.run_metadata["version_" + name] = version;
     std::string command;
     for (const std::string& argument : run_.command_line()) {
       command += (command.empty() ? "" : " ") + argument;
@@ -94,7 +98,8 @@ class Writer : public RunWriter {
 
   void tick() override {
     if (!segment_) return;
-    if (!segment_->chunk_is_empty() && Clock::now() - segment_->chunk_opened() >= options_.chunk_interval) {
+    if (!segment_->chunk_is_empty() &&
+        Clock::now() - segment_->chunk_opened() >= options_.chunk_interval) {
       (void)flush();
     }
     sync_if_due();
@@ -118,17 +123,22 @@ class Writer : public RunWriter {
   }
 
   uint64_t messages_written() const override { return written_ - lost_; }
-  uint64_t bytes_written() const override { return bytes_closed_ + (segment_ ? segment_->bytes() : 0); }
+  uint64_t bytes_written() const override {
+    return bytes_closed_ + (segment_ ? segment_->bytes() : 0);
+  }
   uint64_t messages_lost() const override { return lost_; }
   uint64_t write_failures() const override { return failures_; }
   const Status& last_failure() const override { return last_failure_; }
   const v1::RunDescription& run() const override { return run_; }
 
  private:
-  FileSystem* files() const { return options_.file_system ? options_.file_system : FileSystem::system(); }
+  FileSystem* files() const {
+    return options_.file_system ? options_.file_system : FileSystem::system();
+  }
 
   template <typename Message>
-  void store(const std::string& topic, const Message& message, bool has_step, int64_t step, int64_t time_ns) {
+  void store(const std::string& topic, const Message& message, bool has_step, int64_t step,
+             int64_t time_ns) {
     ++written_;
     if (closed_) {
       ++lost_;
@@ -140,12 +150,14 @@ class Writer : public RunWriter {
     }
     message.SerializeToString(&buffer_);
     const uint64_t open = segment_->open_messages();
-    if (Status status = segment_->write(topic, message.GetTypeName(), buffer_, has_step, step, time_ns);
+    if (Status status =
+            segment_->write(topic, message.GetTypeName(), buffer_, has_step, step, time_ns);
         !status.ok()) {
       fail(status, open + 1);
       return;
     }
-    if (Clock::now() - segment_->chunk_opened() >= options_.chunk_interval && !segment_->chunk_is_empty()) {
+    if (Clock::now() - segment_->chunk_opened() >= options_.chunk_interval &&
+        !segment_->chunk_is_empty()) {
       if (!flush().ok()) return;
     }
     sync_if_due();
@@ -211,8 +223,10 @@ class Writer : public RunWriter {
 
 RunWriter::~RunWriter() = default;
 
-Result<std::unique_ptr<RunWriter>> RunWriter::open(const RunWriterOptions& options, v1::RunDescription run,
-                                                   v1::ModelDescription model, v1::StatisticRegistry registry) {
+Result<std::unique_ptr<RunWriter>> RunWriter::open(const RunWriterOptions& options,
+                                                   v1::RunDescription run,
+                                                   v1::ModelDescription model,
+                                                   v1::StatisticRegistry registry) {
   FileSystem* files = options.file_system ? options.file_system : FileSystem::system();
   if (Status status = files->create_directories(options.directory); !status.ok()) return status;
   auto segments = list_segments(options.directory);
@@ -220,13 +234,17 @@ Result<std::unique_ptr<RunWriter>> RunWriter::open(const RunWriterOptions& optio
   uint64_t next = 0;
   if (!segments.value().empty()) {
     if (!run.resumed()) {
-      return Status(Status::Code::kInvalidArgument,
-                    fmt::format("{} already holds a run ({} segments); choose another directory, or resume it",
-                                options.directory, segments.value().size()));
+      return Status(
+          Status::Code::kInvalidArgument,
+          fmt::format(
+              "{} already holds a run ({} segments); choose another directory, or resume it",
+              options.directory, segments.value().size()));
     }
     next = std::strtoull(segments.value().back().c_str(), nullptr, 10) + 1;
-    // The run keeps its identity. A directory too damaged to say which run it holds is continued all the same.
-    if (auto reader = RunReader::open(options.directory); reader.ok() && !reader.value()->run().run_id().empty()) {
+    // The run keeps its identity. A directory too damaged to say which run it holds is continued
+    // all the same.
+    if (auto reader = RunReader::open(options.directory);
+        reader.ok() && !reader.value()->run().run_id().empty()) {
       run.set_run_id(reader.value()->run().run_id());
     }
   }

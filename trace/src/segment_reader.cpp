@@ -19,7 +19,8 @@ bool is_known(uint8_t opcode) { return (opcode >= 0x01 && opcode <= 0x0F) || opc
 bool decode_attachment(std::string_view content, std::string* name, std::string* data) {
   if (content.size() < sizeof(uint32_t)) return false;
   Decoder check(content.substr(content.size() - sizeof(uint32_t)));
-  if (check.number<uint32_t>() != mcap::crc32(content.substr(0, content.size() - sizeof(uint32_t)))) return false;
+  if (check.number<uint32_t>() != mcap::crc32(content.substr(0, content.size() - sizeof(uint32_t))))
+    return false;
   Decoder decoder(content);
   decoder.number<uint64_t>();
   decoder.number<uint64_t>();
@@ -44,38 +45,44 @@ Result<std::unique_ptr<SegmentReader>> SegmentReader::open(const std::string& pa
   if (size == 0) return Status(Status::Code::kNotATrace, fmt::format("{} is empty", path));
   std::string magic;
   const bool starts_well = size >= mcap::kMagic.size() &&
-                           reader->file_->read(0, mcap::kMagic.size(), &magic).ok() && magic == mcap::kMagic;
+                           reader->file_->read(0, mcap::kMagic.size(), &magic).ok() &&
+                           magic == mcap::kMagic;
   if (!starts_well) {
     mcap::Seal seal;
     uint64_t offset = 0;
     if (reader->find_seal(0, &seal, &offset) == 0) {
-      return Status(Status::Code::kNotATrace,
-                    fmt::format("{} is not a Tycho trace: it does not start with MCAP's magic and holds no "
-                                "intact chunk",
-                                path));
+      return Status(
+          Status::Code::kNotATrace,
+          fmt::format("{} is not a Tycho trace: it does not start with MCAP's magic and holds no "
+                      "intact chunk",
+                      path));
     }
   } else {
     RecordHead head;
     std::string content;
-    if (reader->read_head(mcap::kMagic.size(), &head) && head.opcode == static_cast<uint8_t>(Opcode::kHeader) &&
-        head.length < 4096 &&
-        reader->file_->read(mcap::kMagic.size() + mcap::kRecordHeaderBytes, head.length, &content).ok()) {
+    if (reader->read_head(mcap::kMagic.size(), &head) &&
+        head.opcode == static_cast<uint8_t>(Opcode::kHeader) && head.length < 4096 &&
+        reader->file_->read(mcap::kMagic.size() + mcap::kRecordHeaderBytes, head.length, &content)
+            .ok()) {
       Decoder decoder(content);
       const std::string profile(decoder.text());
       if (decoder.ok() && profile != mcap::kProfile) {
         const bool newer = profile.rfind("tycho/", 0) == 0;
-        return Status(Status::Code::kNotATrace,
-                      fmt::format("{} {} (profile \"{}\" at byte {}; this program reads \"{}\")", path,
-                                  newer ? "was written by a newer Tycho" : "is an MCAP file, but not a Tycho trace",
-                                  profile.substr(0, 64), mcap::kMagic.size() + mcap::kRecordHeaderBytes,
-                                  mcap::kProfile));
+        return Status(
+            Status::Code::kNotATrace,
+            fmt::format(
+                "{} {} (profile \"{}\" at byte {}; this program reads \"{}\")", path,
+                newer ? "was written by a newer Tycho" : "is an MCAP file, but not a Tycho trace",
+                profile.substr(0, 64), mcap::kMagic.size() + mcap::kRecordHeaderBytes,
+                mcap::kProfile));
       }
     }
   }
   std::string tail;
-  reader->sealed_ = size >= 2 * mcap::kMagic.size() &&
-                    reader->file_->read(size - mcap::kMagic.size(), mcap::kMagic.size(), &tail).ok() &&
-                    tail == mcap::kMagic;
+  reader->sealed_ =
+      size >= 2 * mcap::kMagic.size() &&
+      reader->file_->read(size - mcap::kMagic.size(), mcap::kMagic.size(), &tail).ok() &&
+      tail == mcap::kMagic;
   if (reader->sealed_) reader->load_step_index();
   return reader;
 }
@@ -129,15 +136,19 @@ void SegmentReader::load_step_index() {
     return;
   }
   Decoder footer(raw);
-  if (footer.number<uint8_t>() != static_cast<uint8_t>(Opcode::kFooter) || footer.number<uint64_t>() != 20) return;
+  if (footer.number<uint8_t>() != static_cast<uint8_t>(Opcode::kFooter) ||
+      footer.number<uint64_t>() != 20)
+    return;
   const auto summary_start = footer.number<uint64_t>();
-  // The StepIndex ends where DataEnd (13 bytes) begins, so its length has to be found from the summary's chunk count:
-  // it is simplest to walk back over DataEnd and try the record that ends there.
+  // The StepIndex ends where DataEnd (13 bytes) begins, so its length has to be found from the
+  // summary's chunk count: it is simplest to walk back over DataEnd and try the record that ends
+  // there.
   const uint64_t data_end_bytes = mcap::kRecordHeaderBytes + 4;
   if (summary_start < data_end_bytes || summary_start > size) return;
   uint64_t chunk_count = 0;
   RecordHead head;
-  for (uint64_t at = summary_start; read_head(at, &head); at += mcap::kRecordHeaderBytes + head.length) {
+  for (uint64_t at = summary_start; read_head(at, &head);
+       at += mcap::kRecordHeaderBytes + head.length) {
     if (head.opcode == static_cast<uint8_t>(Opcode::kChunkIndex)) ++chunk_count;
     if (head.opcode == static_cast<uint8_t>(Opcode::kFooter)) break;
   }
@@ -147,11 +158,13 @@ void SegmentReader::load_step_index() {
   const uint64_t offset = summary_start - data_end_bytes - record_bytes;
   std::string content;
   if (!read_head(offset, &head) || head.opcode != static_cast<uint8_t>(Opcode::kStepIndex) ||
-      head.length != length || !file_->read(offset + mcap::kRecordHeaderBytes, length, &content).ok()) {
+      head.length != length ||
+      !file_->read(offset + mcap::kRecordHeaderBytes, length, &content).ok()) {
     return;
   }
   Decoder check(std::string_view(content).substr(length - 4));
-  if (check.number<uint32_t>() != mcap::crc32(std::string_view(content).substr(0, length - 4))) return;
+  if (check.number<uint32_t>() != mcap::crc32(std::string_view(content).substr(0, length - 4)))
+    return;
   Decoder decoder(content);
   if (decoder.number<uint64_t>() != chunk_count) return;
   for (uint64_t i = 0; i < chunk_count; ++i) {
@@ -201,7 +214,8 @@ const std::map<std::string, std::string>& SegmentReader::attachments() {
   return attachments_;
 }
 
-bool SegmentReader::decode_chunk(std::string_view content, std::string_view* messages, std::string* why) {
+bool SegmentReader::decode_chunk(std::string_view content, std::string_view* messages,
+                                 std::string* why) {
   Decoder decoder(content);
   decoder.number<uint64_t>();
   decoder.number<uint64_t>();
@@ -214,7 +228,8 @@ bool SegmentReader::decode_chunk(std::string_view content, std::string_view* mes
     return false;
   }
   if (uncompressed > mcap::kMaxChunkBytes) {
-    *why = fmt::format("the chunk claims {} bytes, more than the limit of {}", uncompressed, mcap::kMaxChunkBytes);
+    *why = fmt::format("the chunk claims {} bytes, more than the limit of {}", uncompressed,
+                       mcap::kMaxChunkBytes);
     return false;
   }
   const std::string_view stored = decoder.rest();
@@ -227,7 +242,8 @@ bool SegmentReader::decode_chunk(std::string_view content, std::string_view* mes
       return false;
     }
     if (chunk_.size() < uncompressed) chunk_.resize(uncompressed);
-    const size_t got = ZSTD_decompressDCtx(decompressor_, chunk_.data(), uncompressed, stored.data(), stored.size());
+    const size_t got = ZSTD_decompressDCtx(decompressor_, chunk_.data(), uncompressed,
+                                           stored.data(), stored.size());
     if (ZSTD_isError(got) || got != uncompressed) {
       *why = fmt::format("the chunk cannot be decompressed ({})", ZSTD_getErrorName(got));
       return false;
@@ -270,7 +286,8 @@ bool SegmentReader::deliver(std::string_view records, const Callbacks& callbacks
       const int64_t expected = next_sequence_[id] < 0 ? 0 : next_sequence_[id];
       if (sequence > expected && callbacks.on_gap) callbacks.on_gap(sequence - expected);
       next_sequence_[id] = int64_t{sequence} + 1;
-      if (!callbacks.on_message({&topics_[id], record.rest(), static_cast<int64_t>(publish_time)})) return false;
+      if (!callbacks.on_message({&topics_[id], record.rest(), static_cast<int64_t>(publish_time)}))
+        return false;
     }
   }
   return true;
@@ -302,8 +319,8 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
       const auto opcode = static_cast<Opcode>(head.opcode);
       if (opcode == Opcode::kChunk) {
         const auto known = step_index_.find(at);
-        if (known != step_index_.end() && known->second.first <= known->second.second && callbacks.wanted &&
-            !callbacks.wanted(known->second.first, known->second.second)) {
+        if (known != step_index_.end() && known->second.first <= known->second.second &&
+            callbacks.wanted && !callbacks.wanted(known->second.first, known->second.second)) {
           counts_gaps = false;  // Numbers skipped on purpose prove nothing.
           at = next;
           continue;
@@ -311,7 +328,8 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
         std::string_view messages;
         if (head.length > mcap::kMaxChunkBytes) {
           why = "the chunk's length is beyond the limit";
-        } else if (Status status = file_->read(content_offset, head.length, &stored_); !status.ok()) {
+        } else if (Status status = file_->read(content_offset, head.length, &stored_);
+                   !status.ok()) {
           return status;
         } else if (decode_chunk(stored_, &messages, &why)) {
           ++chunks_;
@@ -322,7 +340,8 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
         }
       } else if (opcode == Opcode::kSeal) {
         mcap::Seal seal;
-        if (head.length <= kMaxSealBytes && file_->read(content_offset, head.length, &stored_).ok() &&
+        if (head.length <= kMaxSealBytes &&
+            file_->read(content_offset, head.length, &stored_).ok() &&
             mcap::decode_seal(stored_, &seal)) {
           at = next;
           continue;
@@ -334,12 +353,25 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
       } else if (opcode == Opcode::kAttachment) {
         std::string name;
         std::string data;
-        if (head.length <= mcap::kMaxAttachmentBytes && file_->read(content_offset, head.length, &stored_).ok() &&
+        if (head.length <= mcap::kMaxAttachmentBytes &&
+            file_->read(content_offset, head.length, &stored_).ok() &&
             decode_attachment(stored_, &name, &data)) {
           at = next;
           continue;
         }
         why = "an attachment's checksum does not match";
+      } else if (opcode == Opcode::kMessageIndex) {
+        // It has no checksum, so a wrong length must not carry the walk over the next chunk.
+        if (file_->read(content_offset, std::min<uint64_t>(head.length, 6), &stored_).ok()) {
+          Decoder index(stored_);
+          index.number<uint16_t>();
+          const uint64_t entries = index.number<uint32_t>();
+          if (index.ok() && entries + 6 == head.length) {
+            at = next;
+            continue;
+          }
+        }
+        why = "a message index contradicts its length";
       } else {
         at = next;
         continue;
@@ -347,7 +379,8 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
     } else {
       why = "the record's type or length is impossible, or the file ends within it";
     }
-    // Search for the next Seal; the chunk it vouches for may be intact although what stands before is not.
+    // Search for the next Seal; the chunk it vouches for may be intact although what stands before
+    // is not.
     mcap::Seal seal;
     uint64_t seal_offset = 0;
     const uint64_t resume = find_seal(std::max<uint64_t>(at, 1), &seal, &seal_offset);
@@ -358,13 +391,17 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
     std::string_view messages;
     std::string chunk_why;
     std::string record;
-    const bool new_chunk = seal.chunk_offset >= delivered_to && seal.chunk_length > mcap::kRecordHeaderBytes &&
-                           seal.chunk_length <= mcap::kMaxChunkBytes && seal.chunk_offset < seal_offset &&
-                           seal.chunk_length <= seal_offset - seal.chunk_offset;
-    if (new_chunk && seal.chunk_offset > at && file_->read(seal.chunk_offset, seal.chunk_length, &record).ok() &&
+    const bool new_chunk =
+        seal.chunk_offset >= delivered_to && seal.chunk_length > mcap::kRecordHeaderBytes &&
+        seal.chunk_length <= mcap::kMaxChunkBytes && seal.chunk_offset < seal_offset &&
+        seal.chunk_length <= seal_offset - seal.chunk_offset;
+    if (new_chunk && file_->read(seal.chunk_offset, seal.chunk_length, &record).ok() &&
         mcap::crc32(record) == seal.chunk_crc &&
-        decode_chunk(std::string_view(record).substr(mcap::kRecordHeaderBytes), &messages, &chunk_why)) {
-      if (callbacks.on_skipped) callbacks.on_skipped(at, seal.chunk_offset, why);
+        decode_chunk(std::string_view(record).substr(mcap::kRecordHeaderBytes), &messages,
+                     &chunk_why)) {
+      if (callbacks.on_skipped) {
+        callbacks.on_skipped(std::min(at, seal.chunk_offset), seal.chunk_offset, why);
+      }
       ++chunks_;
       delivered_to = seal.chunk_offset + seal.chunk_length;
       if (!deliver(messages, inner)) return Status();

@@ -16,7 +16,8 @@ struct ZSTD_DCtx_s;
 
 namespace tycho::trace {
 
-/// Walks one MCAP file of the profile. Damage is skipped to the next intact chunk (docs/format.md 5).
+/// Walks one MCAP file of the profile. Damage is skipped to the next intact chunk (docs/format.md
+/// 5).
 class SegmentReader {
  public:
   struct Message {
@@ -25,9 +26,10 @@ class SegmentReader {
     int64_t publish_time;
   };
   struct Callbacks {
-    std::function<bool(const Message&)> on_message;       ///< false: stop
+    std::function<bool(const Message&)> on_message;  ///< false: stop
     std::function<void(uint64_t begin, uint64_t end, std::string why)> on_skipped;
-    std::function<void(uint64_t messages)> on_gap;        ///< sequence numbers prove that messages are missing
+    std::function<void(uint64_t messages)>
+        on_gap;  ///< sequence numbers prove that messages are missing
     /// Whether a chunk that is known to hold exactly these steps is wanted.
     std::function<bool(int64_t first_step, int64_t last_step)> wanted;
   };
@@ -65,8 +67,8 @@ class SegmentReader {
   bool attachments_read_ = false;
   std::map<std::string, std::string> attachments_;
   std::map<uint64_t, std::pair<int64_t, int64_t>> step_index_;  ///< chunk offset -> steps
-  std::vector<std::string> topics_;        ///< by channel id; empty: unknown
-  std::vector<int64_t> next_sequence_;     ///< by channel id; -1: none read yet
+  std::vector<std::string> topics_;                             ///< by channel id; empty: unknown
+  std::vector<int64_t> next_sequence_;  ///< by channel id; -1: none read yet
   std::string stored_;
   std::string chunk_;
   ZSTD_DCtx_s* decompressor_ = nullptr;

@@ -46,11 +46,13 @@ uint64_t now_ns() {
 
 }  // namespace
 
-Result<std::unique_ptr<SegmentWriter>> SegmentWriter::create(FileSystem* files, const std::string& path,
+Result<std::unique_ptr<SegmentWriter>> SegmentWriter::create(FileSystem* files,
+                                                             const std::string& path,
                                                              SegmentOptions options) {
   auto file = files->create(path);
   if (!file.ok()) return file.status();
-  std::unique_ptr<SegmentWriter> writer(new SegmentWriter(std::move(file).value(), std::move(options)));
+  std::unique_ptr<SegmentWriter> writer(
+      new SegmentWriter(std::move(file).value(), std::move(options)));
   if (Status status = writer->write_head(); !status.ok()) return status;
   return writer;
 }
@@ -104,10 +106,12 @@ Status SegmentWriter::write_attachments() {
   return append(records);
 }
 
-SegmentWriter::ChannelState& SegmentWriter::channel(const std::string& topic, const std::string& schema) {
+SegmentWriter::ChannelState& SegmentWriter::channel(const std::string& topic,
+                                                    const std::string& schema) {
   const auto found = channels_.find(topic);
   if (found != channels_.end()) return found->second;
-  const auto [entry, is_new] = schemas_.try_emplace(schema, static_cast<uint16_t>(schemas_.size() + 1));
+  const auto [entry, is_new] =
+      schemas_.try_emplace(schema, static_cast<uint16_t>(schemas_.size() + 1));
   ChannelState& state = channels_[topic];
   state.id = static_cast<uint16_t>(channels_.size() - 1);
   state.schema = entry->second;
@@ -128,8 +132,8 @@ SegmentWriter::ChannelState& SegmentWriter::channel(const std::string& topic, co
   return state;
 }
 
-Status SegmentWriter::write(const std::string& topic, const std::string& schema, std::string_view data,
-                            bool has_step, int64_t step, int64_t time_ns) {
+Status SegmentWriter::write(const std::string& topic, const std::string& schema,
+                            std::string_view data, bool has_step, int64_t step, int64_t time_ns) {
   if (!failure_.ok()) return failure_;
   ChannelState& state = channel(topic, schema);
   // Repeating the descriptions in every chunk makes each chunk decodable alone.
@@ -172,8 +176,8 @@ Status SegmentWriter::close_chunk() {
   ChunkFacts facts;
   if (options_.compression_level > 0) {
     compressed.resize(ZSTD_compressBound(chunk_.size()));
-    const size_t size = ZSTD_compress(compressed.data(), compressed.size(), chunk_.data(), chunk_.size(),
-                                      options_.compression_level);
+    const size_t size = ZSTD_compress(compressed.data(), compressed.size(), chunk_.data(),
+                                      chunk_.size(), options_.compression_level);
     if (!ZSTD_isError(size) && size < chunk_.size()) {
       compressed.resize(size);
       facts.compression = "zstd";
@@ -193,7 +197,8 @@ Status SegmentWriter::close_chunk() {
   {
     Encoder encoder(&records);
     encoder.number(static_cast<uint8_t>(Opcode::kChunk));
-    encoder.number(static_cast<uint64_t>(8 + 8 + 8 + 4 + 4 + facts.compression.size() + 8 + stored.size()));
+    encoder.number(
+        static_cast<uint64_t>(8 + 8 + 8 + 4 + 4 + facts.compression.size() + 8 + stored.size()));
     encoder.number(facts.begin_time);
     encoder.number(facts.end_time);
     encoder.number(facts.uncompressed);
@@ -254,7 +259,8 @@ std::string SegmentWriter::summary() const {
     encoder.number(end - begin);
     append_record(Opcode::kSummaryOffset, content, &offsets);
   };
-  // A channel's records hold its schema first; the summary wants the two kinds in groups of their own.
+  // A channel's records hold its schema first; the summary wants the two kinds in groups of their
+  // own.
   const auto split = [](const std::string& records) {
     mcap::Decoder decoder(records);
     decoder.number<uint8_t>();
@@ -348,7 +354,8 @@ Status SegmentWriter::seal() {
   }
   encoder.number(mcap::crc32(content));
   append_record(Opcode::kStepIndex, content, &end);
-  content.assign(4, '\0');  // Zero: the data section has no checksum of its own; chunks and Seals do.
+  content.assign(4,
+                 '\0');  // Zero: the data section has no checksum of its own; chunks and Seals do.
   append_record(Opcode::kDataEnd, content, &end);
   if (Status status = append(end); !status.ok()) return status;
   if (Status status = append(summary()); !status.ok()) return status;

@@ -13,7 +13,8 @@
 
 namespace tycho::trace {
 
-/// A named blob at the head of a segment, repeated from time to time so that a damaged head loses nothing.
+/// A named blob at the head of a segment, repeated from time to time so that a damaged head loses
+/// nothing.
 struct Attachment {
   std::string name;
   std::string media_type;
@@ -27,16 +28,17 @@ struct SegmentOptions {
   std::vector<Attachment> attachments;
 };
 
-/// Writes one MCAP file of the profile in docs/format.md. After the first failure it refuses everything.
+/// Writes one MCAP file of the profile in docs/format.md. After the first failure it refuses
+/// everything.
 class SegmentWriter {
  public:
   static Result<std::unique_ptr<SegmentWriter>> create(FileSystem* files, const std::string& path,
                                                        SegmentOptions options);
 
-  /// Appends a message to the open chunk; closes the chunk when it is full. `step` is recorded in the Seal;
-  /// messages without a step pass has_step = false.
-  Status write(const std::string& topic, const std::string& schema, std::string_view data, bool has_step,
-               int64_t step, int64_t time_ns);
+  /// Appends a message to the open chunk; closes the chunk when it is full. `step` is recorded in
+  /// the Seal; messages without a step pass has_step = false.
+  Status write(const std::string& topic, const std::string& schema, std::string_view data,
+               bool has_step, int64_t step, int64_t time_ns);
   Status close_chunk();
   Status sync() { return file_->sync(); }
   /// Closes the chunk, writes summary and footer, syncs and closes the file.
@@ -55,7 +57,8 @@ class SegmentWriter {
     uint64_t messages = 0;
     uint64_t in_chunk = 0;  ///< number of the chunk that last repeated its records
     std::string records;    ///< encoded Schema and Channel records
-    std::vector<std::pair<uint64_t, uint64_t>> index;  ///< (log time, offset in the chunk) of the open chunk
+    std::vector<std::pair<uint64_t, uint64_t>>
+        index;  ///< (log time, offset in the chunk) of the open chunk
   };
   struct ChunkFacts {
     uint64_t begin_time = 0, end_time = 0, offset = 0, length = 0, index_length = 0;

@@ -4,13 +4,15 @@
 
 #include "tests/support/trace_samples.h"
 #include "tycho/trace/background_writer.h"
+#include "tycho/trace/file_system.h"
 
 namespace tycho::trace {
 namespace {
 
 using namespace tycho::testing;
 
-std::unique_ptr<RunWriter> open_writer(const RunWriterOptions& options, const v1::RunDescription& run, int layers) {
+std::unique_ptr<RunWriter> open_writer(const RunWriterOptions& options,
+                                       const v1::RunDescription& run, int layers) {
   auto writer = RunWriter::open(options, run, sample_model(layers), sample_registry());
   EXPECT_TRUE(writer.ok()) << writer.status().message();
   return std::move(writer).value();
@@ -20,7 +22,8 @@ Collector collect(const std::string& path, const ReadOptions& options = {}) {
   Collector collector;
   auto reader = RunReader::open(path);
   EXPECT_TRUE(reader.ok()) << reader.status().message();
-  if (reader.ok()) EXPECT_TRUE(reader.value()->read(collector, options).ok());
+  if (!reader.ok()) return collector;
+  EXPECT_TRUE(reader.value()->read(collector, options).ok());
   return collector;
 }
 
@@ -41,7 +44,8 @@ TEST(Trace, ReturnsEveryMessageInOrder) {
   EXPECT_EQ(got.runs.at(0).run_id(), "a");
   for (int64_t step = 0; step < 200; ++step) {
     EXPECT_EQ(got.records[step].first, "scalars");
-    EXPECT_EQ(got.records[step].second.SerializeAsString(), sample_record(step, 5).SerializeAsString());
+    EXPECT_EQ(got.records[step].second.SerializeAsString(),
+              sample_record(step, 5).SerializeAsString());
   }
 }
 

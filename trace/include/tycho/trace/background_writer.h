@@ -18,7 +18,8 @@ enum class QueuePolicy {
 
 /// A message on its way to the disk.
 struct QueuedMessage {
-  std::variant<v1::Record, v1::OptimizerSettings, v1::Event, v1::Health, v1::ModelStructure> message;
+  std::variant<v1::Record, v1::OptimizerSettings, v1::Event, v1::Health, v1::ModelStructure>
+      message;
   std::string probe;  ///< for a Record
   int64_t time_ns = 0;
 };

@@ -14,8 +14,8 @@ namespace tycho::trace {
 class WritableFile {
  public:
   virtual ~WritableFile() = default;
-  /// Hands all of `bytes` to the operating system: they survive the death of the process. After a failure
-  /// an unknown part of them was written.
+  /// Hands all of `bytes` to the operating system: they survive the death of the process. After a
+  /// failure an unknown part of them was written.
   virtual Status append(std::string_view bytes) = 0;
   /// Everything appended so far survives the death of the machine.
   virtual Status sync() = 0;

@@ -19,19 +19,21 @@ struct SkippedRegion {
   uint64_t begin = 0;   ///< first byte
   uint64_t end = 0;     ///< one past the last byte
   std::string why;
-  // Steps that may have been lost: those after the last step read before and before the first read after.
+  // Steps that may have been lost: those after the last step read before and before the first read
+  // after.
   int64_t after_step = -1;   ///< -1: from the beginning
   int64_t before_step = -1;  ///< -1: to the end
-  uint64_t messages = 0;     ///< messages known to be lost, from sequence numbers and Seal counts; 0: unknown
+  uint64_t messages =
+      0;  ///< messages known to be lost, from sequence numbers and Seal counts; 0: unknown
 };
 
 struct SegmentInfo {
   std::string name;
   uint64_t bytes = 0;
-  bool sealed = false;        ///< ended with a footer
-  bool resumed = false;       ///< starts a resumed session
+  bool sealed = false;   ///< ended with a footer
+  bool resumed = false;  ///< starts a resumed session
   int64_t resume_step = 0;
-  int64_t first_step = -1;    ///< -1: no step in it
+  int64_t first_step = -1;  ///< -1: no step in it
   int64_t last_step = -1;
   uint64_t messages = 0;
   uint64_t chunks = 0;
@@ -49,9 +51,13 @@ struct ReadOptions {
 class MessageHandler {
  public:
   virtual ~MessageHandler() = default;
-  virtual bool on_segment(const SegmentInfo&, const v1::RunDescription&, const v1::ModelDescription&,
-                          const v1::StatisticRegistry&) { return true; }
-  virtual bool on_record(const std::string& /*probe*/, const v1::Record&, int64_t /*time_ns*/) { return true; }
+  virtual bool on_segment(const SegmentInfo&, const v1::RunDescription&,
+                          const v1::ModelDescription&, const v1::StatisticRegistry&) {
+    return true;
+  }
+  virtual bool on_record(const std::string& /*probe*/, const v1::Record&, int64_t /*time_ns*/) {
+    return true;
+  }
   virtual bool on_optimizer(const v1::OptimizerSettings&, int64_t) { return true; }
   virtual bool on_event(const v1::Event&, int64_t) { return true; }
   virtual bool on_health(const v1::Health&, int64_t) { return true; }
@@ -59,8 +65,8 @@ class MessageHandler {
   virtual bool on_skipped(const SkippedRegion&) { return true; }
 };
 
-/// Reads a run directory or one segment file. Memory is bounded by one chunk whatever the size of the trace.
-/// Damage never ends a read: it is skipped to the next intact chunk and reported.
+/// Reads a run directory or one segment file. Memory is bounded by one chunk whatever the size of
+/// the trace. Damage never ends a read: it is skipped to the next intact chunk and reported.
 class RunReader {
  public:
   /// Fails if the path does not exist, holds no segment, or is no trace.
@@ -74,7 +80,8 @@ class RunReader {
   virtual const std::vector<SkippedRegion>& skipped() const = 0;
   virtual const std::vector<SegmentInfo>& segments() const = 0;
 
-  // From the first segment that has them; the last resumed segment's description is the current one.
+  // From the first segment that has them; the last resumed segment's description is the current
+  // one.
   virtual const v1::RunDescription& run() const = 0;
   virtual const v1::ModelDescription& model() const = 0;
   virtual const v1::StatisticRegistry& registry() const = 0;
@@ -86,7 +93,8 @@ struct RecoverOutcome {
   std::vector<SkippedRegion> skipped;
 };
 
-/// Rewrites what can be read of `path` as a clean, sealed run directory `output`, which must not exist.
+/// Rewrites what can be read of `path` as a clean, sealed run directory `output`, which must not
+/// exist.
 Result<RecoverOutcome> recover(const std::string& path, const std::string& output);
 
 }  // namespace tycho::trace

@@ -31,11 +31,12 @@ struct RunWriterOptions {
 };
 
 /// Writes a run directory of MCAP segments (docs/format.md). Not thread-safe: one thread owns it.
-/// After a write failure it keeps counting and tries a new segment from time to time; it never throws.
+/// After a write failure it keeps counting and tries a new segment from time to time; it never
+/// throws.
 class RunWriter {
  public:
-  /// Opens the directory and the first segment. If the directory already holds segments, the new one
-  /// follows them; a directory that holds another run (a different run_id) is refused unless
+  /// Opens the directory and the first segment. If the directory already holds segments, the new
+  /// one follows them; a directory that holds another run (a different run_id) is refused unless
   /// `run.resumed()`, in which case run_id is taken over from the existing segments.
   static Result<std::unique_ptr<RunWriter>> open(const RunWriterOptions& options,
                                                  v1::RunDescription run, v1::ModelDescription model,
@@ -58,7 +59,8 @@ class RunWriter {
 
   virtual uint64_t messages_written() const = 0;
   virtual uint64_t bytes_written() const = 0;
-  virtual uint64_t messages_lost() const = 0;   ///< given to write() but not stored, for want of space or otherwise
+  virtual uint64_t messages_lost()
+      const = 0;  ///< given to write() but not stored, for want of space or otherwise
   virtual uint64_t write_failures() const = 0;
   virtual const Status& last_failure() const = 0;
   virtual const v1::RunDescription& run() const = 0;
