@@ -26,8 +26,9 @@ struct ObserverNotice {
 
 /// What one step left behind.
 struct StepObservation {
-  std::vector<ParameterObservation> parameters;  ///< by parameter id; previous_weight is the session's
-  std::vector<LayerObservation> layers;          ///< by layer id
+  std::vector<ParameterObservation>
+      parameters;                        ///< by parameter id; previous_weight is the session's
+  std::vector<LayerObservation> layers;  ///< by layer id
   std::vector<ObserverNotice> notices;
 };
 
@@ -43,11 +44,12 @@ class Observer {
   void set_loss_scale(double loss_scale);
   void pause();
   void resume();
-  /// After optimizer.step(): takes the hooks out and hands over what was seen. `batch_size` as the user
-  /// gave it; 0: unknown.
+  /// After optimizer.step(): takes the hooks out and hands over what was seen. `batch_size` as the
+  /// user gave it; 0: unknown.
   StepObservation uninstall(int64_t batch_size);
 
-  /// Structure of the model as seen so far (edges, facts, symmetry groups); `changed` since the last call.
+  /// Structure of the model as seen so far (edges, facts, symmetry groups); `changed` since the
+  /// last call.
   bool take_structure(v1::ModelStructure* structure);
 
  private:

@@ -1,0 +1,201 @@
+#include "gradient_capture.h"
+
+#include <ATen/ATen.h>
+
+#include <mutex>
+
+#include "torch_compat.h"
+
+namespace tycho {
+
+at::Tensor norm_sq(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return at::zeros({}, tensor.options().dtype(at::kDouble));
+  return at::linalg_vector_norm(tensor, 2, c10::nullopt, false, at::kDouble).square();
+}
+
+struct GradientCapture::Slot {
+  uint32_t id = 0;
+  at::Tensor parameter;
+  compat::GradientAccumulator accumulator;
+  uintptr_t key = 0;
+  std::mutex mutex;
+
+  // The group of backward passes that counts.
+  int64_t backwards = 0;
+  uint32_t parameter_version = 0;
+  at::Tensor delivered;      // of the first backward
+  at::Tensor sum;            // own sum, where .grad cannot be relied on
+  at::Tensor copy;           // of the gradient as it was after the last backward of the group
+  bool grad_is_sum = false;  // .grad started from `delivered`, so it is the sum
+  at::Tensor grad;  // .grad after the last backward: held, so that its address is not reused
+  uint32_t grad_version = 0;
+  uint32_t value_version = 0;  // of what `delivered` or `grad` stands for
+  std::vector<at::Tensor> norms;
+  bool norms_complete = true;
+  bool unknown = false;
+
+  void forget() {
+    backwards = 0;
+    delivered = sum = copy = grad = at::Tensor();
+    grad_is_sum = false;
+    norms.clear();
+    norms_complete = true;
+    unknown = false;
+  }
+};
+
+class GradientCapture::Hook : public torch::autograd::FunctionPostHook {
+ public:
+  Hook(GradientCapture* capture, Slot* slot) : capture_(capture), slot_(slot) {}
+  torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
+                                            const torch::autograd::variable_list& inputs) override {
+    // An exception would end the user's backward pass.
+    try {
+      if (!inputs.empty() && inputs[0].defined()) capture_->delivered(slot_, inputs[0]);
+    } catch (...) {
+      std::lock_guard lock(slot_->mutex);
+      slot_->unknown = true;
+    }
+    return outputs;
+  }
+
+ private:
+  GradientCapture* capture_;
+  Slot* slot_;
+};
+
+GradientCapture::GradientCapture(const ModelInfo& model, Listener listener)
+    : listener_(std::move(listener)) {
+  for (const ParameterInfo& parameter : model.parameters) {
+    auto slot = std::make_unique<Slot>();
+    slot->id = parameter.id;
+    slot->parameter = parameter.tensor;
+    slots_.push_back(std::move(slot));
+  }
+}
+
+GradientCapture::~GradientCapture() { uninstall(); }
+
+void GradientCapture::install(bool microbatch_norms) {
+  microbatch_norms_ = microbatch_norms;
+  for (auto& slot : slots_) {
+    slot->forget();
+    // Frozen and unfrozen between steps: asked each time.
+    if (!slot->parameter.requires_grad() || !slot->parameter.is_leaf()) continue;
+    slot->accumulator = torch::autograd::impl::grad_accumulator(slot->parameter);
+    if (!slot->accumulator) continue;
+    slot->key = slot->accumulator->add_post_hook(std::make_unique<Hook>(this, slot.get()));
+  }
+}
+
+void GradientCapture::uninstall() {
+  for (auto& slot : slots_) {
+    if (!slot->accumulator) continue;
+    slot->accumulator->del_post_hook(slot->key);
+    slot->accumulator = compat::GradientAccumulator();
+  }
+}
+
+void GradientCapture::delivered(Slot* slot, const at::Tensor& gradient) {
+  if (paused_) return;
+  std::lock_guard lock(slot->mutex);
+  const bool builds_graph = at::GradMode::is_enabled();
+  at::NoGradGuard no_grad;
+  if (gradient.is_sparse() || gradient.layout() != at::kStrided || builds_graph) {
+    // With create_graph .grad is replaced at every backward, which cannot be told from clearing it.
+    slot->unknown = true;
+    listener_(slot->id, gradient, Use::kUnknown);
+    return;
+  }
+  const at::Tensor grad = slot->parameter.grad();
+  Use use = Use::kFirst;
+  if (slot->backwards > 0) {
+    const bool accumulated = grad.defined() &&
+                             grad.unsafeGetTensorImpl() == slot->grad.unsafeGetTensorImpl() &&
+                             grad._version() == slot->grad_version + 1;
+    const bool moved = slot->parameter._version() != slot->parameter_version;
+    if (moved) {
+      use = Use::kIgnored;
+    } else if (accumulated) {
+      use = Use::kContinues;
+    }
+  }
+  if (use == Use::kIgnored) {
+    listener_(slot->id, gradient, use);
+    return;
+  }
+  if (use == Use::kFirst) {
+    const bool unknown = slot->unknown;
+    slot->forget();
+    slot->unknown = unknown;
+    slot->parameter_version = slot->parameter._version();
+    slot->delivered = gradient.detach();
+    slot->grad_is_sum = grad.defined() && grad.data_ptr() == gradient.data_ptr();
+    slot->value_version = gradient._version();
+    if (keep_copies_) slot->copy = gradient.detach().clone();
+  } else if (slot->grad_is_sum) {
+    if (keep_copies_) slot->copy = grad.detach().clone();
+  } else {
+    slot->sum = slot->sum.defined() ? slot->sum.add_(gradient) : slot->delivered + gradient;
+    slot->copy = at::Tensor();
+  }
+  ++slot->backwards;
+  if (microbatch_norms_) {
+    if (slot->backwards == 1 && !several_backwards_) {
+      slot->norms_complete = false;  // Not needed where a step has one backward.
+    } else {
+      slot->norms.push_back(norm_sq(gradient));
+    }
+  }
+  slot->grad = grad;
+  slot->grad_version = grad.defined() ? grad._version() : 0;
+  listener_(slot->id, gradient, use);
+}
+
+std::vector<GradientCapture::Captured> GradientCapture::take() {
+  std::vector<Captured> result(slots_.size());
+  bool edited = false;
+  bool several = false;
+  bool any = false;
+  for (auto& slot : slots_) {
+    Captured& captured = result[slot->id];
+    captured.unknown = slot->unknown;
+    captured.backwards = slot->backwards;
+    if (slot->backwards > 0 && !slot->unknown) {
+      any = true;
+      several = several || slot->backwards > 1;
+      const at::Tensor now = slot->parameter.grad();
+      captured.cleared = !now.defined();
+      const bool touched = slot->grad.defined() && slot->grad._version() != slot->grad_version;
+      edited = edited || touched;
+      if (slot->sum.defined()) {
+        captured.gradient = slot->sum;
+      } else if (slot->copy.defined()) {
+        captured.gradient = slot->copy;
+      } else if (slot->backwards == 1 && !slot->grad_is_sum) {
+        // A tensor of its own: only its own version tells whether somebody wrote to it.
+        if (slot->delivered._version() == slot->value_version) {
+          captured.gradient = slot->delivered;
+        } else {
+          captured.modified = true;
+        }
+      } else if (!touched) {
+        captured.gradient = slot->grad;
+      } else {
+        captured.modified = true;
+      }
+      if (slot->norms_complete || slot->backwards == 1)
+        captured.microbatch_norm_sq = std::move(slot->norms);
+    }
+    slot->forget();
+  }
+  if (any) {
+    several_backwards_ = several;
+    edited_ever_ = edited_ever_ || edited;
+    untouched_steps_ = edited ? 0 : untouched_steps_ + 1;
+    keep_copies_ = edited_ever_ || untouched_steps_ < 2;
+  }
+  return result;
+}
+
+}  // namespace tycho

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tycho/probe.h"
+
+namespace tycho {
+
+/// Takes what backward delivers to each parameter, from post-hooks on the gradient accumulators.
+///
+/// One step may hold several backward passes. Those that accumulate in `.grad` are microbatches. If
+/// `.grad` was cleared in between, the later ones replace the earlier ones, whose gradient was
+/// thrown away; unless the parameter has moved meanwhile: then they evaluate another point (LBFGS)
+/// and are left out, because a record holds the gradient at the parameters before the update.
+class GradientCapture {
+ public:
+  enum class Use {
+    kFirst,      ///< first backward of a (new) group
+    kContinues,  ///< one more microbatch
+    kIgnored,    ///< evaluates another point
+    kUnknown,    ///< cannot be told; nothing about this parameter is exact in this step
+  };
+  /// Called in backward, after a parameter's gradient was accumulated, on backward's thread.
+  using Listener = std::function<void(uint32_t parameter, const at::Tensor& delivered, Use use)>;
+
+  GradientCapture(const ModelInfo& model, Listener listener);
+  ~GradientCapture();
+
+  void install(bool microbatch_norms);
+  void uninstall();
+  void set_paused(bool paused) { paused_ = paused; }
+
+  struct Captured {
+    at::Tensor gradient;  ///< as delivered, not unscaled; undefined: none, or not to be trusted
+    std::vector<at::Tensor> microbatch_norm_sq;
+    int64_t backwards = 0;  ///< of the group
+    bool modified = false;  ///< somebody changed it in place after backward, and no copy was kept
+    bool unknown = false;
+    bool cleared = false;  ///< `.grad` is gone already
+  };
+  /// After uninstall: what was captured, by parameter id. Forgets it.
+  std::vector<Captured> take();
+
+ private:
+  struct Slot;
+  class Hook;
+  void delivered(Slot* slot, const at::Tensor& gradient);
+
+  Listener listener_;
+  std::vector<std::unique_ptr<Slot>> slots_;
+  std::atomic<bool> paused_{false};
+  bool microbatch_norms_ = false;
+  bool keep_copies_ = true;  ///< until it is known that nobody edits gradients in place
+  int untouched_steps_ = 0;
+  bool edited_ever_ = false;
+  bool several_backwards_ = true;  ///< whether the step before had microbatches; unknown at first
+};
+
+/// Squared 2-norm as a float64 scalar tensor; half precision is not squared in half precision.
+at::Tensor norm_sq(const at::Tensor& tensor);
+
+}  // namespace tycho

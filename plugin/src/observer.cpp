@@ -1,0 +1,702 @@
+#include "observer.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "gradient_capture.h"
+#include "operator_watch.h"
+#include "per_example/per_example.h"
+
+namespace tycho {
+namespace {
+
+using per_example::Batch;
+using per_example::Contribution;
+
+// Per-example gradients of one parameter are made one beside the other only up to this size.
+constexpr int64_t kMaxMaterialisedElements = int64_t{1} << 26;
+
+// LibTorch's exceptions carry a stack trace, which nobody wants in a notice.
+std::string reason(const std::exception& error) {
+  const auto* own = dynamic_cast<const c10::Error*>(&error);
+  return own == nullptr ? error.what() : own->what_without_backtrace();
+}
+
+// A stretch of a parameter's storage that an operator's argument covers, in elements.
+struct Extent {
+  int64_t begin = 0;
+  int64_t end = 0;
+  bool overlaps(const Extent& other) const { return begin < other.end && other.begin < end; }
+};
+
+// Undefined unless the tensor covers a stretch without gaps (any order of dimensions).
+std::optional<Extent> extent(const at::Tensor& tensor) {
+  if (!tensor.is_non_overlapping_and_dense()) return std::nullopt;
+  return Extent{tensor.storage_offset(), tensor.storage_offset() + tensor.numel()};
+}
+
+// What one use of a parameter contributed in one backward pass.
+struct Part {
+  Contribution contribution;
+  Extent range;
+  at::Tensor in_storage_order;  // [b, numel], where per-example gradients were made
+};
+
+// What is known of a parameter's per-example gradients in the current step.
+struct ParameterState {
+  at::Tensor tensor;
+  uint32_t layer = 0;
+  int64_t uses = 0;          // in forward passes since its last gradient
+  std::string unrecognised;  // why a use since its last gradient is not exact
+  std::vector<Part> parts;   // of the current backward pass
+  std::vector<at::Tensor> norms;
+  std::vector<int64_t> sizes;
+  std::string why_not;    // of the step
+  bool verified = false;  // its per-example gradients have been seen to add up to the gradient
+  std::string disproved;  // they have been seen not to
+};
+
+}  // namespace
+
+struct Observer::Impl : OperatorListener {
+  // Outlives the observer in hooks of graphs that the user retains.
+  struct Step {
+    std::mutex mutex;
+    bool active = false;
+    Impl* owner = nullptr;
+  };
+
+  ModelInfo model;
+  ObserverOptions options;
+  std::unordered_map<const c10::StorageImpl*, uint32_t> by_storage;
+  std::unordered_set<const c10::StorageImpl*>
+      shared_storage;  // of several parameters: cannot be attributed
+  GradientCapture gradients;
+  std::unique_ptr<OperatorWatch> watch;
+  std::shared_ptr<Step> step;
+  Needs needs;
+  double loss_scale = 1;
+  bool paused = false;
+
+  std::vector<ParameterState> parameters;
+  std::vector<LayerObservation> layers;
+  std::vector<ObserverNotice> notices;
+  int64_t rows_per_example = 1;  // of the model's input, found by comparing with the batch size
+  Batch batch;
+  bool new_forward = true;
+
+  // Between before() and after().
+  struct PendingUse {
+    uint32_t parameter;
+    per_example::Use use;
+    std::string why_not;  // not empty: its per-example gradients cannot be had exactly
+  };
+  std::vector<PendingUse> pending;
+  // The tensor a layer put out last, to find the ReLU behind it and a bias added to it in place.
+  struct LayerOutput {
+    c10::weak_intrusive_ptr<c10::TensorImpl> tensor;
+    uint32_t layer;
+  };
+  std::unordered_map<const c10::TensorImpl*, LayerOutput> outputs;
+  // Layers that are written to in place by the operator that runs.
+  std::optional<uint32_t> adds_to;
+  struct Sums {
+    at::Tensor sum;
+    at::Tensor square_sum;
+    int64_t elements;
+  };
+  std::unordered_map<const c10::TensorImpl*, Sums> output_sums;
+
+  Impl(const ModelInfo& model_info, ObserverOptions observer_options)
+      : model(model_info),
+        options(std::move(observer_options)),
+        gradients(model_info,
+                  [this](uint32_t id, const at::Tensor& delivered, GradientCapture::Use use) {
+                    on_gradient(id, delivered, use);
+                  }) {
+    parameters.resize(model.parameters.size());
+    layers.resize(model.layers.size());
+    for (const ParameterInfo& parameter : model.parameters) {
+      parameters[parameter.id].tensor = parameter.tensor;
+      parameters[parameter.id].layer = parameter.layer;
+      if (!parameter.tensor.has_storage()) continue;
+      const auto* storage = parameter.tensor.storage().unsafeGetStorageImpl();
+      if (!by_storage.emplace(storage, parameter.id).second) shared_storage.insert(storage);
+    }
+  }
+
+  bool selected(uint32_t layer) const {
+    return options.selected_layers.empty() || options.selected_layers[layer];
+  }
+
+  std::optional<uint32_t> parameter_of(const at::Tensor& tensor) const {
+    if (!tensor.defined() || !tensor.has_storage()) return std::nullopt;
+    const auto found = by_storage.find(tensor.storage().unsafeGetStorageImpl());
+    if (found == by_storage.end()) return std::nullopt;
+    return found->second;
+  }
+
+  bool before(const char* name, c10::ArrayRef<const c10::IValue> inputs) override {
+    try {
+      return before_operator(name, inputs);
+    } catch (const std::exception& error) {
+      fault(reason(error));
+      return false;
+    }
+  }
+
+  void after(const std::vector<c10::IValue>& results) override {
+    try {
+      after_operator(results);
+    } catch (const std::exception& error) {
+      fault(reason(error));
+    }
+    pending.clear();
+    adds_to.reset();
+  }
+
+  void fault(const std::string& what) {
+    // Whatever was being looked at cannot be trusted any more in this step.
+    for (PendingUse& use : pending) parameters[use.parameter].unrecognised = what;
+    notices.push_back({v1::Event::FAULT, "observer_fault", what, v1::SCOPE_RUN, 0});
+  }
+
+  bool before_operator(const char* name, c10::ArrayRef<const c10::IValue> inputs) {
+    pending.clear();
+    adds_to.reset();
+    if (paused) return false;
+    const bool wants_norms = needs.per_example_gradient_norms;
+    const bool wants_outputs = needs.activations || needs.output_gradients;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].isTensorList()) {
+        for (const at::Tensor& tensor : inputs[i].toTensorVector()) {
+          if (const auto id = parameter_of(tensor)) {
+            pending.push_back(
+                {*id, {name, {}, i, tensor}, fmt::format("{} takes a list of parameters", name)});
+          }
+        }
+        continue;
+      }
+      if (!inputs[i].isTensor()) continue;
+      const at::Tensor tensor = inputs[i].toTensor();
+      const auto id = parameter_of(tensor);
+      if (id) {
+        pending.push_back({*id, {name, {}, i, tensor}, ""});
+      } else if (needs.activations && i == 0 && tensor.defined()) {
+        on_consumer(name, tensor);
+      }
+    }
+    if (pending.empty()) return false;
+    if (wants_norms) {
+      for (PendingUse& use : pending) {
+        if (!selected(parameters[use.parameter].layer)) continue;
+        use.use.arguments.assign(inputs.begin(), inputs.end());
+        if (use.why_not.empty()) (void)per_example::recognised(use.use, &use.why_not);
+      }
+    }
+    // A bias added in place changes the output that was seen before.
+    if (wants_outputs && std::string_view(name) == "aten::add_" && !inputs.empty() &&
+        inputs[0].isTensor()) {
+      const auto found = outputs.find(inputs[0].toTensor().unsafeGetTensorImpl());
+      if (found != outputs.end() && parameters[pending[0].parameter].layer == found->second.layer) {
+        adds_to = found->second.layer;
+      }
+    }
+    return true;
+  }
+
+  void after_operator(const std::vector<c10::IValue>& results) {
+    if (results.empty() || !results[0].isTensor()) {
+      for (const PendingUse& use : pending) {
+        parameters[use.parameter].unrecognised =
+            "an operator that uses it does not return a tensor";
+        ++parameters[use.parameter].uses;
+      }
+      return;
+    }
+    const at::Tensor output = results[0].toTensor();
+    if (!output.defined() || !output.requires_grad()) return;
+    // A view of a parameter is not a use of it; what is done with the view is.
+    if (parameter_of(output)) return;
+    find_batch();
+    const bool several_outputs = results.size() > 1;
+    for (PendingUse& use : pending) {
+      ParameterState& parameter = parameters[use.parameter];
+      ++parameter.uses;
+      if (!needs.per_example_gradient_norms || !selected(parameter.layer)) continue;
+      const auto range = extent(use.use.argument);
+      if (use.why_not.empty() && several_outputs)
+        use.why_not = fmt::format("{} has several outputs", use.use.name);
+      if (use.why_not.empty() &&
+          shared_storage.count(parameter.tensor.storage().unsafeGetStorageImpl()) > 0) {
+        use.why_not = "it shares its storage with another parameter";
+      }
+      if (use.why_not.empty() && !range) use.why_not = "it is used through a view with gaps";
+      if (!use.why_not.empty()) {
+        parameter.unrecognised = use.why_not;
+        continue;
+      }
+      watch_use(use, output, *range);
+    }
+    watch_output(output);
+  }
+
+  // The number of examples, from the first operator that uses a parameter in a forward pass.
+  void find_batch() {
+    if (!new_forward) return;
+    new_forward = false;
+    batch.dim = options.batch_dim;
+    batch.size = 0;
+    for (const PendingUse& use : pending) {
+      for (const c10::IValue& argument : use.use.arguments) {
+        if (!argument.isTensor()) continue;
+        const at::Tensor tensor = argument.toTensor();
+        if (!tensor.defined() || parameter_of(tensor)) continue;
+        if (tensor.dim() > std::max<int64_t>(batch.dim, 1) ||
+            (tensor.dim() == 1 && batch.dim == 0)) {
+          batch.size = tensor.size(batch.dim);
+          // Only an input of at most two dimensions can be flattened without its showing.
+          if (tensor.dim() <= 2 && rows_per_example > 1 && batch.size % rows_per_example == 0) {
+            batch.size /= rows_per_example;
+          }
+          return;
+        }
+      }
+    }
+  }
+
+  void watch_use(const PendingUse& pending_use, const at::Tensor& output, Extent range) {
+    struct Kept {
+      per_example::Use use;
+      std::vector<std::pair<at::Tensor, uint32_t>> versions;
+    };
+    auto kept = std::make_shared<Kept>();
+    kept->use = pending_use.use;
+    for (c10::IValue& argument : kept->use.arguments) {
+      if (!argument.isTensor() || !argument.toTensor().defined()) continue;
+      // Detached, so that no part of the graph is kept alive; versions are shared with the
+      // original.
+      const at::Tensor tensor = argument.toTensor().detach();
+      kept->versions.emplace_back(tensor, tensor._version());
+      argument = tensor;
+    }
+    kept->use.argument = kept->use.argument.detach();
+    const uint32_t id = pending_use.parameter;
+    const bool running_statistics =
+        kept->use.name == "aten::batch_norm" || kept->use.name == "aten::instance_norm";
+    output.register_hook(
+        [step = step, kept, id, range, batch = batch, running_statistics](const at::Tensor& d) {
+          std::lock_guard lock(step->mutex);
+          if (!step->active || !d.defined()) return;
+          at::NoGradGuard no_grad;
+          bool changed = false;
+          for (size_t i = 0; i < kept->versions.size(); ++i) {
+            // BatchNorm itself updates its running statistics, which it does not use while it
+            // trains.
+            if (running_statistics && kept->use.arguments[5].toBool() &&
+                kept->versions[i].first.dim() == 1)
+              continue;
+            changed = changed || kept->versions[i].first._version() != kept->versions[i].second;
+          }
+          step->owner->on_output_gradient(id, kept->use, d, range, batch, changed);
+        });
+  }
+
+  // In backward: the gradient of the output of a use has arrived.
+  void on_output_gradient(uint32_t id, const per_example::Use& use, const at::Tensor& d,
+                          Extent range, const Batch& use_batch, bool changed) {
+    ParameterState& parameter = parameters[id];
+    if (paused) return;
+    if (changed) {
+      parameter.unrecognised =
+          "an input of an operator that uses it was changed in place afterwards";
+      return;
+    }
+    if (!parameter.disproved.empty()) return;
+    try {
+      const bool all = range.end - range.begin == parameter.tensor.numel();
+      const bool materialise = (parameter.uses > 1 && all) || !parameter.verified;
+      const bool fits = use_batch.size * use.argument.numel() <= kMaxMaterialisedElements;
+      if (materialise && !fits && parameter.uses > 1 && all) {
+        parameter.unrecognised = fmt::format(
+            "it is used {} times, and the gradients of {} examples would need {} MiB",
+            parameter.uses, use_batch.size, use_batch.size * use.argument.numel() * 8 >> 20);
+        return;
+      }
+      Part part;
+      part.range = range;
+      part.contribution = per_example::contribution(use, d, use_batch, materialise && fits);
+      if (!part.contribution.why_not.empty()) {
+        parameter.unrecognised = part.contribution.why_not;
+        return;
+      }
+      if (part.contribution.per_example.defined()) {
+        part.in_storage_order = storage_order(part.contribution.per_example, use.argument);
+        part.contribution.per_example = at::Tensor();
+      }
+      parameter.parts.push_back(std::move(part));
+    } catch (const std::exception& error) {
+      parameter.unrecognised = reason(error);
+    }
+  }
+
+  // [b, shape of the argument] with the elements of each example in the order in which the storage
+  // holds them.
+  static at::Tensor storage_order(const at::Tensor& gradients, const at::Tensor& argument) {
+    std::vector<int64_t> order(static_cast<size_t>(argument.dim()));
+    for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int64_t a, int64_t b) { return argument.stride(a) > argument.stride(b); });
+    std::vector<int64_t> permutation{0};
+    for (int64_t dim : order) permutation.push_back(dim + 1);
+    return gradients.permute(permutation).reshape({gradients.size(0), -1});
+  }
+
+  // In backward: all uses of the parameter in this pass have contributed.
+  void on_gradient(uint32_t id, const at::Tensor& delivered, GradientCapture::Use use) {
+    std::lock_guard lock(step->mutex);
+    if (!step->active) return;
+    new_forward = true;
+    ParameterState& parameter = parameters[id];
+    if (!needs.per_example_gradient_norms || !selected(parameter.layer)) return;
+    auto parts = std::move(parameter.parts);
+    std::string unrecognised = std::move(parameter.unrecognised);
+    parameter.parts.clear();
+    parameter.unrecognised.clear();
+    const int64_t uses = parameter.uses;
+    parameter.uses = 0;
+    if (use == GradientCapture::Use::kIgnored) return;
+    if (use == GradientCapture::Use::kFirst) {
+      parameter.norms.clear();
+      parameter.sizes.clear();
+      parameter.why_not.clear();
+    }
+    if (use == GradientCapture::Use::kUnknown) unrecognised = "its gradient could not be captured";
+    if (!parameter.disproved.empty()) unrecognised = parameter.disproved;
+    if (unrecognised.empty() && parts.empty()) {
+      unrecognised =
+          uses == 0 ? "no operator was seen to use it" : "no use of it received a gradient";
+    }
+    at::Tensor norm;
+    if (unrecognised.empty()) {
+      try {
+        norm = combine(&parameter, parts, delivered, &unrecognised);
+      } catch (const std::exception& error) {
+        unrecognised = reason(error);
+      }
+    }
+    if (!unrecognised.empty()) {
+      parameter.why_not = unrecognised;
+      return;
+    }
+    parameter.sizes.push_back(norm.size(0));
+    parameter.norms.push_back(std::move(norm));
+  }
+
+  // Squared norms of the sum over uses; and, once, a check that the examples' gradients add up to
+  // the gradient.
+  at::Tensor combine(ParameterState* parameter, const std::vector<Part>& parts,
+                     const at::Tensor& delivered, std::string* why_not) {
+    const int64_t size = parts[0].contribution.norm_sq.size(0);
+    bool materialised = true;
+    bool disjoint = true;
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (parts[i].contribution.norm_sq.size(0) != size) {
+        *why_not = "its uses saw batches of different sizes";
+        return {};
+      }
+      materialised = materialised && parts[i].in_storage_order.defined();
+      for (size_t j = 0; j < i; ++j)
+        disjoint = disjoint && !parts[i].range.overlaps(parts[j].range);
+    }
+    if (!materialised && !disjoint) {
+      *why_not = "its uses overlap, and their per-example gradients were not kept";
+      return {};
+    }
+    at::Tensor gradients;
+    if (materialised && (!disjoint || !parameter->verified)) {
+      const int64_t begin = parameter->tensor.storage_offset();
+      gradients = at::zeros({size, parameter->tensor.numel()}, parts[0].in_storage_order.options());
+      for (const Part& part : parts) {
+        gradients.narrow(1, part.range.begin - begin, part.range.end - part.range.begin)
+            .add_(part.in_storage_order);
+      }
+      // On other devices the comparison would wait for the device.
+      if (!parameter->verified && delivered.device().is_cpu()) {
+        const at::Tensor expected =
+            storage_order(per_example::widen(delivered).unsqueeze(0), parameter->tensor)
+                .squeeze(0)
+                .to(at::kDouble);
+        const double error =
+            (gradients.sum(0, false, at::kDouble) - expected).norm().item<double>();
+        const double scale =
+            gradients.to(at::kDouble).norm().item<double>() + expected.norm().item<double>();
+        const auto type = delivered.scalar_type();
+        const double tolerance = type == at::kDouble ? 1e-9 : type == at::kFloat ? 1e-3 : 5e-2;
+        if (std::isfinite(scale) && !(error <= tolerance * scale)) {
+          parameter->disproved = fmt::format(
+              "the gradients of its examples do not add up to its gradient (relative difference "
+              "{:.1e})",
+              error / scale);
+          *why_not = parameter->disproved;
+          return {};
+        }
+        parameter->verified = std::isfinite(scale);
+      }
+    } else {
+      parameter->verified =
+          true;  // Too large to be checked, or on a device where checking would wait.
+    }
+    if (!delivered.device().is_cpu()) parameter->verified = true;
+    if (!disjoint) return per_example::row_norm_sq(gradients);
+    at::Tensor norm = parts[0].contribution.norm_sq;
+    for (size_t i = 1; i < parts.size(); ++i) norm = norm + parts[i].contribution.norm_sq;
+    return norm;
+  }
+
+  // --- activations ---
+
+  static Sums sums_of(const at::Tensor& tensor) {
+    const at::Tensor values = tensor.detach();
+    return {values.sum(at::kDouble), norm_sq(values), values.numel()};
+  }
+
+  void watch_output(const at::Tensor& output) {
+    if (!needs.activations && !needs.output_gradients) return;
+    // The layer is that of the first parameter; an operator with parameters of two layers belongs
+    // to neither.
+    const uint32_t layer = parameters[pending[0].parameter].layer;
+    for (const PendingUse& use : pending) {
+      if (parameters[use.parameter].layer != layer) return;
+    }
+    if (!selected(layer) || !output.is_floating_point()) return;
+    auto* key = output.unsafeGetTensorImpl();
+    LayerObservation& observed = layers[layer];
+    if (needs.activations) {
+      if (adds_to) {  // Replace what was seen before the bias.
+        const auto before_bias = output_sums.find(key);
+        if (before_bias != output_sums.end()) {
+          observed.output_sum = observed.output_sum - before_bias->second.sum;
+          observed.output_square_sum = observed.output_square_sum - before_bias->second.square_sum;
+          observed.output_elements -= before_bias->second.elements;
+        }
+      }
+      const Sums sums = sums_of(output);
+      output_sums[key] = sums;
+      observed.output_sum =
+          observed.output_sum.defined() ? observed.output_sum + sums.sum : sums.sum;
+      observed.output_square_sum = observed.output_square_sum.defined()
+                                       ? observed.output_square_sum + sums.square_sum
+                                       : sums.square_sum;
+      observed.output_elements += sums.elements;
+    }
+    outputs.insert_or_assign(
+        key,
+        LayerOutput{c10::weak_intrusive_ptr<c10::TensorImpl>(output.getIntrusivePtr()), layer});
+    if (needs.output_gradients && !adds_to) {
+      output.register_hook([step = step, layer](const at::Tensor& d) {
+        std::lock_guard lock(step->mutex);
+        if (!step->active || !d.defined() || step->owner->paused) return;
+        at::NoGradGuard no_grad;
+        LayerObservation& seen = step->owner->layers[layer];
+        const at::Tensor square_sum = norm_sq(d);
+        seen.output_gradient_square_sum = seen.output_gradient_square_sum.defined()
+                                              ? seen.output_gradient_square_sum + square_sum
+                                              : square_sum;
+        seen.output_gradient_elements += d.numel();
+      });
+    }
+  }
+
+  // An operator without parameters reads a tensor that may be a layer's output.
+  void on_consumer(std::string_view name, const at::Tensor& tensor) {
+    if (name != "aten::relu" && name != "aten::relu_" && name != "aten::threshold" &&
+        name != "aten::clamp_min")
+      return;
+    const auto found = outputs.find(tensor.unsafeGetTensorImpl());
+    if (found == outputs.end() || found->second.tensor.expired() || tensor.dim() < 2) return;
+    LayerObservation& observed = layers[found->second.layer];
+    const std::string& type = model.layers[found->second.layer].type;
+    // Units are channels: the second dimension behind convolutions and norms over channels, the
+    // last one otherwise.
+    const bool channels_second =
+        tensor.dim() > 2 &&
+        (type.find("Conv") != std::string::npos || type.find("BatchNorm") != std::string::npos ||
+         type.find("GroupNorm") != std::string::npos ||
+         type.find("InstanceNorm") != std::string::npos);
+    const int64_t unit = channels_second ? 1 : tensor.dim() - 1;
+    std::vector<int64_t> others;
+    for (int64_t i = 0; i < tensor.dim(); ++i) {
+      if (i != unit) others.push_back(i);
+    }
+    if (tensor.numel() == 0) return;
+    const at::Tensor largest = at::amax(tensor.detach(), others).to(at::kDouble);
+    if (observed.relu_input_max.defined() && observed.relu_input_max.sizes() == largest.sizes()) {
+      observed.relu_input_max = at::maximum(observed.relu_input_max, largest);
+    } else {
+      observed.relu_input_max = largest;
+    }
+  }
+};
+
+Observer::Observer(const ModelInfo& model, ObserverOptions options)
+    : impl_(std::make_unique<Impl>(model, std::move(options))) {}
+
+Observer::~Observer() {
+  if (impl_->step) {
+    std::lock_guard lock(impl_->step->mutex);
+    impl_->step->active = false;
+  }
+}
+
+void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected_batch_size*/) {
+  Impl& impl = *impl_;
+  impl.needs = needs;
+  impl.loss_scale = loss_scale;
+  impl.step = std::make_shared<Impl::Step>();
+  impl.step->active = true;
+  impl.step->owner = &impl;
+  impl.new_forward = true;
+  for (ParameterState& parameter : impl.parameters) {
+    parameter.uses = 0;
+    parameter.unrecognised.clear();
+    parameter.parts.clear();
+    parameter.norms.clear();
+    parameter.sizes.clear();
+    parameter.why_not.clear();
+  }
+  impl.layers.assign(impl.model.layers.size(), {});
+  impl.notices.clear();
+  if (needs.gradients || needs.microbatch_gradient_norms || needs.per_example_gradient_norms) {
+    impl.gradients.install(needs.microbatch_gradient_norms);
+  }
+  if (needs.per_example_gradient_norms || needs.activations || needs.output_gradients) {
+    impl.watch = std::make_unique<OperatorWatch>(&impl);
+  }
+}
+
+void Observer::set_loss_scale(double loss_scale) { impl_->loss_scale = loss_scale; }
+
+void Observer::pause() {
+  impl_->paused = true;
+  impl_->gradients.set_paused(true);
+}
+
+void Observer::resume() {
+  impl_->paused = false;
+  impl_->gradients.set_paused(false);
+}
+
+StepObservation Observer::uninstall(int64_t batch_size) {
+  Impl& impl = *impl_;
+  impl.watch.reset();
+  impl.gradients.uninstall();
+  if (impl.step) {
+    std::lock_guard lock(impl.step->mutex);
+    impl.step->active = false;
+  }
+  StepObservation result;
+  result.parameters.resize(impl.parameters.size());
+  auto captured = impl.gradients.take();
+  const double scale = impl.loss_scale;
+  const bool scaled = scale != 1.0;
+  bool cleared = false;
+  bool modified = false;
+  bool mismatch = false;
+  for (size_t id = 0; id < captured.size(); ++id) {
+    ParameterObservation& observed = result.parameters[id];
+    GradientCapture::Captured& from = captured[id];
+    cleared = cleared || from.cleared;
+    modified = modified || from.modified;
+    observed.gradient = from.gradient;
+    observed.microbatch_gradient_norm_sq = std::move(from.microbatch_norm_sq);
+    if (scaled) {
+      if (observed.gradient.defined())
+        observed.gradient = per_example::widen(observed.gradient) / scale;
+      for (at::Tensor& norm : observed.microbatch_gradient_norm_sq) norm = norm / (scale * scale);
+    }
+    if (from.unknown) {
+      result.notices.push_back(
+          {v1::Event::NOT_OBSERVED, "gradient_not_observed",
+           fmt::format("the gradient of {} is sparse, or was made with create_graph",
+                       impl.model.parameters[id].name),
+           v1::SCOPE_PARAMETER, static_cast<uint32_t>(id)});
+    }
+    ParameterState& parameter = impl.parameters[id];
+    if (!impl.needs.per_example_gradient_norms || !impl.selected(parameter.layer) ||
+        from.backwards == 0)
+      continue;
+    observed.why_not_per_example = parameter.why_not;
+    if (!parameter.why_not.empty() ||
+        static_cast<int64_t>(parameter.norms.size()) != from.backwards) {
+      if (observed.why_not_per_example.empty())
+        observed.why_not_per_example = "a backward pass was not observed";
+    } else {
+      int64_t examples = 0;
+      for (int64_t size : parameter.sizes) examples += size;
+      if (batch_size > 0 && examples != batch_size) {
+        observed.why_not_per_example = fmt::format(
+            "{} examples were seen, but the step is said to have {}", examples, batch_size);
+        if (examples > batch_size && examples % batch_size == 0 && !mismatch) {
+          impl.rows_per_example *= examples / batch_size;
+        } else if (impl.rows_per_example > 1 && !mismatch) {
+          impl.rows_per_example = 1;
+        }
+        mismatch = true;
+      } else {
+        observed.microbatch_sizes = parameter.sizes;
+        observed.per_example_norm_sq = std::move(parameter.norms);
+        if (scaled) {
+          for (at::Tensor& norm : observed.per_example_norm_sq) norm = norm / (scale * scale);
+        }
+      }
+    }
+    if (!observed.why_not_per_example.empty()) {
+      result.notices.push_back(
+          {v1::Event::NOT_OBSERVED, "per_example_gradients_not_observed",
+           fmt::format("{}: {}", impl.model.parameters[id].name, observed.why_not_per_example),
+           v1::SCOPE_PARAMETER, static_cast<uint32_t>(id)});
+    }
+  }
+  if (cleared) {
+    result.notices.push_back(
+        {v1::Event::NOTICE, "gradients_cleared_before_step",
+         "gradients were cleared before Session::step; what backward delivered was kept",
+         v1::SCOPE_RUN, 0});
+  }
+  if (modified) {
+    result.notices.push_back({v1::Event::NOTICE, "gradients_changed_in_place",
+                              "gradients are changed in place after backward (clipping?); from now "
+                              "on they are copied first",
+                              v1::SCOPE_RUN, 0});
+  }
+  result.layers = std::move(impl.layers);
+  impl.layers.assign(impl.model.layers.size(), {});
+  if (scaled) {
+    for (LayerObservation& layer : result.layers) {
+      if (layer.output_gradient_square_sum.defined()) {
+        layer.output_gradient_square_sum = layer.output_gradient_square_sum / (scale * scale);
+      }
+    }
+  }
+  for (ObserverNotice& notice : impl.notices) result.notices.push_back(std::move(notice));
+  impl.notices.clear();
+  impl.outputs.clear();
+  impl.output_sums.clear();
+  for (ParameterState& parameter : impl.parameters) {
+    parameter.parts.clear();
+    parameter.norms.clear();
+  }
+  return result;
+}
+
+bool Observer::take_structure(v1::ModelStructure*) { return false; }
+
+}  // namespace tycho

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <ATen/core/ivalue.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace tycho {
+
+/// Receives the outermost operators of forward passes with gradients enabled. Must not throw; is
+/// called with gradients disabled and the observation of operators off.
+class OperatorListener {
+ public:
+  virtual ~OperatorListener() = default;
+  /// Before the operator runs. False: after() is not wanted.
+  virtual bool before(const char* name, c10::ArrayRef<const c10::IValue> inputs) = 0;
+  /// After the operator of the last before() that returned true. Outputs still have their grad_fn.
+  virtual void after(const std::vector<c10::IValue>& outputs) = 0;
+};
+
+/// While it lives, `listener` sees the operators of the thread that made it. Several may live at
+/// once.
+class OperatorWatch {
+ public:
+  explicit OperatorWatch(OperatorListener* listener);
+  ~OperatorWatch();
+  OperatorWatch(const OperatorWatch&) = delete;
+  OperatorWatch& operator=(const OperatorWatch&) = delete;
+
+ private:
+  OperatorListener* listener_;
+};
+
+}  // namespace tycho

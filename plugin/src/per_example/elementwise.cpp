@@ -1,0 +1,45 @@
+#include <ATen/ATen.h>
+
+#include "per_example.h"
+
+namespace tycho::per_example {
+
+// y = x * p or y = x + p with p broadcast over the examples: the gradient of example i is the sum
+// of d * x (or d) over the dimensions along which p is repeated.
+Contribution broadcast(const at::Tensor& argument, const at::Tensor& factor,
+                       const at::Tensor& output_gradient, const Batch& batch, bool materialise) {
+  at::Tensor d = widen(output_gradient);
+  if (factor.defined()) d = d * widen(factor);
+  if (d.sizes() != output_gradient.sizes()) return failure("its input is broadcast too");
+  // p lacks the examples' dimension, or has size 1 there: otherwise it is not shared by the
+  // examples.
+  const int64_t features = argument.dim();
+  if (features >= d.dim()) {
+    if (features > d.dim() || batch.dim >= features || argument.size(batch.dim) != 1) {
+      return failure("it is not shared by the examples");
+    }
+    if (d.size(batch.dim) != batch.size)
+      return failure("the examples cannot be found in its input");
+    at::Tensor by = batch.dim == 0 ? d : d.movedim(batch.dim, 0);
+    at::Tensor shape = batch.dim == 0 ? argument : argument.movedim(batch.dim, 0);
+    std::vector<int64_t> repeated;
+    for (int64_t i = 1; i < by.dim(); ++i) {
+      if (shape.size(i) == 1 && by.size(i) != 1) repeated.push_back(i);
+    }
+    if (!repeated.empty()) by = by.sum(repeated, true);
+    std::vector<int64_t> sizes = argument.sizes().vec();
+    sizes.insert(sizes.begin(), batch.size);
+    return from_gradients(by.reshape(sizes), materialise);
+  }
+  at::Tensor rows = by_example(d, features, batch);
+  if (!rows.defined()) return failure("the examples cannot be found in its input");
+  rows = rows.sum(1);
+  std::vector<int64_t> repeated;
+  for (int64_t i = 0; i < features; ++i) {
+    if (argument.size(i) == 1 && rows.size(i + 1) != 1) repeated.push_back(i + 1);
+  }
+  if (!repeated.empty()) rows = rows.sum(repeated, true);
+  return from_gradients(rows, materialise);
+}
+
+}  // namespace tycho::per_example
