@@ -1,7 +1,18 @@
-#include "tycho/analyzer/law.h"
+#include "laws/laws.h"
 
 namespace tycho::analyzer {
 
-std::vector<std::unique_ptr<Law>> make_laws() { return {}; }
+std::vector<std::unique_ptr<Law>> make_laws() {
+  std::vector<std::unique_ptr<Law>> laws;
+  laws.push_back(make_gradient_noise_scale());
+  laws.push_back(make_rotational_equilibrium());
+  laws.push_back(make_norm_stationarity());
+  laws.push_back(make_fluctuation_dissipation());
+  laws.push_back(make_adam_update_rms());
+  laws.push_back(make_signal_propagation());
+  laws.push_back(make_symmetry());
+  laws.push_back(make_conservation());
+  return laws;
+}
 
 }  // namespace tycho::analyzer

@@ -1,0 +1,180 @@
+// Adam's normalised update u_i = m_i / sqrt(v_i) (bias-corrected). For gradients that are
+// independent over time with mean^2/variance = rho per coordinate and slowly varying moments,
+//   U^2 = mean_i u_i^2 = (rho + k) / (rho + 1),  k = (1 - b1)/(1 + b1):
+// E m^2 = mean^2 + k var and v = mean^2 + var. So sqrt(k) <= U <= 1. Below: gradients alternate in
+// sign (oscillation) or epsilon dominates; above: gradients grow faster than v follows.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "laws/law_support.h"
+#include "laws/laws.h"
+#include "src/parameter_settings.h"
+#include "src/statistics/recent_half.h"
+
+namespace tycho::analyzer {
+namespace {
+
+constexpr double kTolerance = 0.05;
+constexpr double kLowFlag = 0.9;              // of sqrt(k): oscillation
+constexpr double kHighFlag = 1.2;             // stale second moment
+constexpr double kLargestEpsilonShare = 0.1;  // of entries whose sqrt(v) is near epsilon
+
+const LawDescription& law() {
+  static const LawDescription description = {
+      "adam_update_rms",
+      "Adam's update RMS",
+      Line::kHyperparameters,
+      "U = RMS(m/sqrt(v)) lies between sqrt((1-beta1)/(1+beta1)) (noise only) and 1 (signal only); "
+      "signal to noise per coordinate rho = (U^2-k)/(1-U^2)",
+      "Adam or AdamW; moments vary slowly; epsilon far below sqrt(v); past the first 1/(1-beta2) "
+      "steps",
+      "U tells how much of a step is signal. Below the band: the step oscillates, lower the "
+      "learning rate "
+      "or check epsilon; above 1.2: the second moment is stale, which comes before loss spikes",
+      "Exact for independent stationary gradients; Wortsman et al. 2023, arXiv:2304.13013 on "
+      "spikes",
+      {"adam_update_rms", "adam_epsilon_share"},
+      {}};
+  return description;
+}
+
+class AdamUpdateRms : public Law {
+ public:
+  const LawDescription& description() const override { return law(); }
+
+  void begin(const RunContext& context) override {
+    rms_ = context.column("adam_update_rms", v1::SCOPE_PARAMETER);
+    epsilon_share_ = context.column("adam_epsilon_share", v1::SCOPE_PARAMETER);
+    const size_t count = static_cast<size_t>(context.model().parameter_size());
+    series_.resize(count, RecentHalf(2));
+    settings_.resize(count);
+    scope_.clear();
+    for (const v1::Parameter& parameter : context.model().parameter()) {
+      scope_.push_back(context.scope_name(v1::SCOPE_PARAMETER, parameter.id()));
+    }
+    settings_version_ = 0;
+  }
+
+  void observe(const Frame& frame) override {
+    if (frame.optimizer() == nullptr) return;
+    if (frame.optimizer_version() != settings_version_) {
+      settings_version_ = frame.optimizer_version();
+      settings_ = settings_by_parameter(frame.optimizer(), settings_.size());
+      seen_settings_ = true;
+    }
+    const ColumnValues rms = frame.column(rms_);
+    if (!rms.present) return;
+    const ColumnValues share = frame.column(epsilon_share_);
+    for (size_t i = 0; i < series_.size(); ++i) {
+      const ParameterSettings& s = settings_[i];
+      if (!s.is_adam() || !(s.beta1 > 0)) continue;
+      if (static_cast<double>(frame.step()) < first_step(s)) continue;
+      const double floor_share = share[i];
+      series_[i].add({rms[i] * rms[i], std::isfinite(floor_share) ? floor_share : 0}, frame.step());
+    }
+  }
+
+  std::vector<Finding> findings() const override {
+    std::vector<Finding> result;
+    bool any_adam = false;
+    double wait = 0;
+    for (size_t i = 0; i < series_.size(); ++i) {
+      if (settings_[i].is_adam() && settings_[i].beta1 > 0) {
+        any_adam = true;
+        wait = first_step(settings_[i]);
+      }
+      if (series_[i].blocks().observations() > 0) result.push_back(judge_parameter(i));
+    }
+    if (result.empty()) {
+      Finding finding = start_finding(law(), "run");
+      if (any_adam) {
+        finding.gate = fmt::format("moments settle in {} steps", format_number(wait));
+      } else {
+        set_verdict(finding, Verdict::kNotApplicable);
+        finding.gate = seen_settings_ ? "the optimizer is not Adam" : "settings were not recorded";
+      }
+      result.push_back(finding);
+    }
+    return result;
+  }
+
+ private:
+  /// The moments have forgotten their start; the second one needs longer.
+  static double first_step(const ParameterSettings& s) {
+    return std::max(10 / (1 - s.beta1), 1 / (1 - s.beta2));
+  }
+
+  Finding judge_parameter(size_t i) const {
+    Finding finding = start_finding(law(), scope_[i]);
+    finding.unit = "1";
+    finding.evidence_statistic = "adam_update_rms";
+    const double k = (1 - settings_[i].beta1) / (1 + settings_[i].beta1);
+    const double floor = std::sqrt(k);
+    finding.evidence_level = floor;
+    const BlockAverages& blocks = series_[i].blocks();
+    if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
+      finding.gate = "too few observations";
+      return finding;
+    }
+    finding.window_begin = series_[i].window_begin();
+    finding.window_end = series_[i].window_end();
+    const Estimate square = blocks.mean({1, 0});
+    finding.measured = std::sqrt(square.value);
+    finding.ci_low = std::sqrt(std::max(0.0, square.low));
+    finding.ci_high = std::sqrt(std::max(0.0, square.high));
+    // Predicted is a band; shown is its point nearest to what was measured.
+    finding.predicted = std::clamp(finding.measured, floor, 1.0);
+    const double share = blocks.mean({0, 1}).value;
+    if (share > kLargestEpsilonShare) {
+      set_verdict(finding, Verdict::kNotApplicable);
+      finding.gate = fmt::format("epsilon dominates {:.0f} % of the entries", 100 * share);
+      finding.advice =
+          "Much of this parameter is updated like SGD: a smaller epsilon would make it Adam.";
+      return finding;
+    }
+    const double low = floor * (1 - kTolerance);
+    const double high = 1 + kTolerance;
+    const bool inside = judge_band(square, low * low, high * high) == Verdict::kHolds;
+    const double low_flag = floor * kLowFlag;
+    const bool outside =
+        judge_band(square, low_flag * low_flag, kHighFlag * kHighFlag) == Verdict::kViolated;
+    set_verdict(finding, inside    ? Verdict::kHolds
+                         : outside ? Verdict::kViolated
+                                   : Verdict::kUnderpowered);
+    finding.p_value = band_p_value(square, low_flag * low_flag, kHighFlag * kHighFlag);
+    if (inside) {
+      const double signal = (square.value - k) / std::max(1e-12, 1 - square.value);
+      finding.advice = signal > 0 ? fmt::format("Signal to noise per coordinate is about {}.",
+                                                format_number(signal))
+                                  : "The steps are noise: signal is below what can be resolved.";
+    } else if (outside && finding.measured < floor) {
+      finding.advice = fmt::format(
+          "U = {} is below the noise floor {}: successive gradients oppose each other; the step "
+          "oscillates, and a lower learning rate may descend faster.",
+          format_number(finding.measured), format_number(floor));
+    } else if (outside) {
+      finding.advice = fmt::format(
+          "U = {} is above 1: gradients grow faster than the second moment follows, which comes "
+          "before "
+          "loss spikes. Lower beta2 or clip.",
+          format_number(finding.measured));
+    }
+    return finding;
+  }
+
+  ColumnIndex rms_ = kNoColumn;
+  ColumnIndex epsilon_share_ = kNoColumn;
+  uint64_t settings_version_ = 0;
+  bool seen_settings_ = false;
+  std::vector<RecentHalf> series_;
+  std::vector<ParameterSettings> settings_;
+  std::vector<std::string> scope_;
+};
+
+}  // namespace
+
+std::unique_ptr<Law> make_adam_update_rms() { return std::make_unique<AdamUpdateRms>(); }
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,278 @@
+// For a mean loss over B independent examples E|g_B|^2 = |G|^2 + tr(Sigma)/B, so that
+// B_simple = tr(Sigma)/|G|^2 is the batch size at which noise and signal are equal. The probe
+// records unbiased estimates of tr(Sigma) and |G|^2; the law pools them as a ratio of means.
+//
+// What can fail: tr(Sigma) is a property of single examples and must not depend on the batch size
+// at which it was measured. Whenever the run used two batch sizes (the last batch of an epoch, a
+// batch schedule), estimates at one are compared with those next to them at the other. Examples
+// that are coupled within a batch (BatchNorm, duplicates, sorted data) make them differ. With one
+// batch size the identity is satisfied by construction, so the verdict is UNDERPOWERED and the
+// number is an estimate.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "laws/law_support.h"
+#include "laws/laws.h"
+#include "src/statistics/recent_half.h"
+
+namespace tycho::analyzer {
+namespace {
+
+constexpr double kTolerance = 0.15;       // of tr(Sigma) between batch sizes
+constexpr double kDistinctBatches = 1.5;  // batch sizes closer than this test nothing
+constexpr uint64_t kLongRun = 8;  // observations in a row that make another size the main one
+constexpr double kFarFactor = 4;  // beyond it the advice calls the batch small or large
+
+const LawDescription& law() {
+  static const LawDescription description = {
+      "gradient_noise_scale",
+      "Gradient noise scale",
+      Line::kHyperparameters,
+      "E|g_B|^2 = |G|^2 + tr(Sigma)/B;  B_simple = tr(Sigma)/|G|^2;  progress of a step relative "
+      "to "
+      "the largest possible = 1/(1 + B_simple/B)",
+      "Mean loss over independent examples (no BatchNorm); gradients before clipping and weight "
+      "decay; "
+      "progress formula: best step size on a local quadratic with a Hessian proportional to the "
+      "identity",
+      "Below the noise scale a larger batch needs almost proportionally fewer steps; above it, "
+      "extra "
+      "examples are mostly wasted",
+      "McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162",
+      {"grad_noise_trace", "grad_signal_sq", "batch_size"},
+      {"B_simple agrees with the critical batch size to an order of magnitude only (McCandlish et "
+       "al., "
+       "table 1: ratios from 0.05 to 8).",
+       "For language models trained with Adam it underestimated the critical batch size by orders "
+       "of "
+       "magnitude (Merrill et al. 2025, arXiv:2505.23971): verify by branching the run at k times "
+       "the "
+       "batch and sqrt(k) times the learning rate.",
+       "Tokens of one sequence are not independent: the example is the sequence. Dropout counts as "
+       "noise."}};
+  return description;
+}
+
+/// tr(Sigma) at one batch size against its neighbours in time at another: pairs (other, main).
+class BatchSizeTest {
+ public:
+  void add(double batch, double trace, int64_t step) {
+    if (!std::isfinite(trace) || !(batch > 0)) return;
+    if (main_batch_ <= 0) main_batch_ = batch;
+    if (batch == main_batch_) {
+      main_sum_ += trace;
+      ++main_count_;
+      other_run_ = 0;
+      return;
+    }
+    const double factor = std::max(batch, main_batch_) / std::min(batch, main_batch_);
+    if (factor >= kDistinctBatches && main_count_ > 0) {
+      pairs_.add({trace, main_sum_ / static_cast<double>(main_count_)}, step);
+      other_batch_ = batch;
+      tested_batch_ = main_batch_;
+      main_sum_ = 0;
+      main_count_ = 0;
+    }
+    if (batch != run_batch_) other_run_ = 0;
+    run_batch_ = batch;
+    if (++other_run_ < kLongRun) return;
+    main_batch_ = batch;
+    main_sum_ = 0;
+    main_count_ = 0;
+  }
+
+  bool any() const { return pairs_.blocks().observations() > 0; }
+  Estimate ratio() const { return pairs_.blocks().ratio({1, 0}, {0, 1}); }
+  std::string describe(const Estimate& ratio) const {
+    return fmt::format("tr(Sigma) at batch {} over that at batch {}: {} (predicted 1)",
+                       format_number(other_batch_), format_number(tested_batch_),
+                       format_interval(ratio.value, ratio.low, ratio.high));
+  }
+
+ private:
+  double main_batch_ = 0;
+  double main_sum_ = 0;
+  uint64_t main_count_ = 0;
+  double run_batch_ = 0;
+  uint64_t other_run_ = 0;
+  double other_batch_ = 0;
+  double tested_batch_ = 0;
+  RecentHalf pairs_{2};
+};
+
+struct NoiseSeries {
+  RecentHalf window{3};  // tr(Sigma), |G|^2, batch size
+  BatchSizeTest test;
+};
+
+class GradientNoiseScale : public Law {
+ public:
+  const LawDescription& description() const override { return law(); }
+
+  void begin(const RunContext& context) override {
+    batch_size_ = context.column("batch_size", v1::SCOPE_RUN);
+    run_trace_ = context.column("grad_noise_trace", v1::SCOPE_RUN);
+    run_signal_ = context.column("grad_signal_sq", v1::SCOPE_RUN);
+    layer_trace_ = context.column("grad_noise_trace", v1::SCOPE_LAYER);
+    layer_signal_ = context.column("grad_signal_sq", v1::SCOPE_LAYER);
+    const size_t layers = static_cast<size_t>(context.model().layer_size());
+    layers_.resize(layers);
+    layer_scope_.clear();
+    batch_norm_.clear();
+    adam_ = context.run().optimizer().rfind("Adam", 0) == 0;
+    for (size_t i = 0; i < layers; ++i) {
+      layer_scope_.push_back(context.scope_name(v1::SCOPE_LAYER, static_cast<uint32_t>(i)));
+      const v1::Layer& layer = context.model().layer(static_cast<int>(i));
+      if (layer.type().find("BatchNorm") != std::string::npos) batch_norm_ = layer.path();
+    }
+  }
+
+  void observe(const Frame& frame) override {
+    const ColumnValues trace = frame.column(run_trace_);
+    const ColumnValues layer_trace = frame.column(layer_trace_);
+    if (!trace.present && !layer_trace.present) return;
+    const double batch = frame.column(batch_size_)[0];
+    if (trace.present) add(run_, trace[0], frame.column(run_signal_)[0], batch, frame.step());
+    if (!layer_trace.present) return;
+    const ColumnValues layer_signal = frame.column(layer_signal_);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (std::isnan(layer_trace[i])) continue;
+      add(layers_[i], layer_trace[i], layer_signal[i], batch, frame.step());
+    }
+  }
+
+  std::vector<Finding> findings() const override {
+    std::vector<Finding> result;
+    result.push_back(judge_series(run_, "run"));
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (layers_[i].window.blocks().observations() == 0) continue;
+      result.push_back(judge_series(layers_[i], layer_scope_[i]));
+    }
+    return result;
+  }
+
+ private:
+  static void add(NoiseSeries& series, double trace, double signal, double batch, int64_t step) {
+    series.window.add({trace, signal, batch}, step);
+    series.test.add(batch, trace, step);
+  }
+
+  Finding judge_series(const NoiseSeries& series, const std::string& scope) const {
+    Finding finding = start_finding(law(), scope);
+    finding.unit = "examples";
+    finding.evidence_statistic = "noise_scale";
+    const BlockAverages& blocks = series.window.blocks();
+    finding.window_begin = series.window.window_begin();
+    finding.window_end = series.window.window_end();
+    if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
+      finding.gate = blocks.observations() == 0 ? "gradient noise was not observed"
+                                                : "too few observations of the gradient noise";
+      if (blocks.observations() == 0) set_verdict(finding, Verdict::kNotApplicable);
+      return finding;
+    }
+    const Estimate scale = blocks.ratio({1, 0, 0}, {0, 1, 0});
+    const double batch = blocks.mean({0, 0, 1}).value;
+    if (scale.bounded() && scale.value > 0) {
+      set_measured(finding, scale);
+      finding.ci_low = std::max(0.0, finding.ci_low);
+    } else {
+      // The signal is not resolved from zero: only a lower bound is known.
+      const Estimate inverse = blocks.ratio({0, 1, 0}, {1, 0, 0});
+      if (inverse.bounded() && inverse.high > 0) {
+        finding.ci_low = 1 / inverse.high;
+        finding.ci_high = Estimate::kInfinity;
+      }
+    }
+    if (!batch_norm_.empty()) {
+      finding.gate =
+          "BatchNorm (" + batch_norm_ +
+          ") couples the examples of a batch: gradients of single examples do not exist, "
+          "and the number is a rough guide at most";
+      set_verdict(finding, Verdict::kNotApplicable);
+      return finding;
+    }
+    const Estimate test = series.test.ratio();
+    if (series.test.any() && test.reliable) {
+      set_verdict(finding, judge(test, 1, kTolerance));
+      finding.p_value = band_p_value(test, 1 / (1 + kTolerance), 1 + kTolerance);
+      finding.gate = series.test.describe(test);
+    } else {
+      set_verdict(finding, Verdict::kUnderpowered);
+      finding.gate =
+          "an estimate: the 1/B law itself could not be tested, for want of observations at a "
+          "second "
+          "batch size";
+    }
+    if (!scale.reliable) finding.gate += "; the noise scale drifts over the window";
+    if (finding.verdict == Verdict::kViolated) {
+      finding.advice =
+          "Per-example noise depends on the batch size: the examples of a batch are not "
+          "independent "
+          "(duplicates, sorted or correlated data?). Do not choose a batch size by this number.";
+      return finding;
+    }
+    advise(finding, batch);
+    return finding;
+  }
+
+  void advise(Finding& finding, double batch) const {
+    if (finding.scope != "run" || !(batch > 0)) return;
+    if (std::isnan(finding.measured)) {
+      if (!(finding.ci_low > batch)) return;
+      finding.advice = fmt::format(
+          "Batch {} is below the noise scale, which is at least {}: steps are dominated by noise, "
+          "and a "
+          "larger batch needs almost proportionally fewer of them.",
+          format_number(batch), format_number(finding.ci_low));
+      finding.importance = 0.5;
+    } else {
+      const std::string scale = format_interval(finding.measured, finding.ci_low, finding.ci_high);
+      const double efficiency = 1 / (1 + finding.measured / batch);
+      if (finding.ci_low > kFarFactor * batch) {
+        finding.advice = fmt::format(
+            "Batch {} is {}x below the noise scale {}: a step makes {:.0f} % of the progress of a "
+            "noiseless one, and a larger batch needs almost proportionally fewer steps.",
+            format_number(batch), format_number(finding.measured / batch), scale, 100 * efficiency);
+      } else if (finding.ci_high < batch / kFarFactor) {
+        finding.advice = fmt::format(
+            "Batch {} is {}x above the noise scale {}: a step makes {:.0f} % of the progress of a "
+            "noiseless one, and a batch near the noise scale would reach the same loss with fewer "
+            "examples.",
+            format_number(batch), format_number(batch / finding.measured), scale, 100 * efficiency);
+      } else {
+        finding.advice = fmt::format(
+            "Batch {} is near the noise scale {}: a step makes {:.0f} % of the progress of a "
+            "noiseless "
+            "one; a good compromise between steps and examples.",
+            format_number(batch), scale, 100 * efficiency);
+      }
+      const double decades = std::fabs(std::log10(finding.measured / batch));
+      finding.importance = std::min(0.75, 0.5 + 0.1 * decades);
+    }
+    finding.advice += " An order of magnitude only";
+    finding.advice += adam_
+                          ? "; for Adam-trained language models it was far too low (Merrill et al. "
+                            "2025): verify by branching the run at k times the batch and sqrt(k) "
+                            "times the learning rate."
+                          : " (Merrill et al. 2025): verify by branching the run.";
+  }
+
+  ColumnIndex batch_size_ = kNoColumn;
+  ColumnIndex run_trace_ = kNoColumn;
+  ColumnIndex run_signal_ = kNoColumn;
+  ColumnIndex layer_trace_ = kNoColumn;
+  ColumnIndex layer_signal_ = kNoColumn;
+  NoiseSeries run_;
+  std::vector<NoiseSeries> layers_;
+  std::vector<std::string> layer_scope_;
+  std::string batch_norm_;  // path of a BatchNorm layer; empty: none
+  bool adam_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Law> make_gradient_noise_scale() { return std::make_unique<GradientNoiseScale>(); }
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,45 @@
+#include "laws/law_support.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <utility>
+
+namespace tycho::analyzer {
+
+std::string format_number(double value) {
+  const double size = std::fabs(value);
+  if (size >= 1000 && size < 1e6) {
+    const double unit = std::pow(10.0, std::floor(std::log10(size)) - 2);
+    return fmt::format("{:.0f}", std::round(value / unit) * unit);
+  }
+  return fmt::format("{:.3g}", value);
+}
+
+std::string format_interval(double value, double low, double high) {
+  return fmt::format("{} [{}, {}]", format_number(value), format_number(low), format_number(high));
+}
+
+Finding start_finding(const LawDescription& law, std::string scope) {
+  Finding finding;
+  finding.law = law.id;
+  finding.line = law.line;
+  finding.scope = std::move(scope);
+  finding.source = law.source;
+  finding.gate = law.assumptions;
+  set_verdict(finding, Verdict::kNotYet);
+  return finding;
+}
+
+void set_measured(Finding& finding, const Estimate& estimate) {
+  finding.measured = estimate.value;
+  finding.ci_low = estimate.low;
+  finding.ci_high = estimate.high;
+}
+
+void set_verdict(Finding& finding, Verdict verdict) {
+  finding.verdict = verdict;
+  finding.importance = importance(verdict, finding.scope == "run");
+}
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <memory>
+
+#include "tycho/analyzer/law.h"
+
+namespace tycho::analyzer {
+
+// One law per file; the comment in its source derives the prediction.
+std::unique_ptr<Law> make_gradient_noise_scale();
+std::unique_ptr<Law> make_symmetry();
+std::unique_ptr<Law> make_conservation();
+std::unique_ptr<Law> make_rotational_equilibrium();
+std::unique_ptr<Law> make_norm_stationarity();
+std::unique_ptr<Law> make_fluctuation_dissipation();
+std::unique_ptr<Law> make_adam_update_rms();
+std::unique_ptr<Law> make_signal_propagation();
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,132 @@
+// Level A of the symmetry laws: a loss that does not change under a continuous transformation of
+// some parameters has a gradient with no component along it, for every batch and any optimizer. The
+// probe records per group the residual |lhs - rhs| / (|lhs| + |rhs| + tiny), at each parameter the
+// largest of the groups that contain it. Nothing is random here but rounding: no interval over
+// steps is needed, and the tolerance depends on the number format.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "laws/law_support.h"
+#include "laws/laws.h"
+#include "src/statistics/identity_errors.h"
+
+namespace tycho::analyzer {
+namespace {
+
+const LawDescription& law() {
+  static const LawDescription description = {
+      "symmetry",
+      "Symmetry of the gradient",
+      Line::kEmpiricalLaws,
+      "translation: sum_k G[k,:] = 0; scale: <W,G> = 0; rescale: <w_in,G_in> = <w_out,G_out>; "
+      "matrix, "
+      "value-output and query-key: W_out^T G_out = G_in W_in^T",
+      "The architecture has the symmetry (found by observing a forward pass); gradients before "
+      "clipping",
+      "A violation means that the network is not wired as it looks: a detached or frozen branch, "
+      "tied "
+      "weights, a loss that breaks the symmetry",
+      "Kunin et al. 2021, arXiv:2012.04728",
+      {"symmetry_residual"},
+      {"Normalisation with an epsilon is scale-invariant only up to epsilon over the variance."}};
+  return description;
+}
+
+class Symmetry : public Law {
+ public:
+  const LawDescription& description() const override { return law(); }
+
+  void begin(const RunContext& context) override {
+    column_ = context.column("symmetry_residual", v1::SCOPE_PARAMETER);
+    residuals_.resize(static_cast<size_t>(context.model().parameter_size()));
+    scope_.clear();
+    tolerance_.clear();
+    for (const v1::Parameter& parameter : context.model().parameter()) {
+      scope_.push_back(context.scope_name(v1::SCOPE_PARAMETER, parameter.id()));
+      tolerance_.push_back(IdentityErrors::tolerance(parameter.dtype()));
+    }
+    groups_.assign(residuals_.size(), "");
+    if (context.structure() == nullptr) return;
+    for (const v1::SymmetryGroup& group : context.structure()->symmetry_group()) {
+      for (const uint32_t id : group.parameter()) {
+        std::string& text = groups_[id];
+        if (!text.empty()) text += "; ";
+        text += group.kind();
+        if (!group.label().empty()) text += " (" + group.label() + ")";
+      }
+    }
+  }
+
+  void observe(const Frame& frame) override {
+    const ColumnValues values = frame.column(column_);
+    if (!values.present) return;
+    for (size_t i = 0; i < residuals_.size(); ++i) {
+      residuals_[i].add(values[i], tolerance_[i], frame.step());
+    }
+  }
+
+  std::vector<Finding> findings() const override {
+    std::vector<Finding> result;
+    size_t holding = 0;
+    size_t violated = 0;
+    double largest = 0;
+    for (size_t i = 0; i < residuals_.size(); ++i) {
+      if (residuals_[i].observed() == 0) continue;
+      result.push_back(judge_parameter(i));
+      holding += result.back().verdict == Verdict::kHolds;
+      violated += result.back().verdict == Verdict::kViolated;
+      largest = std::max(largest, residuals_[i].largest());
+    }
+    Finding run = start_finding(law(), "run");
+    run.unit = "1";
+    run.predicted = 0;
+    if (result.empty()) {
+      set_verdict(run, Verdict::kNotApplicable);
+      run.gate = "no symmetry of the model was found, or none was observed";
+    } else {
+      set_verdict(run, violated > 0               ? Verdict::kViolated
+                       : holding == result.size() ? Verdict::kHolds
+                                                  : Verdict::kUnderpowered);
+      run.measured = largest;
+      run.evidence_statistic = "symmetry_residual";
+      run.window_begin = result.front().window_begin;
+      run.window_end = result.front().window_end;
+      run.gate = fmt::format("{} of {} parameters with a symmetry obey it", holding, result.size());
+      if (violated > 0)
+        run.advice = "Look at the parameters below: the network is not wired as it looks.";
+    }
+    result.insert(result.begin(), run);
+    return result;
+  }
+
+ private:
+  Finding judge_parameter(size_t i) const {
+    Finding finding = start_finding(law(), scope_[i]);
+    finding.evidence_statistic = "symmetry_residual";
+    finding.evidence_level = tolerance_[i];
+    residuals_[i].describe(finding);
+    set_verdict(finding, residuals_[i].verdict());
+    finding.gate = groups_[i].empty() ? law().assumptions : groups_[i];
+    if (finding.verdict == Verdict::kViolated) {
+      finding.advice = fmt::format(
+          "The gradient breaks the symmetry by {} (rounding allows {}): is a branch detached or "
+          "frozen, "
+          "are weights tied, or does the loss break it?",
+          format_number(finding.measured), format_number(tolerance_[i]));
+    }
+    return finding;
+  }
+
+  ColumnIndex column_ = kNoColumn;
+  std::vector<IdentityErrors> residuals_;
+  std::vector<std::string> scope_;
+  std::vector<std::string> groups_;
+  std::vector<double> tolerance_;
+};
+
+}  // namespace
+
+std::unique_ptr<Law> make_symmetry() { return std::make_unique<Symmetry>(); }
+
+}  // namespace tycho::analyzer
