@@ -35,7 +35,7 @@ const LawDescription& law() {
       "or check epsilon; above 1.2: the second moment is stale, which comes before loss spikes",
       "Exact for independent stationary gradients; Wortsman et al. 2023, arXiv:2304.13013 on "
       "spikes",
-      {"adam_update_rms", "adam_epsilon_share"},
+      {"adam_update_rms", "epsilon_floor_share"},
       {}};
   return description;
 }
@@ -46,7 +46,7 @@ class AdamUpdateRms : public Law {
 
   void begin(const RunContext& context) override {
     rms_ = context.column("adam_update_rms", v1::SCOPE_PARAMETER);
-    epsilon_share_ = context.column("adam_epsilon_share", v1::SCOPE_PARAMETER);
+    epsilon_share_ = context.column("epsilon_floor_share", v1::SCOPE_PARAMETER);
     const size_t count = static_cast<size_t>(context.model().parameter_size());
     series_.resize(count, RecentHalf(2));
     settings_.resize(count);

@@ -1,0 +1,122 @@
+// Adam on gradients whose signal-to-noise ratio is known.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "findings.h"
+#include "simulated_run.h"
+
+namespace tycho::analyzer {
+namespace {
+
+constexpr double kBeta1 = 0.9;
+constexpr double kBeta2 = 0.999;
+constexpr double kNoiseFloorSq = (1 - kBeta1) / (1 + kBeta1);
+
+struct Options {
+  double signal_to_noise = 0;  // mean^2 / variance
+  bool alternating = false;    // the mean changes sign at each step
+  double growth = 1;           // factor on the gradient per step
+  int steps = 6000;
+  double epsilon_share = 0;
+  std::string optimizer = "Adam";
+};
+
+std::vector<Finding> simulate(const Options& options, uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal;
+  Engine engine;
+  SimulatedRun run(engine);
+  const uint32_t layer = run.add_layer("0");
+  run.add_parameter(layer, "weight", {10, 10});
+  for (const char* name : {"adam_update_rms", "epsilon_floor_share"}) run.statistic(name);
+  run.open();
+  v1::ParameterGroup group;
+  group.set_learning_rate(1e-3);
+  group.set_beta1(kBeta1);
+  group.set_beta2(kBeta2);
+  run.settings(0, options.optimizer, group);
+  constexpr size_t kEntries = 100;
+  std::vector<double> first(kEntries, 0.0);
+  std::vector<double> second(kEntries, 0.0);
+  double scale = 1;
+  double power1 = 1;
+  double power2 = 1;
+  for (int step = 0; step < options.steps; ++step) {
+    power1 *= kBeta1;
+    power2 *= kBeta2;
+    const double sign = options.alternating && step % 2 == 1 ? -1 : 1;
+    double square = 0;
+    for (size_t i = 0; i < kEntries; ++i) {
+      const double g = scale * (sign * std::sqrt(options.signal_to_noise) + normal(generator));
+      first[i] = kBeta1 * first[i] + (1 - kBeta1) * g;
+      second[i] = kBeta2 * second[i] + (1 - kBeta2) * g * g;
+      const double m = first[i] / (1 - power1);
+      square += m * m / (second[i] / (1 - power2)) / kEntries;
+    }
+    scale *= options.growth;
+    run.step(step);
+    run.put("adam_update_rms", v1::SCOPE_PARAMETER, {std::sqrt(square)});
+    run.put("epsilon_floor_share", v1::SCOPE_PARAMETER, {options.epsilon_share});
+  }
+  run.finish();
+  return engine.findings();
+}
+
+Finding judged(const Options& options, uint32_t seed) {
+  return find(simulate(options, seed), "adam_update_rms", "param:0.weight");
+}
+
+TEST(AdamUpdateRmsTest, HoldsForIndependentGradients) {
+  for (const double rho : {0.0, 0.1, 1.0, 10.0}) {
+    int violated = 0;
+    int holds = 0;
+    for (uint32_t seed = 0; seed < 10; ++seed) {
+      Options options;
+      options.signal_to_noise = rho;
+      const Finding finding = judged(options, seed);
+      EXPECT_NEAR(finding.measured, std::sqrt((rho + kNoiseFloorSq) / (rho + 1)), 0.01) << rho;
+      violated += finding.verdict == Verdict::kViolated;
+      holds += finding.verdict == Verdict::kHolds;
+    }
+    EXPECT_EQ(violated, 0) << rho;
+    EXPECT_GE(holds, 9) << rho;
+  }
+}
+
+TEST(AdamUpdateRmsTest, AlternatingGradientsViolate) {
+  Options options;
+  options.signal_to_noise = 4;
+  options.alternating = true;
+  const Finding finding = judged(options, 1);
+  EXPECT_EQ(verdict(finding), "VIOLATED");
+  EXPECT_NE(finding.advice.find("oscillates"), std::string::npos);
+}
+
+TEST(AdamUpdateRmsTest, GrowingGradientsViolate) {
+  Options options;
+  options.signal_to_noise = 10;
+  options.growth = 1.01;
+  options.steps = 20000;  // until the bias correction is 1
+  const Finding finding = judged(options, 1);
+  EXPECT_EQ(verdict(finding), "VIOLATED")
+      << finding.measured << " [" << finding.ci_low << ", " << finding.ci_high << "]";
+  EXPECT_NE(finding.advice.find("second moment"), std::string::npos);
+}
+
+TEST(AdamUpdateRmsTest, StaysSilentWithoutItsGate) {
+  Options floored;
+  floored.epsilon_share = 0.5;
+  EXPECT_EQ(verdict(judged(floored, 1)), "NOT_APPLICABLE");
+  Options early;
+  early.steps = 500;
+  EXPECT_EQ(verdict(find(simulate(early, 1), "adam_update_rms", "run")), "NOT_YET");
+  Options sgd;
+  sgd.optimizer = "SGD";
+  sgd.steps = 100;
+  EXPECT_EQ(verdict(find(simulate(sgd, 1), "adam_update_rms", "run")), "NOT_APPLICABLE");
+}
+
+}  // namespace
+}  // namespace tycho::analyzer
