@@ -435,7 +435,9 @@ TEST_F(PerExample, LaterEvaluationsOfAClosureAreLeftOut) {
       return loss;
     });
     const auto got = observer.uninstall(4);
-    if (pass == 0) EXPECT_GT(evaluations, 1);
+    if (pass == 0) {
+      EXPECT_GT(evaluations, 1);
+    }
     ASSERT_TRUE(got.parameters[0].gradient.defined());
     EXPECT_TRUE(torch::allclose(got.parameters[0].gradient, expected, 1e-12, 1e-14));
     EXPECT_EQ(got.parameters[0].per_example_norm_sq.size(), 1u)
