@@ -56,9 +56,8 @@ class Conservation : public Law {
       settings_version_ = frame.optimizer_version();
       const auto settings = settings_by_parameter(frame.optimizer(), errors_.size());
       for (size_t i = 0; i < settings.size(); ++i) {
-        applies_[i] =
-            settings[i].known && settings[i].optimizer == "SGD" && settings[i].momentum == 0;
-        if (settings[i].known && !applies_[i]) {
+        applies_[i] = settings[i].optimizer == "SGD" && settings[i].momentum == 0;
+        if (settings[i].known && !applies_[i] && gate_.empty()) {
           gate_ = settings[i].optimizer == "SGD"
                       ? "no balance is predicted with momentum"
                       : "no balance is predicted for " + settings[i].optimizer;

@@ -126,6 +126,12 @@ class FluctuationDissipation : public Law {
  private:
   void take_settings(const Frame& frame) {
     settings_version_ = frame.optimizer_version();
+    if (frame.optimizer()->optimizer() != "SGD") {
+      any_applies_ = false;
+      if (gate_.empty())
+        gate_ = "derived for SGD; the optimizer is " + frame.optimizer()->optimizer();
+      return;
+    }
     const auto settings = settings_by_parameter(frame.optimizer(), series_.size());
     bool changed = applied_settings_.size() != settings.size();
     any_applies_ = false;

@@ -124,7 +124,7 @@ struct Engine::Impl {
   void merge_model(const v1::ModelDescription& model);
   void merge_registry(const v1::StatisticRegistry& registry);
   void fold_health();
-  bool accept(const v1::Column& column);
+  void accept(const v1::Column& column);
   void complete_frame();
   void open_frame(int64_t step);
   void adopt_settings(std::shared_ptr<const v1::OptimizerSettings> settings);
@@ -146,6 +146,7 @@ struct Engine::Impl {
   // Of the current segment: its ids in terms of the run's.
   std::vector<uint32_t> layer_of;
   std::vector<uint32_t> parameter_of;
+  bool layers_identical = true;
   bool parameters_identical = true;
   std::vector<ColumnIndex> column_of;  // [statistic id * kScopes + scope]
 
@@ -196,6 +197,7 @@ void Engine::Impl::merge_model(const v1::ModelDescription& model) {
     parameter.set_layer(layer == kNoEntity ? 0 : layer);
     *context.model_.mutable_parameter(static_cast<int>(id)) = std::move(parameter);
   }
+  layers_identical = is_identity(layer_of);
   parameters_identical = is_identity(parameter_of);
 }
 
@@ -237,16 +239,16 @@ void Engine::Impl::fold_health() {
   health.set_tycho_seconds(past_sessions.tycho_seconds() + session_totals.tycho_seconds());
 }
 
-bool Engine::Impl::accept(const v1::Column& column) {
+void Engine::Impl::accept(const v1::Column& column) {
   const size_t slot = static_cast<size_t>(column.statistic()) * kScopes;
   const auto scope = static_cast<size_t>(column.scope());
   if (scope == 0 || scope >= kScopes) {
     ++ignored.malformed;
-    return false;
+    return;
   }
   if (slot + scope >= column_of.size() || column_of[slot + scope] == kNoColumn) {
     ++ignored.unknown_statistic;
-    return false;
+    return;
   }
   const bool run_scope = column.scope() == v1::SCOPE_RUN;
   const int count = column.value_size();
@@ -256,10 +258,31 @@ bool Engine::Impl::accept(const v1::Column& column) {
       (!has_error || column.standard_error_size() == count);
   if (!lengths_agree) {
     ++ignored.malformed;
-    return false;
+    return;
   }
   ColumnStore& store = context.columns_[static_cast<size_t>(column_of[slot + scope])];
   const size_t size = context.entities(store.scope);
+  const bool is_layer = column.scope() == v1::SCOPE_LAYER;
+  const uint32_t* entity = column.entity().data();
+  const double* value = column.value().data();
+  const double* error = has_error ? column.standard_error().data() : nullptr;
+  // The common case, all entities in order, is a copy.
+  bool dense = !run_scope && static_cast<size_t>(count) == size &&
+               (is_layer ? layers_identical : parameters_identical);
+  if (dense) {
+    uint32_t difference = 0;
+    for (uint32_t i = 0; i < static_cast<uint32_t>(count); ++i) difference |= entity[i] ^ i;
+    dense = difference == 0;
+  }
+  if (dense) {
+    store.value.assign(value, value + count);
+    store.value_frame = frame.number_;
+    if (has_error) {
+      store.standard_error.assign(error, error + count);
+      store.standard_error_frame = frame.number_;
+    }
+    return;
+  }
   if (store.value_frame != frame.number_) {
     store.value.assign(size, kNan);
     store.value_frame = frame.number_;
@@ -271,13 +294,9 @@ bool Engine::Impl::accept(const v1::Column& column) {
   if (run_scope) {
     store.value[0] = column.value(0);
     if (has_error) store.standard_error[0] = column.standard_error(0);
-    return true;
+    return;
   }
-  const bool is_layer = column.scope() == v1::SCOPE_LAYER;
   const std::vector<uint32_t>& table = is_layer ? layer_of : parameter_of;
-  const uint32_t* entity = column.entity().data();
-  const double* value = column.value().data();
-  const double* error = has_error ? column.standard_error().data() : nullptr;
   bool complete = true;
   for (int i = 0; i < count; ++i) {
     if (entity[i] >= table.size()) {
@@ -289,7 +308,6 @@ bool Engine::Impl::accept(const v1::Column& column) {
     if (error != nullptr) store.standard_error[target] = error[i];
   }
   if (!complete) ++ignored.malformed;
-  return true;
 }
 
 void Engine::Impl::adopt_settings(std::shared_ptr<const v1::OptimizerSettings> settings) {

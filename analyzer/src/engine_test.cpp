@@ -164,6 +164,21 @@ TEST_F(EngineTest, UnusableColumnsAreCountedAndTheRestIsKept) {
   EXPECT_EQ(engine_.ignored().malformed, 3u);
 }
 
+TEST_F(EngineTest, EntitiesMayComeInAnyOrder) {
+  run_.open();
+  v1::Record record;
+  v1::Column* column = record.add_column();
+  column->set_statistic(run_.statistic("weight_norm_sq"));
+  column->set_scope(v1::SCOPE_LAYER);
+  for (const uint32_t entity : {1u, 0u}) {
+    column->add_entity(entity);
+    column->add_value(10.0 * entity);
+  }
+  engine_.on_record("p", record, 0);
+  engine_.finish();
+  EXPECT_EQ(seen_[0].norm, (std::vector<double>{0.0, 10.0}));
+}
+
 TEST_F(EngineTest, RecordsBeforeAnySegmentAreIgnored) {
   v1::Record record;
   record.set_step(3);

@@ -79,19 +79,24 @@ double student_t_tail(double t, double degrees_of_freedom) {
 }
 
 void BlockAverages::complete_block() {
-  if (blocks_.empty()) blocks_.reserve(kMaxBlocks);
-  Weights block{};
-  for (size_t s = 0; s < series_; ++s) block[s] = current_[s] / static_cast<double>(block_length_);
+  Block block;
+  block.begin = current_begin_;
+  for (size_t s = 0; s < series_; ++s) {
+    block.mean[s] = current_[s] / static_cast<double>(block_length_);
+  }
   blocks_.push_back(block);
   current_ = {};
   in_current_ = 0;
-  if (blocks_.size() < kMaxBlocks) return;
-  for (size_t i = 0; i < kMaxBlocks / 2; ++i) {
-    for (size_t s = 0; s < series_; ++s) {
-      blocks_[i][s] = 0.5 * (blocks_[2 * i][s] + blocks_[2 * i + 1][s]);
-    }
+  if (blocks_.size() < max_blocks_) return;
+  for (size_t i = 0; i < max_blocks_ / 2; ++i) {
+    const Block& first = blocks_[2 * i];
+    const Block& second = blocks_[2 * i + 1];
+    Block merged;
+    merged.begin = first.begin;
+    for (size_t s = 0; s < series_; ++s) merged.mean[s] = 0.5 * (first.mean[s] + second.mean[s]);
+    blocks_[i] = merged;
   }
-  blocks_.resize(kMaxBlocks / 2);
+  blocks_.resize(max_blocks_ / 2);
   block_length_ *= 2;
 }
 
@@ -101,6 +106,7 @@ void BlockAverages::clear() {
   block_length_ = 1;
   in_current_ = 0;
   current_ = {};
+  last_step_ = -1;
   blocks_.clear();
 }
 
@@ -108,7 +114,9 @@ Estimate BlockAverages::mean(const Weights& weights, double confidence) const {
   Estimate result;
   result.observations = observations_;
   std::vector<double> x;
-  for (const Weights& block : blocks_) x.push_back(dot(weights, block));
+  for (size_t i = first_used(); i < blocks_.size(); ++i) {
+    x.push_back(dot(weights, blocks_[i].mean));
+  }
   result.value = average(x);
   result.blocks = x.size();
   if (x.size() < kMinBlocks) return result;
@@ -135,9 +143,9 @@ Estimate BlockAverages::ratio(const Weights& numerator, const Weights& denominat
   result.observations = observations_;
   std::vector<double> y;
   std::vector<double> x;
-  for (const Weights& block : blocks_) {
-    y.push_back(dot(numerator, block));
-    x.push_back(dot(denominator, block));
+  for (size_t i = first_used(); i < blocks_.size(); ++i) {
+    y.push_back(dot(numerator, blocks_[i].mean));
+    x.push_back(dot(denominator, blocks_[i].mean));
   }
   const double mean_y = average(y);
   const double mean_x = average(x);

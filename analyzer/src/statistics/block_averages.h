@@ -40,21 +40,24 @@ struct Estimate {
 /// An observation with a value that is not finite is left out as a whole and counted.
 class BlockAverages {
  public:
-  static constexpr size_t kMaxBlocks = 64;
   static constexpr size_t kMinBlocks = 8;
   static constexpr size_t kMaxSeries = 4;
 
-  /// `series`: 1 to kMaxSeries.
-  explicit BlockAverages(size_t series = 1) : series_(series) {}
+  /// `series`: 1 to kMaxSeries. `max_blocks`: even. Of the blocks, the oldest `forgotten` share (0
+  /// to 1/2) is left out of estimates.
+  explicit BlockAverages(size_t series = 1, size_t max_blocks = 64, double forgotten = 0)
+      : series_(series), max_blocks_(max_blocks), forgotten_(forgotten) {}
 
   /// Adds one observation of all series. O(series), no allocation after the first.
-  void add(const std::array<double, kMaxSeries>& values) {
+  void add(const std::array<double, kMaxSeries>& values, int64_t step = -1) {
     for (size_t s = 0; s < series_; ++s) {
       if (!(values[s] - values[s] == 0)) {
         ++not_finite_;
         return;
       }
     }
+    if (in_current_ == 0) current_begin_ = step;
+    last_step_ = step;
     for (size_t s = 0; s < series_; ++s) current_[s] += values[s];
     ++observations_;
     if (++in_current_ == block_length_) complete_block();
@@ -63,6 +66,9 @@ class BlockAverages {
   uint64_t observations() const { return observations_; }
   uint64_t not_finite() const { return not_finite_; }
   void clear();
+  /// First step of the blocks that estimates use, and the last step added; -1: none.
+  int64_t window_begin() const { return blocks_.empty() ? -1 : blocks_[first_used()].begin; }
+  int64_t window_end() const { return last_step_; }
 
   /// Mean of sum_s weights[s] x_s.
   Estimate mean(const std::array<double, kMaxSeries>& weights, double confidence = 0.95) const;
@@ -73,15 +79,27 @@ class BlockAverages {
                  const std::array<double, kMaxSeries>& denominator, double confidence = 0.95) const;
 
  private:
+  struct Block {
+    std::array<double, kMaxSeries> mean{};  ///< over block_length_ observations
+    int64_t begin = -1;                     ///< first step
+  };
+
   void complete_block();
+  size_t first_used() const {
+    return static_cast<size_t>(forgotten_ * static_cast<double>(blocks_.size()));
+  }
 
   size_t series_;
+  size_t max_blocks_;
+  double forgotten_;
   uint64_t observations_ = 0;
   uint64_t not_finite_ = 0;
   uint64_t block_length_ = 1;
   uint64_t in_current_ = 0;
   std::array<double, kMaxSeries> current_{};
-  std::vector<std::array<double, kMaxSeries>> blocks_;  ///< means over block_length_ observations
+  int64_t current_begin_ = -1;
+  int64_t last_step_ = -1;
+  std::vector<Block> blocks_;
 };
 
 /// Two-sided quantile: P(|t| <= result) = confidence. Infinity for no degrees of freedom.

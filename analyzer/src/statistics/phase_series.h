@@ -24,8 +24,7 @@ struct Phase {
 /// rate does not erase what the constant part showed.
 class PhaseSeries {
  public:
-  explicit PhaseSeries(size_t series = 1)
-      : series_count_(series), current_(series), longest_(series) {}
+  explicit PhaseSeries(size_t series = 1) : current_(series), longest_(series) {}
 
   /// Tells the settings at a step; starts a new phase where they differ.
   void set_settings(const ParameterSettings& settings, int64_t step) {
@@ -34,7 +33,7 @@ class PhaseSeries {
   }
   void start_phase(const ParameterSettings& settings, int64_t step) {
     if (better(current_, longest_)) longest_ = current_;
-    current_ = Phase(series_count_);
+    current_.series.clear();  // not a new one: a schedule changes settings at every step
     current_.settings = settings;
     current_.begin = step;
     current_.end = step;
@@ -57,7 +56,6 @@ class PhaseSeries {
     const uint64_t observed_b = b.series.blocks().observations();
     return observed_a != observed_b ? observed_a > observed_b : a.steps() > b.steps();
   }
-  size_t series_count_;
   Phase current_;
   Phase longest_;
 };
