@@ -23,6 +23,9 @@ struct GradientCapture::Slot {
   // The group of backward passes that counts.
   int64_t backwards = 0;
   uint32_t parameter_version = 0;
+  int64_t writes = 0;  // by operators, in this step
+  int64_t parameter_writes = 0;
+  bool repeated = false;     // more than one backward in this step, counted or not
   at::Tensor delivered;      // of the first backward
   at::Tensor sum;            // own sum, where .grad cannot be relied on
   at::Tensor copy;           // of the gradient as it was after the last backward of the group
@@ -36,6 +39,7 @@ struct GradientCapture::Slot {
 
   void forget() {
     backwards = 0;
+    repeated = false;
     delivered = sum = copy = grad = at::Tensor();
     grad_is_sum = false;
     norms.clear();
@@ -76,7 +80,8 @@ GradientCapture::GradientCapture(const ModelInfo& model, Listener listener)
 
 GradientCapture::~GradientCapture() { uninstall(); }
 
-void GradientCapture::install(bool microbatch_norms) {
+void GradientCapture::install(bool microbatch_norms, bool sees_writes) {
+  sees_writes_ = sees_writes;
   microbatch_norms_ = microbatch_norms;
   for (auto& slot : slots_) {
     slot->forget();
@@ -96,6 +101,12 @@ void GradientCapture::uninstall() {
   }
 }
 
+void GradientCapture::written(uint32_t parameter) {
+  Slot& slot = *slots_[parameter];
+  std::lock_guard lock(slot.mutex);
+  ++slot.writes;
+}
+
 void GradientCapture::delivered(Slot* slot, const at::Tensor& gradient) {
   if (paused_) return;
   std::lock_guard lock(slot->mutex);
@@ -113,21 +124,29 @@ void GradientCapture::delivered(Slot* slot, const at::Tensor& gradient) {
     const bool accumulated = grad.defined() &&
                              grad.unsafeGetTensorImpl() == slot->grad.unsafeGetTensorImpl() &&
                              grad._version() == slot->grad_version + 1;
-    const bool moved = slot->parameter._version() != slot->parameter_version;
+    slot->repeated = true;
+    const bool moved = slot->parameter._version() != slot->parameter_version ||
+                       slot->writes != slot->parameter_writes;
     if (moved) {
       use = Use::kIgnored;
+    } else if (!sees_writes_) {
+      // The parameter may have moved through .data(), which leaves the version as it was.
+      slot->unknown = true;
+      use = Use::kUnknown;
     } else if (accumulated) {
       use = Use::kContinues;
     }
   }
-  if (use == Use::kIgnored) {
+  if (use == Use::kIgnored || slot->unknown) {
+    if (slot->unknown) use = Use::kUnknown;
     listener_(slot->id, gradient, use);
     return;
   }
   if (use == Use::kFirst) {
-    const bool unknown = slot->unknown;
+    const bool repeated = slot->repeated;
     slot->forget();
-    slot->unknown = unknown;
+    slot->repeated = repeated;
+    slot->parameter_writes = slot->writes;
     slot->parameter_version = slot->parameter._version();
     slot->delivered = gradient.detach();
     slot->grad_is_sum = grad.defined() && grad.data_ptr() == gradient.data_ptr();
@@ -161,9 +180,9 @@ std::vector<GradientCapture::Captured> GradientCapture::take() {
     Captured& captured = result[slot->id];
     captured.unknown = slot->unknown;
     captured.backwards = slot->backwards;
+    several = several || slot->repeated;
     if (slot->backwards > 0 && !slot->unknown) {
       any = true;
-      several = several || slot->backwards > 1;
       const at::Tensor now = slot->parameter.grad();
       captured.cleared = !now.defined();
       const bool touched = slot->grad.defined() && slot->grad._version() != slot->grad_version;
@@ -189,8 +208,8 @@ std::vector<GradientCapture::Captured> GradientCapture::take() {
     }
     slot->forget();
   }
+  if (any || several) several_backwards_ = several;
   if (any) {
-    several_backwards_ = several;
     edited_ever_ = edited_ever_ || edited;
     untouched_steps_ = edited ? 0 : untouched_steps_ + 1;
     keep_copies_ = edited_ever_ || untouched_steps_ < 2;

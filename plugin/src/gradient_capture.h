@@ -30,7 +30,12 @@ class GradientCapture {
   GradientCapture(const ModelInfo& model, Listener listener);
   ~GradientCapture();
 
-  void install(bool microbatch_norms);
+  /// `sees_writes`: written() will be told of every operator that changes a parameter.
+  void install(bool microbatch_norms, bool sees_writes);
+  /// Whether steps hold several backward passes, which need written() to be told apart.
+  bool needs_writes() const { return several_backwards_; }
+  /// An operator changes the parameter in place.
+  void written(uint32_t parameter);
   void uninstall();
   void set_paused(bool paused) { paused_ = paused; }
 
@@ -56,6 +61,7 @@ class GradientCapture {
   bool microbatch_norms_ = false;
   bool keep_copies_ = true;  ///< until it is known that nobody edits gradients in place
   int untouched_steps_ = 0;
+  bool sees_writes_ = false;
   bool edited_ever_ = false;
   bool several_backwards_ = true;  ///< whether the step before had microbatches; unknown at first
 };

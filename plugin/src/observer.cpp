@@ -91,6 +91,11 @@ struct Observer::Impl : OperatorListener {
   int64_t rows_per_example = 1;  // of the model's input, found by comparing with the batch size
   Batch batch;
   bool new_forward = true;
+  std::string pass_not_exact;  // why nothing in the current forward pass is exact
+  // Storages that hold nothing of the examples (positions, masks): they come from operators that
+  // read no data. Weak, so that an address that is used again is not mistaken.
+  std::unordered_map<const c10::StorageImpl*, c10::weak_intrusive_ptr<c10::StorageImpl>> constants;
+  bool output_is_constant = false;  // of the operator that runs
 
   // Between before() and after().
   struct PendingUse {
@@ -143,6 +148,31 @@ struct Observer::Impl : OperatorListener {
     return found->second;
   }
 
+  bool is_constant(const at::Tensor& tensor) const {
+    if (!tensor.has_storage()) return false;
+    const auto found = constants.find(tensor.storage().unsafeGetStorageImpl());
+    return found != constants.end() && !found->second.expired();
+  }
+
+  // Whether a tensor can hold something of the examples.
+  bool carries(const at::Tensor& tensor) const {
+    return tensor.defined() && !parameter_of(tensor) && !is_constant(tensor);
+  }
+
+  void writes(const c10::IValue& target) override {
+    try {
+      const auto write = [this](const at::Tensor& tensor) {
+        if (const auto id = parameter_of(tensor)) gradients.written(*id);
+      };
+      if (target.isTensor()) write(target.toTensor());
+      if (target.isTensorList()) {
+        for (const at::Tensor& tensor : target.toTensorVector()) write(tensor);
+      }
+    } catch (const std::exception& error) {
+      fault(reason(error));
+    }
+  }
+
   bool before(const char* name, c10::ArrayRef<const c10::IValue> inputs) override {
     try {
       return before_operator(name, inputs);
@@ -164,7 +194,7 @@ struct Observer::Impl : OperatorListener {
 
   void fault(const std::string& what) {
     // Whatever was being looked at cannot be trusted any more in this step.
-    for (PendingUse& use : pending) parameters[use.parameter].unrecognised = what;
+    pass_not_exact = what;
     notices.push_back({v1::Event::FAULT, "observer_fault", what, v1::SCOPE_RUN, 0});
   }
 
@@ -174,10 +204,30 @@ struct Observer::Impl : OperatorListener {
     if (paused) return false;
     const bool wants_norms = needs.per_example_gradient_norms;
     const bool wants_outputs = needs.activations || needs.output_gradients;
+    const std::string_view operator_name = name;
+    // What is drawn at random is taken for an input (the noise of a generator).
+    // Memory that is not initialised is filled by the program.
+    output_is_constant = operator_name.find("empty") == std::string_view::npos &&
+                         operator_name.find("rand") == std::string_view::npos &&
+                         operator_name.find("normal") == std::string_view::npos &&
+                         operator_name.find("bernoulli") == std::string_view::npos;
+    for (const c10::IValue& input : inputs) {
+      if (input.isTensor()) {
+        output_is_constant = output_is_constant && !carries_data(input.toTensor());
+      } else if (input.isTensorList()) {
+        for (const at::Tensor& tensor : input.toTensorVector()) {
+          output_is_constant = output_is_constant && !carries_data(tensor);
+        }
+      }
+    }
+    if (!output_is_constant) {
+      batch.rearranged =
+          batch.rearranged || rearranges(operator_name, inputs, options.batch_dim, new_forward);
+    }
     for (size_t i = 0; i < inputs.size(); ++i) {
       if (inputs[i].isTensorList()) {
         for (const at::Tensor& tensor : inputs[i].toTensorVector()) {
-          if (const auto id = parameter_of(tensor)) {
+          if (const auto id = parameter_of(tensor); id && tensor.requires_grad()) {
             pending.push_back(
                 {*id, {name, {}, i, tensor}, fmt::format("{} takes a list of parameters", name)});
           }
@@ -188,12 +238,13 @@ struct Observer::Impl : OperatorListener {
       const at::Tensor tensor = inputs[i].toTensor();
       const auto id = parameter_of(tensor);
       if (id) {
-        pending.push_back({*id, {name, {}, i, tensor}, ""});
+        // A detached weight gets no gradient from this use.
+        if (tensor.requires_grad()) pending.push_back({*id, {name, {}, i, tensor}, ""});
       } else if (needs.activations && i == 0 && tensor.defined()) {
         on_consumer(name, tensor);
       }
     }
-    if (pending.empty()) return false;
+    if (pending.empty()) return true;
     if (wants_norms) {
       for (PendingUse& use : pending) {
         if (!selected(parameters[use.parameter].layer)) continue;
@@ -212,7 +263,93 @@ struct Observer::Impl : OperatorListener {
     return true;
   }
 
+  // Of a tensor that is more than a number.
+  bool carries_data(const at::Tensor& tensor) const {
+    return carries(tensor) &&
+           !(tensor.dim() == 0 && tensor.unsafeGetTensorImpl()->is_wrapped_number());
+  }
+
+  // Whether the examples may lie elsewhere, or in another order, after this operator.
+  static bool rearranges(std::string_view name, c10::ArrayRef<const c10::IValue> inputs,
+                         int64_t batch_dim, bool before_model) {
+    // The batch itself is put together so.
+    if (before_model && (name == "aten::stack" || name == "aten::select" || name == "aten::flip" ||
+                         name == "aten::index_select" || name == "aten::unbind")) {
+      return false;
+    }
+    if (name == "aten::einsum" || name == "aten::repeat" || name == "aten::tile" ||
+        name == "aten::repeat_interleave" || name == "aten::t" || name == "aten::movedim" ||
+        name == "aten::moveaxis" || name == "aten::swapaxes" || name == "aten::swapdims" ||
+        name == "aten::numpy_T" || name == "aten::unbind" || name == "aten::roll" ||
+        name == "aten::flip" || name == "aten::as_strided") {
+      return true;
+    }
+    const bool list = !inputs.empty() && inputs[0].isTensorList();
+    int64_t dims = 0;
+    if (list) {
+      const auto tensors = inputs[0].toTensorVector();
+      dims = tensors.empty() ? 0 : tensors[0].dim() + (name == "aten::stack" ? 1 : 0);
+    } else if (!inputs.empty() && inputs[0].isTensor() && inputs[0].toTensor().defined()) {
+      dims = inputs[0].toTensor().dim();
+    }
+    const auto is_batch = [&](size_t i) {
+      if (i >= inputs.size() || !inputs[i].isInt()) return false;
+      const int64_t dim = inputs[i].toInt();
+      return (dim < 0 ? dim + dims : dim) == batch_dim;
+    };
+    if (name == "aten::transpose" || name == "aten::transpose_") return is_batch(1) || is_batch(2);
+    if (name == "aten::cat" || name == "aten::concat" || name == "aten::stack" ||
+        name == "aten::select" || name == "aten::index_select") {
+      return is_batch(1);
+    }
+    if (name == "aten::permute" && inputs.size() > 1 && inputs[1].isIntList()) {
+      const auto order = inputs[1].toIntVector();
+      if (static_cast<int64_t>(order.size()) <= batch_dim) return true;
+      const int64_t from = order[static_cast<size_t>(batch_dim)];
+      return (from < 0 ? from + dims : from) != batch_dim;
+    }
+    return false;
+  }
+
+  // Whether the other operand of a use is made of examples, as many as the pass has.
+  void check_operand(PendingUse* use) {
+    if (!use->why_not.empty()) return;
+    const size_t position = per_example::operand(use->use);
+    if (position >= use->use.arguments.size() || !use->use.arguments[position].isTensor() ||
+        !carries(use->use.arguments[position].toTensor())) {
+      use->why_not =
+          fmt::format("{} combines it with something that is not made of examples", use->use.name);
+      return;
+    }
+    const at::Tensor operand = use->use.arguments[position].toTensor();
+    // Only hidden activations may be flattened; a model input shows how many examples it has.
+    if (operand.requires_grad()) return;
+    const bool as_expected = (operand.dim() > batch.dim && operand.size(batch.dim) == batch.size) ||
+                             (rows_per_example > 1 && operand.dim() >= 1 && operand.dim() <= 2 &&
+                              operand.size(0) == batch.size * rows_per_example);
+    if (as_expected) return;
+    use->why_not = "an input does not have as many examples as the first one";
+    if (operand.dim() >= 2) pass_not_exact = use->why_not;
+  }
+
+  void note_constant(const at::Tensor& output) {
+    if (!output.defined() || !output.has_storage() || parameter_of(output)) return;
+    const auto* storage = output.storage().unsafeGetStorageImpl();
+    if (output_is_constant) {
+      constants.insert_or_assign(storage, output.storage().getWeakStorageImpl());
+    } else if (!constants.empty()) {
+      constants.erase(storage);  // Data were written into it, or its address is used again.
+    }
+  }
+
   void after_operator(const std::vector<c10::IValue>& results) {
+    for (const c10::IValue& result : results) {
+      if (result.isTensor()) note_constant(result.toTensor());
+      if (result.isTensorList()) {
+        for (const at::Tensor& tensor : result.toTensorVector()) note_constant(tensor);
+      }
+    }
+    if (pending.empty()) return;
     if (results.empty() || !results[0].isTensor()) {
       for (const PendingUse& use : pending) {
         parameters[use.parameter].unrecognised =
@@ -231,6 +368,7 @@ struct Observer::Impl : OperatorListener {
       ParameterState& parameter = parameters[use.parameter];
       ++parameter.uses;
       if (!needs.per_example_gradient_norms || !selected(parameter.layer)) continue;
+      check_operand(&use);
       const auto range = extent(use.use.argument);
       if (use.why_not.empty() && several_outputs)
         use.why_not = fmt::format("{} has several outputs", use.use.name);
@@ -251,16 +389,17 @@ struct Observer::Impl : OperatorListener {
   // The number of examples, from the first operator that uses a parameter in a forward pass.
   void find_batch() {
     if (!new_forward) return;
-    new_forward = false;
     batch.dim = options.batch_dim;
     batch.size = 0;
     for (const PendingUse& use : pending) {
       for (const c10::IValue& argument : use.use.arguments) {
         if (!argument.isTensor()) continue;
         const at::Tensor tensor = argument.toTensor();
-        if (!tensor.defined() || parameter_of(tensor)) continue;
+        if (!carries(tensor)) continue;
         if (tensor.dim() > std::max<int64_t>(batch.dim, 1) ||
             (tensor.dim() == 1 && batch.dim == 0)) {
+          new_forward = false;
+          pass_not_exact.clear();
           batch.size = tensor.size(batch.dim);
           // Only an input of at most two dimensions can be flattened without its showing.
           if (tensor.dim() <= 2 && rows_per_example > 1 && batch.size % rows_per_example == 0) {
@@ -363,7 +502,10 @@ struct Observer::Impl : OperatorListener {
   void on_gradient(uint32_t id, const at::Tensor& delivered, GradientCapture::Use use) {
     std::lock_guard lock(step->mutex);
     if (!step->active) return;
-    new_forward = true;
+    if (!new_forward) {
+      new_forward = true;
+      batch.rearranged = false;
+    }
     ParameterState& parameter = parameters[id];
     if (!needs.per_example_gradient_norms || !selected(parameter.layer)) return;
     auto parts = std::move(parameter.parts);
@@ -379,6 +521,7 @@ struct Observer::Impl : OperatorListener {
       parameter.why_not.clear();
     }
     if (use == GradientCapture::Use::kUnknown) unrecognised = "its gradient could not be captured";
+    if (!pass_not_exact.empty()) unrecognised = pass_not_exact;
     if (!parameter.disproved.empty()) unrecognised = parameter.disproved;
     if (unrecognised.empty() && parts.empty()) {
       unrecognised =
@@ -574,10 +717,13 @@ void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected
   }
   impl.layers.assign(impl.model.layers.size(), {});
   impl.notices.clear();
-  if (needs.gradients || needs.microbatch_gradient_norms || needs.per_example_gradient_norms) {
-    impl.gradients.install(needs.microbatch_gradient_norms);
-  }
-  if (needs.per_example_gradient_norms || needs.activations || needs.output_gradients) {
+  const bool captures =
+      needs.gradients || needs.microbatch_gradient_norms || needs.per_example_gradient_norms;
+  const bool watches = needs.per_example_gradient_norms || needs.activations ||
+                       needs.output_gradients || (captures && impl.gradients.needs_writes());
+  if (captures) impl.gradients.install(needs.microbatch_gradient_norms, watches);
+  impl.batch.rearranged = false;
+  if (watches) {
     impl.watch = std::make_unique<OperatorWatch>(&impl);
   }
 }
@@ -689,6 +835,7 @@ StepObservation Observer::uninstall(int64_t batch_size) {
   for (ObserverNotice& notice : impl.notices) result.notices.push_back(std::move(notice));
   impl.notices.clear();
   impl.outputs.clear();
+  impl.constants.clear();
   impl.output_sums.clear();
   for (ParameterState& parameter : impl.parameters) {
     parameter.parts.clear();

@@ -9,6 +9,7 @@
 #include <ATen/record_function.h>
 
 #include <algorithm>
+#include <string_view>
 
 namespace tycho {
 namespace {
@@ -29,8 +30,11 @@ std::unique_ptr<at::ObserverContext> start(const at::RecordFunction& function) {
   auto context = std::make_unique<Context>();
   // Operators within operators, and within a node of a backward pass, are not the model's own.
   const bool outermost = state.depth++ == 0;
-  if (!outermost || function.scope() != at::RecordScope::FUNCTION || !at::GradMode::is_enabled())
-    return context;
+  if (!outermost || function.scope() != at::RecordScope::FUNCTION) return context;
+  const std::string_view name = function.name();
+  const bool in_place = !name.empty() && name.back() == '_';
+  if (!at::GradMode::is_enabled() && !in_place) return context;
+  const bool hidden_write = in_place && !at::GradMode::is_enabled();
   at::NoGradGuard no_grad;
   at::DisableRecordFunctionGuard unobserved;
   // Boxed calls may show more of the stack than the operator's own arguments, which are the last.
@@ -38,6 +42,8 @@ std::unique_ptr<at::ObserverContext> start(const at::RecordFunction& function) {
   const size_t count = std::min(inputs.size(), function.num_inputs());
   const auto own = inputs.slice(inputs.size() - count);
   for (OperatorListener* listener : state.listeners) {
+    if (in_place && !own.empty()) listener->writes(own[0]);
+    if (hidden_write) continue;
     if (listener->before(function.name(), own)) context->wants_outputs.push_back(listener);
   }
   return context;

@@ -17,6 +17,9 @@ class OperatorListener {
   virtual bool before(const char* name, c10::ArrayRef<const c10::IValue> inputs) = 0;
   /// After the operator of the last before() that returned true. Outputs still have their grad_fn.
   virtual void after(const std::vector<c10::IValue>& outputs) = 0;
+  /// Before an operator that writes to its first argument in place runs, gradients
+  /// enabled or not: optimizers do. `.data()` hides such writes from the version counter.
+  virtual void writes(const c10::IValue& target) = 0;
 };
 
 /// While it lives, `listener` sees the operators of the thread that made it. Several may live at

@@ -18,7 +18,7 @@ Contribution broadcast(const at::Tensor& argument, const at::Tensor& factor,
     if (features > d.dim() || batch.dim >= features || argument.size(batch.dim) != 1) {
       return failure("it is not shared by the examples");
     }
-    if (d.size(batch.dim) != batch.size)
+    if (d.size(batch.dim) != batch.size || batch.rearranged)
       return failure("the examples cannot be found in its input");
     at::Tensor by = batch.dim == 0 ? d : d.movedim(batch.dim, 0);
     at::Tensor shape = batch.dim == 0 ? argument : argument.movedim(batch.dim, 0);

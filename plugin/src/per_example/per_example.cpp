@@ -80,6 +80,11 @@ at::Tensor by_example(const at::Tensor& tensor, int64_t feature_dims, const Batc
   std::vector<int64_t> features(tensor.sizes().end() - feature_dims, tensor.sizes().end());
   std::vector<int64_t> shape;
   at::Tensor ordered;
+  if (batch.rearranged) {
+    int64_t candidates = 0;
+    for (int64_t i = 0; i < leading; ++i) candidates += tensor.size(i) == batch.size ? 1 : 0;
+    if (candidates != 1) return {};
+  }
   if (batch.dim < leading && tensor.size(batch.dim) == batch.size &&
       (leading > 1 || batch.dim == 0)) {
     ordered = batch.dim == 0 ? tensor : tensor.movedim(batch.dim, 0);
@@ -146,6 +151,19 @@ bool recognised(const Use& use, std::string* why_not) {
     *why_not =
         fmt::format("its use as argument {} of {} is not one that is known", position, use.name);
   return ok;
+}
+
+size_t operand(const Use& use) {
+  switch (families().at(use.name)) {
+    case Family::kAddmm:
+    case Family::kEmbedding:
+      return 1;
+    case Family::kAdd:
+    case Family::kMultiply:
+      return 1 - use.position;
+    default:
+      return 0;
+  }
 }
 
 Contribution contribution(const Use& use, const at::Tensor& output_gradient, const Batch& batch,

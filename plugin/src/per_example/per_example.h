@@ -16,6 +16,8 @@ namespace tycho::per_example {
 struct Batch {
   int64_t size = 0;  ///< examples
   int64_t dim = 0;   ///< their dimension in tensors that were not flattened
+  /// Operators have moved, repeated or joined examples: only what cannot be mistaken is taken.
+  bool rearranged = false;
 };
 
 /// One use of one parameter by one operator.
@@ -36,6 +38,9 @@ struct Contribution {
 /// Whether an operator is known here with its parameter at this position. Otherwise `why_not` says
 /// why.
 bool recognised(const Use& use, std::string* why_not);
+
+/// Which argument the parameter at use.position meets: the activation, or an embedding's indices.
+size_t operand(const Use& use);
 
 /// `output_gradient`: gradient of the operator's (first) output. `materialise`: per-example
 /// gradients too.
