@@ -121,6 +121,33 @@ TEST_F(ObserverSoundness, PositionsAreNotExamples) {
   }
 }
 
+// Attention written by hand moves dimensions about and back; every parameter stays exact.
+struct Attention : nn::Module {
+  nn::Embedding words{nullptr}, positions{nullptr};
+  nn::Linear mix{nullptr}, out{nullptr};
+  Attention() {
+    words = register_module("words", nn::Embedding(9, 4));
+    positions = register_module("positions", nn::Embedding(5, 4));
+    mix = register_module("mix", nn::Linear(4, 12));
+    out = register_module("out", nn::Linear(4, 3));
+    to(torch::kDouble);
+  }
+  Tensor forward(const Tensor& x) {
+    const Tensor place = torch::arange(x.size(1)).expand_as(x);
+    const Tensor h = words->forward(x) + positions->forward(place);
+    const Tensor heads =
+        mix->forward(h).view({x.size(0), x.size(1), 3, 2, 2}).permute({2, 0, 3, 1, 4});
+    const Tensor scores = torch::softmax(torch::matmul(heads[0], heads[1].transpose(-2, -1)), -1);
+    return out->forward(torch::matmul(scores, heads[2]).transpose(1, 2).flatten(2));
+  }
+};
+
+TEST_F(ObserverSoundness, AttentionWrittenByHand) {
+  Attention model;
+  const Tensor x = torch::randint(0, 9, {4, 5}, torch::kLong);
+  expect_sound(model, [&] { return model.forward(x); }, 4, {});
+}
+
 // With as many positions as examples, a transposed activation looks as one that is not.
 struct Mixer : nn::Module {
   nn::Linear in{nullptr}, across{nullptr}, out{nullptr};
