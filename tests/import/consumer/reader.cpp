@@ -1,4 +1,5 @@
-// Succeeds if the run directory in the first argument holds a record of the loss; without arguments, if it links.
+// Succeeds if the run directory in the first argument holds a record of the loss; without
+// arguments, if it links.
 #include <tycho/analyzer/engine.h>
 #include <tycho/trace/run_reader.h>
 
