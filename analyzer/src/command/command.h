@@ -1,0 +1,34 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <string>
+
+#include "tycho/trace/status.h"
+
+// The subcommands of `tycho`. Each adds itself to the command line and returns its exit status when
+// it is run.
+namespace tycho::analyzer::command {
+
+enum ExitStatus { kSuccess = 0, kFailure = 1, kUsage = 2, kLossy = 3 };
+
+using Action = std::function<int()>;
+
+void add_report(CLI::App* app, Action* action);
+void add_export(CLI::App* app, Action* action);
+void add_info(CLI::App* app, Action* action);
+void add_verify(CLI::App* app, Action* action);
+void add_recover(CLI::App* app, Action* action);
+void add_replay(CLI::App* app, Action* action);
+void add_laws(CLI::App* app, Action* action);
+
+/// Says it on stderr as `tycho: ...`.
+int fail(const Status& status);
+bool stdout_is_terminal();
+bool stderr_is_terminal();
+/// A terminal that wants colours: NO_COLOR is not set.
+bool wants_colour();
+/// Writes to a file, or to standard output where `path` is empty; a partial file is removed.
+Status write_output(const std::string& path, const std::string& text);
+
+}  // namespace tycho::analyzer::command

@@ -1,0 +1,79 @@
+#include <fmt/format.h>
+
+#include <map>
+
+#include "command.h"
+#include "tycho/trace/run_reader.h"
+
+namespace tycho::analyzer::command {
+namespace {
+
+struct Counter : trace::MessageHandler {
+  std::map<std::string, uint64_t> records;
+  uint64_t events = 0;
+  bool on_record(const std::string& probe, const v1::Record&, int64_t) override {
+    ++records[probe];
+    return true;
+  }
+  bool on_event(const v1::Event&, int64_t) override {
+    ++events;
+    return true;
+  }
+};
+
+int run_info(const std::string& path) {
+  auto reader = trace::RunReader::open(path);
+  if (!reader.ok()) return fail(reader.status());
+  Counter counter;
+  if (Status status = reader.value()->read(counter); !status.ok()) return fail(status);
+  const v1::RunDescription& run = reader.value()->run();
+  std::string text = fmt::format("run          {}\n", run.run_id());
+  if (!run.run_name().empty()) text += fmt::format("name         {}\n", run.run_name());
+  std::string command;
+  for (const std::string& argument : run.command_line()) command += " " + argument;
+  if (!command.empty()) text += fmt::format("command line{}\n", command);
+  text += fmt::format("optimizer    {}\n", run.optimizer());
+  text +=
+      fmt::format("model        {} layers, {} parameters\n", reader.value()->model().layer_size(),
+                  reader.value()->model().parameter_size());
+  const auto part = [&](const char* title, const auto& entries) {
+    const std::map<std::string, std::string> sorted(entries.begin(), entries.end());
+    bool first = true;
+    for (const auto& [key, value] : sorted) {
+      text += fmt::format("{:<12} {} {}\n", first ? title : "", key, value);
+      first = false;
+    }
+  };
+  part("versions", run.versions());
+  part("environment", run.environment());
+  part("options", run.options());
+  text += "segments\n";
+  for (const auto& segment : reader.value()->segments()) {
+    text += fmt::format(
+        "  {}  steps {} to {}, {} messages, {} bytes, {}{}\n", segment.name, segment.first_step,
+        segment.last_step, segment.messages, segment.bytes,
+        segment.sealed ? "sealed" : "not sealed",
+        segment.resumed ? fmt::format(", resumed at step {}", segment.resume_step) : "");
+  }
+  text += "records\n";
+  for (const auto& [probe, count] : counter.records)
+    text += fmt::format("  {:<20} {}\n", probe, count);
+  text += fmt::format("  {:<20} {}\n", "events", counter.events);
+  for (const auto& region : reader.value()->skipped()) {
+    text += fmt::format("damaged      {} bytes {} to {}: {}\n", region.segment, region.begin,
+                        region.end, region.why);
+  }
+  if (Status status = write_output("", text); !status.ok()) return fail(status);
+  return kSuccess;
+}
+
+}  // namespace
+
+void add_info(CLI::App* app, Action* action) {
+  auto run = std::make_shared<std::string>();
+  auto* command = app->add_subcommand("info", "What is in a trace");
+  command->add_option("RUN", *run, "Run directory, or one segment")->required();
+  command->callback([run, action] { *action = [run] { return run_info(*run); }; });
+}
+
+}  // namespace tycho::analyzer::command

@@ -1,0 +1,47 @@
+#include <fmt/format.h>
+
+#include "command.h"
+#include "tycho/analyzer/law.h"
+
+namespace tycho::analyzer::command {
+namespace {
+
+std::string describe(const LawDescription& law) {
+  std::string text = fmt::format(
+      "{}\n  {}\n  line         {}\n  formula      {}\n  assumptions  {}\n  what to do   {}\n",
+      law.id, law.title, to_string(law.line), law.formula, law.assumptions, law.what_to_do);
+  std::string statistics;
+  for (const std::string& statistic : law.statistics)
+    statistics += (statistics.empty() ? "" : ", ") + statistic;
+  text += fmt::format("  statistics   {}\n", statistics);
+  for (const std::string& caveat : law.caveats) text += fmt::format("  caveat       {}\n", caveat);
+  return text + fmt::format("  source       {}\n", law.source);
+}
+
+int run_laws(const std::string& wanted) {
+  std::string text;
+  std::string known;
+  for (const auto& law : make_laws()) {
+    const LawDescription& description = law->description();
+    known += " " + description.id;
+    if (wanted.empty()) text += fmt::format("{:<26} {}\n", description.id, description.title);
+    if (wanted == description.id) text = describe(description);
+  }
+  if (text.empty()) {
+    fmt::print(stderr, "tycho: there is no law {}; there are:{}\n", wanted, known);
+    return kUsage;
+  }
+  if (Status status = write_output("", text); !status.ok()) return fail(status);
+  return kSuccess;
+}
+
+}  // namespace
+
+void add_laws(CLI::App* app, Action* action) {
+  auto wanted = std::make_shared<std::string>();
+  auto* command = app->add_subcommand("laws", "The laws: formula, assumptions, source, what to do");
+  command->add_option("LAW", *wanted, "One law; default: a list of all");
+  command->callback([wanted, action] { *action = [wanted] { return run_laws(*wanted); }; });
+}
+
+}  // namespace tycho::analyzer::command

@@ -1,0 +1,70 @@
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "command.h"
+
+namespace tycho::analyzer::command {
+
+int fail(const Status& status) {
+  fmt::print(stderr, "tycho: {}\n", status.message());
+  return kFailure;
+}
+
+bool stdout_is_terminal() { return ::isatty(STDOUT_FILENO) != 0; }
+bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
+
+bool wants_colour() {
+  const char* no_colour = std::getenv("NO_COLOR");
+  return stdout_is_terminal() && (no_colour == nullptr || *no_colour == '\0');
+}
+
+Status write_output(const std::string& path, const std::string& text) {
+  const bool to_file = !path.empty() && path != "-";
+  std::FILE* out = to_file ? std::fopen(path.c_str(), "wb") : stdout;
+  if (out == nullptr) {
+    return Status(Status::Code::kIoError,
+                  fmt::format("cannot write {}: {}", path, std::strerror(errno)));
+  }
+  bool written = std::fwrite(text.data(), 1, text.size(), out) == text.size();
+  written = (to_file ? std::fclose(out) : std::fflush(out)) == 0 && written;
+  if (written) return Status();
+  const int error = errno;
+  if (to_file) std::remove(path.c_str());
+  return Status(
+      Status::Code::kIoError,
+      fmt::format("cannot write {}: {}", to_file ? path : "the output", std::strerror(error)));
+}
+
+}  // namespace tycho::analyzer::command
+
+int main(int argc, char** argv) {
+  using namespace tycho::analyzer::command;
+  std::signal(SIGPIPE, SIG_IGN);  // A closed pipe is an error of writing, said like any other.
+  CLI::App app("Tycho: learning mechanics of LibTorch training runs", "tycho");
+  app.set_version_flag("--version", "tycho " TYCHO_VERSION);
+  app.require_subcommand(1);
+  Action action;
+  add_report(&app, &action);
+  add_replay(&app, &action);
+  add_export(&app, &action);
+  add_info(&app, &action);
+  add_verify(&app, &action);
+  add_recover(&app, &action);
+  add_laws(&app, &action);
+  try {
+    app.parse(argc, argv);
+    return action();
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kSuccess : kUsage;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "tycho: {}\n", error.what());
+    return kFailure;
+  }
+}

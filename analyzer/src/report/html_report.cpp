@@ -1,0 +1,439 @@
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <ctime>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "report.h"
+
+namespace tycho::analyzer {
+
+namespace assets {
+extern const char* const page_css;
+extern const char* const page_js;
+extern const char* const dygraph_js;
+extern const char* const dygraph_css;
+extern const char* const dygraph_license;
+}  // namespace assets
+
+namespace {
+
+using nlohmann::json;
+
+// Names come from the user's program: whatever they hold, it is text.
+std::string escape(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    switch (c) {
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      case '\'':
+        out += "&#39;";
+        break;
+      default:
+        out += c;
+    }
+  }
+  return out;
+}
+
+// Inside a script element nothing may look like a tag.
+std::string script_json(const json& value) {
+  std::string out;
+  for (const char c : value.dump(-1, ' ', false, json::error_handler_t::replace)) {
+    if (c == '<') {
+      out += "\\u003c";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
+const char* symbol(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::kHolds:
+      return "&#10003;";
+    case Verdict::kViolated:
+      return "&#10007;";
+    case Verdict::kNotApplicable:
+      return "&ndash;";
+    case Verdict::kUnderpowered:
+      return "?";
+    case Verdict::kNotYet:
+      return "&hellip;";
+  }
+  return "";
+}
+
+std::string badge(Verdict verdict, int count = 1) {
+  return fmt::format("<span class=\"verdict {0}\">{1} {0}{2}</span>", to_string(verdict),
+                     symbol(verdict), count > 1 ? fmt::format(" &times;{}", count) : "");
+}
+
+std::string title_of(const Report& report, const Finding& finding) {
+  const LawDescription* law = report.law(finding.law);
+  return law != nullptr ? law->title : finding.law;
+}
+
+std::string chart_link(const Finding& finding) {
+  if (finding.evidence_statistic.empty()) return "";
+  return fmt::format(
+      " <a class=\"noprint\" href=\"#views\" data-statistic=\"{}\" data-scope=\"{}\">see the "
+      "chart</a>",
+      escape(finding.evidence_statistic), escape(finding.scope));
+}
+
+std::string interval(const Finding& finding) {
+  if (std::isnan(finding.ci_low) || std::isnan(finding.ci_high)) return "";
+  return fmt::format("[{}, {}]", short_number(finding.ci_low), short_number(finding.ci_high));
+}
+
+std::string optional_number(double value) { return std::isnan(value) ? "" : short_number(value); }
+
+std::string finding_row(const Finding& finding) {
+  return fmt::format(
+      "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"number\">{}</td><td "
+      "class=\"number\">{}</td>"
+      "<td class=\"number\">{}</td><td>{}{}</td></tr>\n",
+      escape(finding.scope), badge(finding.verdict), optional_number(finding.measured),
+      interval(finding), optional_number(finding.predicted),
+      escape(finding.advice.empty() ? finding.gate : finding.advice), chart_link(finding));
+}
+
+constexpr const char* kFindingHead =
+    "<table><thead><tr><th>where</th><th>verdict</th><th>measured</th><th>95 % "
+    "interval</th><th>predicted</th>"
+    "<th>what it means</th></tr></thead><tbody>\n";
+
+std::string what_to_do_section(const Report& report) {
+  std::string out = "<section><h2>What to do</h2>\n";
+  const auto important = what_to_do(report);
+  if (important.empty()) {
+    return out +
+           "<p>Nothing that the laws can support with this trace. The verdicts below say what is "
+           "missing.</p></section>\n";
+  }
+  out += "<div class=\"cards\">\n";
+  for (const Finding* finding : important) {
+    out += fmt::format(
+        "<article class=\"card {}\"><h3>{} {} <span class=\"muted\">{}</span></h3><p>{}</p><p "
+        "class=\"evidence\">{}{}</p></article>\n",
+        to_string(finding->verdict), badge(finding->verdict), escape(title_of(report, *finding)),
+        escape(finding->scope), escape(finding->advice), escape(evidence(*finding)),
+        chart_link(*finding));
+  }
+  return out + "</div></section>\n";
+}
+
+std::string law_block(const Report& report, const LawDescription& law) {
+  std::map<Verdict, int> counts;
+  std::vector<const Finding*> findings;
+  const Finding* run = nullptr;
+  for (const Finding& finding : report.findings) {
+    if (finding.law != law.id) continue;
+    ++counts[finding.verdict];
+    findings.push_back(&finding);
+    if (finding.scope == "run") run = &finding;
+  }
+  std::string out =
+      fmt::format("<div class=\"law\" id=\"law-{}\"><h3>{} ", escape(law.id), escape(law.title));
+  for (const auto& [verdict, count] : counts) out += badge(verdict, count) + " ";
+  if (findings.empty()) out += "<span class=\"muted\">no finding</span>";
+  out += fmt::format("</h3><p class=\"formula\">{}</p>\n", escape(law.formula));
+  if (run != nullptr) out += kFindingHead + finding_row(*run) + "</tbody></table>\n";
+  const size_t rest = findings.size() - (run != nullptr ? 1 : 0);
+  if (rest > 0) {
+    out += fmt::format("<details{}><summary>{} layers and parameters</summary>{}",
+                       rest <= 4 ? " open" : "", rest, kFindingHead);
+    for (const Finding* finding : findings) {
+      if (finding != run) out += finding_row(*finding);
+    }
+    out += "</tbody></table></details>\n";
+  }
+  out += fmt::format("<details><summary>assumptions, caveats, source</summary><p>{}</p>",
+                     escape(law.assumptions));
+  if (!law.caveats.empty()) {
+    out += "<ul>";
+    for (const std::string& caveat : law.caveats) out += "<li>" + escape(caveat) + "</li>";
+    out += "</ul>";
+  }
+  out += fmt::format("<p class=\"muted\">{}</p></details></div>\n", escape(law.source));
+  return out;
+}
+
+std::string lines_section(const Report& report) {
+  std::string out = "<section><h2>The five lines of learning mechanics</h2>\n";
+  for (const Line line : {Line::kSolvableSettings, Line::kSimplifyingLimits, Line::kEmpiricalLaws,
+                          Line::kHyperparameters, Line::kUniversalPhenomena}) {
+    std::string blocks;
+    for (const LawDescription& law : report.laws) {
+      if (law.line == line) blocks += law_block(report, law);
+    }
+    std::string name = to_string(line);
+    if (!name.empty())
+      name[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(name[0])));
+    out += fmt::format(
+        "<h3>{}</h3>\n{}", escape(name),
+        blocks.empty() ? "<p class=\"muted\">No law of this line is checked yet.</p>\n" : blocks);
+  }
+  return out + "</section>\n";
+}
+
+const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
+<div class="controls"><label>Statistic <select id="statistic"></select></label>
+<label>Scale <select id="scale"><option value="linear">linear</option><option value="log">logarithmic</option></select></label>
+<span class="muted">Choose a row for its series; drag across the chart to zoom, double-click to see all.</span></div>
+<div class="heatwrap"><div class="rows" id="rows"></div><div><canvas class="heat" id="heat"></canvas>
+<div class="axis"><span id="from"></span><span id="to"></span></div>
+<div class="legend"><span id="low"></span><canvas id="ramp" width="160" height="12"></canvas><span id="high"></span>
+<span>empty: not measured</span></div></div></div>
+<h3 id="title"></h3><p class="muted" id="definition"></p><div class="chart" id="chart"></div>
+<details><summary>as a table</summary><div class="tablebox"><table><thead><tr><th>step</th><th>mean</th><th>least</th>
+<th>largest</th></tr></thead><tbody id="values"></tbody></table></div></details></section>
+)html";
+
+json rounded(double value) {
+  if (!std::isfinite(value)) return nullptr;
+  const json shorter = json::parse(fmt::format("{:.5g}", value), nullptr, false);
+  return shorter.is_discarded() ? json(value) : shorter;  // the largest doubles round to infinity
+}
+
+json view_data(const Report& report) {
+  json series = json::array();
+  for (const auto& [key, entities] : report.series.recorded()) {
+    json entry = {{"statistic", key.statistic},
+                  {"unit", ""},
+                  {"definition", ""},
+                  {"entities", json::array()}};
+    for (const auto& definition : report.registry.statistic()) {
+      if (definition.name() != key.statistic) continue;
+      entry["unit"] = definition.unit();
+      entry["definition"] = definition.definition();
+    }
+    entry["scope"] = key.scope == v1::SCOPE_RUN     ? "run"
+                     : key.scope == v1::SCOPE_LAYER ? "layers"
+                                                    : "parameters";
+    for (size_t entity = 0; entity < entities; ++entity) {
+      json mean = json::array();
+      json least = json::array();
+      json largest = json::array();
+      bool any = false;
+      bool band = false;
+      for (const Bucket& bucket : report.series.series(key, entity)) {
+        any = any || bucket.count > 0;
+        band = band || bucket.count > 1;
+        mean.push_back(rounded(bucket.mean()));
+        least.push_back(bucket.count > 0 ? rounded(bucket.min) : json(nullptr));
+        largest.push_back(bucket.count > 0 ? rounded(bucket.max) : json(nullptr));
+      }
+      if (!any) continue;
+      std::string name = "run";
+      std::string scope = "run";
+      if (key.scope == v1::SCOPE_LAYER) {
+        name = report.layer_path(static_cast<uint32_t>(entity));
+        scope = "layer:" + (static_cast<int>(entity) < report.model.layer_size()
+                                ? report.model.layer(static_cast<int>(entity)).path()
+                                : name);
+      } else if (key.scope == v1::SCOPE_PARAMETER) {
+        name = static_cast<int>(entity) < report.model.parameter_size()
+                   ? report.model.parameter(static_cast<int>(entity)).name()
+                   : fmt::format("parameter {}", entity);
+        scope = "param:" + name;
+      }
+      json item = {{"name", name}, {"scope", scope}, {"mean", mean}};
+      if (band) {
+        item["min"] = least;
+        item["max"] = largest;
+      }
+      entry["entities"].push_back(item);
+    }
+    if (!entry["entities"].empty()) series.push_back(entry);
+  }
+  // Layers first: that is what the page is for; then parameters, then the run.
+  std::stable_sort(series.begin(), series.end(), [](const json& a, const json& b) {
+    const auto rank = [](const json& entry) {
+      return entry["scope"] == "run" ? 0 : entry["scope"] == "layers" ? 1 : 2;
+    };
+    return rank(a) < rank(b);
+  });
+  json predictions = json::array();
+  for (const Finding& finding : report.findings) {
+    if (finding.evidence_statistic.empty() || !std::isfinite(finding.evidence_level)) continue;
+    predictions.push_back({{"statistic", finding.evidence_statistic},
+                           {"scope", finding.scope},
+                           {"level", finding.evidence_level},
+                           {"law", title_of(report, finding)}});
+  }
+  return {{"first_step", report.series.first_step()},
+          {"last_step", report.last_step},
+          {"steps_per_bucket", report.series.steps_per_bucket()},
+          {"buckets", report.series.buckets()},
+          {"series", series},
+          {"predictions", predictions}};
+}
+
+template <typename Map>
+std::string map_rows(const Map& map) {
+  const std::map<std::string, std::string> sorted(map.begin(), map.end());
+  std::string out;
+  for (const auto& [key, value] : sorted) {
+    out +=
+        fmt::format("<tr><td>{}</td><td class=\"name\">{}</td></tr>\n", escape(key), escape(value));
+  }
+  return out;
+}
+
+std::string identity_section(const Report& report) {
+  std::string command;
+  for (const std::string& argument : report.run.command_line()) command += argument + " ";
+  const std::time_t start = static_cast<std::time_t>(report.run.start_time_ns() / 1000000000);
+  std::string out = "<section><h2>The run</h2><table><tbody>\n";
+  std::map<std::string, std::string> facts = {
+      {"run", report.run.run_id()},
+      {"name", report.run.run_name()},
+      {"command line", command},
+      {"optimizer", report.run.optimizer()},
+      {"loss reduction", report.run.loss_reduction()},
+      {"started", fmt::format("{:%Y-%m-%d %H:%M:%S} UTC", fmt::gmtime(start))}};
+  out += map_rows(facts) + "</tbody></table>\n";
+  const auto part = [&](const char* name, const auto& map) {
+    if (map.empty()) return;
+    out += fmt::format("<details><summary>{}</summary><table><tbody>{}</tbody></table></details>\n",
+                       name, map_rows(map));
+  };
+  part("Configuration", report.run.options());
+  part("Versions", report.run.versions());
+  part("Environment", report.run.environment());
+  out += fmt::format(
+      "<details><summary>{} segments, {} "
+      "bytes</summary><table><thead><tr><th>segment</th><th>steps</th>"
+      "<th>messages</th><th>bytes</th><th>sealed</th></tr></thead><tbody>",
+      report.segments.size(), report.bytes);
+  for (const auto& segment : report.segments) {
+    out += fmt::format(
+        "<tr><td>{}</td><td class=\"number\">{} to {}</td><td class=\"number\">{}</td><td "
+        "class=\"number\">{}</td><td>{}</td></tr>\n",
+        escape(segment.name), segment.first_step, segment.last_step, segment.messages,
+        segment.bytes, segment.sealed ? "yes" : "no");
+  }
+  return out + "</tbody></table></details></section>\n";
+}
+
+std::string loss_section(const Report& report) {
+  std::string out = "<section><h2>What was lost, and what happened</h2>\n";
+  if (!report.has_loss()) out += "<p>Nothing that was recorded is missing.</p>\n";
+  if (report.health.messages_dropped() > 0) {
+    out += fmt::format("<p>{} messages were dropped because the disk could not keep up.</p>\n",
+                       report.health.messages_dropped());
+  }
+  if (report.health.write_failures() > 0) {
+    out += fmt::format("<p>Writing failed {} times; the last failure: {}</p>\n",
+                       report.health.write_failures(), escape(report.health.last_write_failure()));
+  }
+  if (!report.skipped.empty()) {
+    out +=
+        "<table><thead><tr><th>segment</th><th>bytes</th><th>between "
+        "steps</th><th>why</th></tr></thead><tbody>\n";
+    for (const auto& region : report.skipped) {
+      out += fmt::format(
+          "<tr><td>{}</td><td class=\"number\">{} to {}</td><td class=\"number\">{} and "
+          "{}</td><td>{}</td></tr>\n",
+          escape(region.segment), region.begin, region.end,
+          region.after_step < 0 ? "the beginning" : std::to_string(region.after_step),
+          region.before_step < 0 ? "the end" : std::to_string(region.before_step),
+          escape(region.why));
+    }
+    out += "</tbody></table>\n";
+  }
+  if (!report.events.empty()) {
+    out += "<table><thead><tr><th>first step</th><th>what</th><th>times</th></tr></thead><tbody>\n";
+    for (const v1::Event& event : report.events) {
+      out += fmt::format(
+          "<tr><td class=\"number\">{}</td><td>{}</td><td class=\"number\">{}</td></tr>\n",
+          event.step(), escape(event.message().empty() ? event.code() : event.message()),
+          event.count());
+    }
+    out += "</tbody></table>\n";
+  }
+  return out + "</section>\n";
+}
+
+std::string cost_section(const Report& report) {
+  const double training = report.health.training_seconds();
+  std::string out = "<section><h2>What Tycho cost</h2>\n";
+  out += fmt::format(
+      "<p>{:.3g} s on the training thread, of {:.3g} s{}; {} of {} steps were observed.</p>\n",
+      report.health.tycho_seconds(), training,
+      training > 0 ? fmt::format(" ({:.2f} %)", 100 * report.health.tycho_seconds() / training)
+                   : "",
+      report.health.steps_observed(), report.health.steps_seen());
+  if (report.health.cost_size() > 0) {
+    out +=
+        "<table><thead><tr><th>probe</th><th>seconds</th><th>observations</th></tr></"
+        "thead><tbody>\n";
+    for (const auto& cost : report.health.cost()) {
+      out += fmt::format(
+          "<tr><td>{}</td><td class=\"number\">{:.4g}</td><td class=\"number\">{}</td></tr>\n",
+          escape(cost.probe()), cost.seconds(), cost.observations());
+    }
+    out += "</tbody></table>\n";
+  }
+  return out + "</section>\n";
+}
+
+// The last line of a minified file points to a source map, which a browser's tools would look for.
+std::string without_source_map(const std::string& text) {
+  size_t at = text.find("sourceMappingURL=");
+  if (at == std::string::npos) return text;
+  at = std::min(text.rfind("//#", at), text.rfind("/*#", at));
+  return text.substr(0, at);
+}
+
+}  // namespace
+
+std::string html_report(const Report& report) {
+  const std::string name = report.run.run_name().empty() ? report.path : report.run.run_name();
+  uint64_t elements = 0;
+  for (const auto& parameter : report.model.parameter()) elements += parameter.element_count();
+  std::string out =
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
+      "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n";
+  out += fmt::format(
+      "<title>{} - mechanics report</title>\n<style>{}\n{}</style></head><body><main>\n",
+      escape(name), without_source_map(assets::dygraph_css), assets::page_css);
+  out += fmt::format(
+      "<header><h1>{}</h1><p>Mechanics report: steps {} to {}, {} of them observed; {} layers, {} "
+      "weights, {}</p></header>\n",
+      escape(name), report.first_step, report.last_step, report.frames, report.model.layer_size(),
+      elements, escape(report.run.optimizer()));
+  out += what_to_do_section(report);
+  out += lines_section(report);
+  out += kViews;
+  out += identity_section(report);
+  out += loss_section(report);
+  out += cost_section(report);
+  out +=
+      "<details class=\"noprint\"><summary>licence of the chart library (dygraphs)</summary><pre>" +
+      escape(assets::dygraph_license) + "</pre></details>\n";
+  out += "</main>\n<script type=\"application/json\" id=\"data\">" +
+         script_json(view_data(report)) + "</script>\n";
+  out += std::string("<script>") + without_source_map(assets::dygraph_js) + "</script>\n<script>" +
+         assets::page_js + "</script>\n";
+  return out + "</body></html>\n";
+}
+
+}  // namespace tycho::analyzer

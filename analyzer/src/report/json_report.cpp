@@ -1,0 +1,89 @@
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "report.h"
+
+namespace tycho::analyzer {
+namespace {
+
+using nlohmann::json;
+
+json number(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
+
+template <typename Map>
+json text_map(const Map& map) {
+  json result = json::object();
+  for (const auto& [key, value] : map) result[key] = value;
+  return result;
+}
+
+}  // namespace
+
+std::string json_report(const Report& report) {
+  json lost = {{"messages_dropped", report.health.messages_dropped()},
+               {"write_failures", report.health.write_failures()},
+               {"skipped", json::array()}};
+  uint64_t bytes = 0;
+  for (const auto& region : report.skipped) {
+    bytes += region.end - region.begin;
+    lost["skipped"].push_back({{"segment", region.segment},
+                               {"begin", region.begin},
+                               {"end", region.end},
+                               {"why", region.why},
+                               {"after_step", region.after_step},
+                               {"before_step", region.before_step},
+                               {"messages", region.messages}});
+  }
+  lost["bytes_skipped"] = bytes;
+  json run = {
+      {"id", report.run.run_id()},
+      {"name", report.run.run_name()},
+      {"tags", std::vector<std::string>(report.run.tags().begin(), report.run.tags().end())},
+      {"optimizer", report.run.optimizer()},
+      {"seed", report.run.seed()},
+      {"start_time_ns", report.run.start_time_ns()},
+      {"command_line", std::vector<std::string>(report.run.command_line().begin(),
+                                                report.run.command_line().end())},
+      {"configuration", text_map(report.run.options())},
+      {"versions", text_map(report.run.versions())},
+      {"environment", text_map(report.run.environment())},
+      {"first_step", report.first_step},
+      {"last_step", report.last_step},
+      {"observed_steps", report.frames},
+      {"lost", lost}};
+  json events = json::array();
+  for (const v1::Event& event : report.events) {
+    events.push_back({{"step", event.step()},
+                      {"kind", v1::Event::Kind_Name(event.kind())},
+                      {"code", event.code()},
+                      {"message", event.message()},
+                      {"count", event.count()}});
+  }
+  run["events"] = events;
+  json cost = json::object();
+  for (const auto& probe : report.health.cost()) cost[probe.probe()] = number(probe.seconds());
+  run["cost"] = {{"tycho_seconds", number(report.health.tycho_seconds())},
+                 {"training_seconds", number(report.health.training_seconds())},
+                 {"probes", cost}};
+  json laws = json::array();
+  for (const Finding& finding : report.findings) {
+    laws.push_back({{"law", finding.law},
+                    {"line", to_string(finding.line)},
+                    {"scope", finding.scope},
+                    {"verdict", to_string(finding.verdict)},
+                    {"measured", number(finding.measured)},
+                    {"predicted", number(finding.predicted)},
+                    {"ci_low", number(finding.ci_low)},
+                    {"ci_high", number(finding.ci_high)},
+                    {"unit", finding.unit},
+                    {"window", {finding.window_begin, finding.window_end}},
+                    {"gate", finding.gate},
+                    {"advice", finding.advice},
+                    {"source", finding.source}});
+  }
+  // Names come from the user's program and need not be UTF-8.
+  return json{{"run", run}, {"laws", laws}}.dump(2, ' ', false, json::error_handler_t::replace) +
+         "\n";
+}
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "series_store.h"
+#include "tycho/analyzer/engine.h"
+#include "tycho/trace/run_reader.h"
+
+namespace tycho::analyzer {
+
+/// Everything a report shows, read in one pass with memory that does not grow with the trace.
+struct Report {
+  std::string path;
+  v1::RunDescription run;
+  v1::ModelDescription model;
+  v1::StatisticRegistry registry;
+  std::vector<LawDescription> laws;
+  std::vector<Finding> findings;  ///< by importance
+  std::vector<v1::Event> events;
+  v1::Health health;
+  std::vector<trace::SegmentInfo> segments;
+  std::vector<trace::SkippedRegion> skipped;
+  SeriesStore series;
+  int64_t first_step = -1;
+  int64_t last_step = -1;
+  uint64_t frames = 0;
+  uint64_t bytes = 0;
+
+  bool has_loss() const { return !skipped.empty() || health.messages_dropped() > 0; }
+  const LawDescription* law(const std::string& id) const;
+  std::string layer_path(uint32_t id) const;
+};
+
+/// `progress` is told the number of frames now and then; may be empty.
+Result<Report> read_report(const std::string& path,
+                           const std::function<void(uint64_t frames)>& progress);
+
+/// The findings a reader should see first: those that ask for something to be done.
+std::vector<const Finding*> what_to_do(const Report& report);
+
+std::string text_report(const Report& report, bool colour, int width);
+std::string json_report(const Report& report);
+/// One file that needs no network.
+std::string html_report(const Report& report);
+
+/// "1.23e-4", "0.5", "not known".
+std::string short_number(double value);
+/// Measured value with its interval and the prediction, in words; empty where nothing was measured.
+std::string evidence(const Finding& finding);
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,133 @@
+#include "series_store.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace tycho::analyzer {
+namespace {
+
+void add(double value, Bucket* bucket) {
+  if (!std::isfinite(value)) {
+    ++bucket->non_finite;
+    return;
+  }
+  bucket->min = bucket->count == 0 ? value : std::min(bucket->min, value);
+  bucket->max = bucket->count == 0 ? value : std::max(bucket->max, value);
+  bucket->sum += value;
+  ++bucket->count;
+}
+
+void merge(const Bucket& from, Bucket* into) {
+  if (from.count > 0) {
+    into->min = into->count == 0 ? from.min : std::min(into->min, from.min);
+    into->max = into->count == 0 ? from.max : std::max(into->max, from.max);
+    into->sum += from.sum;
+    into->count += from.count;
+  }
+  into->non_finite += from.non_finite;
+}
+
+}  // namespace
+
+SeriesStore::SeriesStore(size_t capacity) : capacity_(std::max<size_t>(2, capacity / 2 * 2)) {}
+
+// Columns for everything the registry defines; new ones after a resumed session brought a new
+// registry.
+void SeriesStore::prepare(const RunContext& context) {
+  const v1::StatisticRegistry& registry = context.registry();
+  if (prepared_for_ == &registry && prepared_statistics_ == registry.statistic_size()) return;
+  prepared_for_ = &registry;
+  prepared_statistics_ = registry.statistic_size();
+  for (const auto& statistic : registry.statistic()) {
+    for (const v1::Scope scope : {v1::SCOPE_RUN, v1::SCOPE_LAYER, v1::SCOPE_PARAMETER}) {
+      const bool known = std::any_of(columns_.begin(), columns_.end(), [&](const Column& column) {
+        return column.key.statistic == statistic.name() && column.key.scope == scope;
+      });
+      if (known) continue;
+      Column column;
+      column.key = {statistic.name(), scope};
+      column.index = context.column(statistic.name(), scope);
+      columns_.push_back(std::move(column));
+    }
+  }
+}
+
+void SeriesStore::observe(const RunContext& context, const Frame& frame) {
+  prepare(context);
+  if (bucket_ < 0) {
+    first_step_ = frame.step();
+    bucket_ = 0;
+  }
+  // A resumed run goes back in time: its steps join the bucket that is open.
+  const int64_t bucket = std::max(bucket_, (frame.step() - first_step_) / width_);
+  if (bucket != bucket_) {
+    close_bucket();
+    bucket_ = bucket;
+    while (bucket_ >= static_cast<int64_t>(capacity_)) halve();
+  }
+  for (Column& column : columns_) {
+    const ColumnValues values = frame.column(column.index);
+    if (!values.present) continue;
+    if (column.entities < values.size) {
+      column.entities = values.size;
+      column.open.resize(values.size);
+    }
+    for (size_t i = 0; i < values.size; ++i) {
+      // NaN stands for "not measured here" in a frame, and is what is left of a recorded NaN.
+      if (!std::isnan(values.value[i])) add(values.value[i], &column.open[i]);
+    }
+  }
+}
+
+void SeriesStore::close_bucket() {
+  const auto position = static_cast<size_t>(bucket_);
+  for (Column& column : columns_) {
+    if (column.entities == 0) continue;
+    if (column.closed.size() <= position) column.closed.resize(position + 1);
+    auto& into = column.closed[position];
+    if (into.size() < column.entities) into.resize(column.entities);
+    for (size_t i = 0; i < column.entities; ++i) merge(column.open[i], &into[i]);
+    std::fill(column.open.begin(), column.open.end(), Bucket{});
+  }
+  used_ = std::max(used_, position + 1);
+}
+
+void SeriesStore::halve() {
+  for (Column& column : columns_) {
+    for (size_t i = 0; i < column.closed.size(); ++i) {
+      if (i % 2 == 0) {
+        if (i != i / 2) column.closed[i / 2] = std::move(column.closed[i]);
+        continue;
+      }
+      auto& into = column.closed[i / 2];
+      if (into.size() < column.closed[i].size()) into.resize(column.closed[i].size());
+      for (size_t j = 0; j < column.closed[i].size(); ++j) merge(column.closed[i][j], &into[j]);
+    }
+    column.closed.resize((column.closed.size() + 1) / 2);
+  }
+  used_ = (used_ + 1) / 2;
+  width_ *= 2;
+  bucket_ /= 2;
+}
+
+void SeriesStore::finish() {
+  if (bucket_ < 0) return;
+  close_bucket();
+  recorded_.clear();
+  for (const Column& column : columns_) {
+    if (column.entities > 0) recorded_.emplace_back(column.key, column.entities);
+  }
+}
+
+std::vector<Bucket> SeriesStore::series(const Key& key, size_t entity) const {
+  std::vector<Bucket> result;
+  for (const Column& column : columns_) {
+    if (column.key < key || key < column.key) continue;
+    for (const auto& bucket : column.closed) {
+      result.push_back(entity < bucket.size() ? bucket[entity] : Bucket{});
+    }
+  }
+  return result;
+}
+
+}  // namespace tycho::analyzer

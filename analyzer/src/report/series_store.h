@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tycho/analyzer/frame.h"
+
+namespace tycho::analyzer {
+
+/// What a stretch of steps holds of one series.
+struct Bucket {
+  double min = 0;
+  double max = 0;
+  double sum = 0;           ///< of the finite values
+  uint32_t count = 0;       ///< finite values
+  uint32_t non_finite = 0;  ///< NaN or infinite values that were recorded
+  double mean() const { return count > 0 ? sum / count : __builtin_nan(""); }
+};
+
+/// Minimum, maximum and mean of every series over stretches of equal length: what a screen can
+/// show. The number of stretches stays between half of and all of `capacity` however long the run
+/// is; memory depends on the number of series only.
+class SeriesStore {
+ public:
+  /// `capacity`: even, at least 2.
+  explicit SeriesStore(size_t capacity = 256);
+
+  void observe(const RunContext& context, const Frame& frame);
+  /// After the last frame.
+  void finish();
+
+  struct Key {
+    std::string statistic;
+    v1::Scope scope;
+    bool operator<(const Key& other) const {
+      return statistic != other.statistic ? statistic < other.statistic : scope < other.scope;
+    }
+  };
+  /// Buckets of one series; fewer than buckets() where it ended earlier. Empty: never recorded.
+  std::vector<Bucket> series(const Key& key, size_t entity) const;
+  /// What was recorded at all, in the registry's order, with the number of entities.
+  const std::vector<std::pair<Key, size_t>>& recorded() const { return recorded_; }
+
+  size_t buckets() const { return used_; }
+  int64_t first_step() const { return first_step_; }
+  int64_t steps_per_bucket() const { return width_; }
+
+ private:
+  struct Column {
+    Key key;
+    ColumnIndex index = kNoColumn;
+    size_t entities = 0;
+    std::vector<Bucket> open;                 // by entity: the bucket being filled
+    std::vector<std::vector<Bucket>> closed;  // by bucket, then entity; empty: nothing recorded
+  };
+  void prepare(const RunContext& context);
+  void close_bucket();
+  void halve();
+
+  size_t capacity_;
+  size_t used_ = 0;
+  int64_t first_step_ = 0;
+  int64_t width_ = 1;
+  int64_t bucket_ = -1;
+  const void* prepared_for_ = nullptr;
+  int prepared_statistics_ = -1;
+  std::vector<Column> columns_;
+  std::vector<std::pair<Key, size_t>> recorded_;
+};
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,138 @@
+#include <fmt/format.h>
+
+#include <map>
+
+#include "report.h"
+
+namespace tycho::analyzer {
+namespace {
+
+const char* mark(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::kHolds:
+      return "+";
+    case Verdict::kViolated:
+      return "!";
+    case Verdict::kNotApplicable:
+      return "-";
+    case Verdict::kUnderpowered:
+      return "?";
+    case Verdict::kNotYet:
+      return ".";
+  }
+  return " ";
+}
+
+std::string paint(const std::string& text, Verdict verdict, bool colour) {
+  if (!colour) return text;
+  const char* code = verdict == Verdict::kHolds      ? "32"
+                     : verdict == Verdict::kViolated ? "1;31"
+                                                     : "2";
+  return fmt::format("\x1b[{}m{}\x1b[0m", code, text);
+}
+
+// Control characters in names from the trace must not drive the terminal.
+std::string clean(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+  }
+  return text;
+}
+
+std::string wrap(const std::string& text, size_t indent, size_t width) {
+  std::string out;
+  size_t column = indent;
+  size_t at = 0;
+  const std::string cleaned = clean(text);
+  while (at < cleaned.size()) {
+    const size_t end = std::min(cleaned.find(' ', at), cleaned.size());
+    const std::string word = cleaned.substr(at, end - at);
+    if (column > indent && column + 1 + word.size() > width) {
+      out += "\n" + std::string(indent, ' ');
+      column = indent;
+    } else if (column > indent) {
+      out += ' ';
+      ++column;
+    }
+    out += word;
+    column += word.size();
+    at = end + 1;
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string text_report(const Report& report, bool colour, int width) {
+  const auto columns = static_cast<size_t>(std::max(width, 40));
+  std::string out;
+  const std::string name = report.run.run_name().empty() ? report.path : report.run.run_name();
+  out += fmt::format("Mechanics report of {}\n", clean(name));
+  out += fmt::format("{} observed steps ({} to {}), {} layers, {} parameters, {}\n\n",
+                     report.frames, report.first_step, report.last_step, report.model.layer_size(),
+                     report.model.parameter_size(), clean(report.run.optimizer()));
+  out += "What to do\n";
+  const auto important = what_to_do(report);
+  if (important.empty()) out += "  Nothing that the laws can support with this trace.\n";
+  for (const Finding* finding : important) {
+    const LawDescription* law = report.law(finding->law);
+    out += fmt::format(
+        "  {} {} ({}): {}\n", paint(mark(finding->verdict), finding->verdict, colour),
+        law ? law->title : finding->law, clean(finding->scope), to_string(finding->verdict));
+    out += "    " + wrap(finding->advice, 4, columns) + "\n";
+    if (const std::string seen = evidence(*finding); !seen.empty())
+      out += "    " + wrap(seen, 4, columns) + "\n";
+  }
+  out += "\nThe five lines of learning mechanics\n";
+  for (const Line line : {Line::kSolvableSettings, Line::kSimplifyingLimits, Line::kEmpiricalLaws,
+                          Line::kHyperparameters, Line::kUniversalPhenomena}) {
+    std::string rows;
+    for (const LawDescription& law : report.laws) {
+      if (law.line != line) continue;
+      std::map<Verdict, int> counts;
+      const Finding* run = nullptr;
+      for (const Finding& finding : report.findings) {
+        if (finding.law != law.id) continue;
+        ++counts[finding.verdict];
+        if (finding.scope == "run") run = &finding;
+      }
+      std::string verdicts;
+      for (const auto& [verdict, count] : counts) {
+        const std::string text =
+            count == 1 ? to_string(verdict) : fmt::format("{} x{}", to_string(verdict), count);
+        verdicts += (verdicts.empty() ? "" : ", ") + paint(text, verdict, colour);
+      }
+      rows += fmt::format("    {:<36} {}\n", law.title, verdicts.empty() ? "no finding" : verdicts);
+      if (run != nullptr) {
+        if (const std::string seen = evidence(*run); !seen.empty())
+          rows += fmt::format("      run: {}\n", seen);
+      }
+    }
+    out += fmt::format("  {}\n{}", to_string(line),
+                       rows.empty() ? "    no law of this line is checked yet\n" : rows);
+  }
+  out += "\nWhat was lost\n";
+  if (!report.has_loss()) out += "  Nothing.\n";
+  for (const auto& region : report.skipped) {
+    out += fmt::format("  {} bytes {} to {}: {} (after step {}, before step {})\n", region.segment,
+                       region.begin, region.end, region.why, region.after_step, region.before_step);
+  }
+  if (report.health.messages_dropped() > 0) {
+    out += fmt::format("  {} messages were dropped while the run was recorded.\n",
+                       report.health.messages_dropped());
+  }
+  for (const v1::Event& event : report.events) {
+    if (event.kind() == v1::Event::STOPPED || event.kind() == v1::Event::RESUMED) continue;
+    out +=
+        fmt::format("  step {}: {} ({}x)\n", event.step(), clean(event.message()), event.count());
+  }
+  out += "\nWhat Tycho cost\n";
+  const double training = report.health.training_seconds();
+  out += fmt::format(
+      "  {:.3g} s of {:.3g} s on the training thread{}\n", report.health.tycho_seconds(), training,
+      training > 0 ? fmt::format(" ({:.2f} %)", 100 * report.health.tycho_seconds() / training)
+                   : "");
+  return out;
+}
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,132 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "tests/golden/golden_run.h"
+
+namespace tycho::testing {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::StartsWith;
+
+struct Outcome {
+  int exit_code = -1;
+  std::string out;
+  std::string err;
+};
+
+class CommandTest : public ::testing::Test {
+ protected:
+  /// Runs the command through a shell; `redirect` replaces where its output goes.
+  Outcome run(const std::string& arguments, const std::string& redirect = "") {
+    const std::string out = scratch_.path("out");
+    const std::string err = scratch_.path("err");
+    const std::string to = redirect.empty() ? " >'" + out + "'" : redirect;
+    const std::string line = std::string(TYCHO_COMMAND) + " " + arguments + to + " 2>'" + err + "'";
+    const int status = std::system(line.c_str());
+    Outcome outcome;
+    outcome.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    if (redirect.empty()) outcome.out = read_file(out);
+    outcome.err = read_file(err);
+    return outcome;
+  }
+
+  std::string sample() {
+    const std::string directory = scratch_.path("sample");
+    if (!std::filesystem::exists(directory)) write_long_run(directory, 200);
+    return directory;
+  }
+
+  std::string segment(const std::string& directory) {
+    for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+      if (entry.path().extension() == ".mcap") return entry.path().string();
+    }
+    return "";
+  }
+
+  ScratchDirectory scratch_;
+};
+
+TEST_F(CommandTest, EveryCommandReadsAnIntactRunInSilence) {
+  for (const char* command :
+       {"report", "info", "verify", "replay", "export --format csv", "export --format jsonl",
+        "report --format json", "report --format html"}) {
+    const Outcome outcome = run(std::string(command) + " " + sample());
+    EXPECT_EQ(outcome.exit_code, 0) << command << ": " << outcome.err;
+    EXPECT_THAT(outcome.err, IsEmpty()) << command;
+    EXPECT_FALSE(outcome.out.empty()) << command;
+  }
+}
+
+TEST_F(CommandTest, WrongUsageIsTwo) {
+  for (const char* arguments :
+       {"", "nonsense", "report", "report x --format pdf", "export x --format xml",
+        "report x --fail-on everything", "info x y", "laws no_such_law"}) {
+    const Outcome outcome = run(arguments);
+    EXPECT_EQ(outcome.exit_code, 2) << arguments;
+    EXPECT_FALSE(outcome.err.empty() && outcome.out.empty()) << arguments;
+  }
+}
+
+TEST_F(CommandTest, HelpAndVersionSucceed) {
+  EXPECT_EQ(run("--help").exit_code, 0);
+  const Outcome version = run("--version");
+  EXPECT_EQ(version.exit_code, 0);
+  EXPECT_THAT(version.out, StartsWith("tycho "));
+  EXPECT_EQ(run("laws").exit_code, 0);
+}
+
+TEST_F(CommandTest, WhatIsNoTraceFailsWithItsName) {
+  write_file(scratch_.path("empty.mcap"), "");
+  write_file(scratch_.path("text.mcap"), "this is no trace, though it is long enough to be one\n");
+  std::filesystem::create_directory(scratch_.path("bare"));
+  for (const char* name : {"missing", "empty.mcap", "text.mcap", "bare"}) {
+    for (const char* command : {"report", "info", "verify", "export", "replay"}) {
+      const Outcome outcome = run(std::string(command) + " " + scratch_.path(name));
+      EXPECT_EQ(outcome.exit_code, 1) << command << " " << name;
+      EXPECT_THAT(outcome.err, StartsWith("tycho: ")) << command;
+      EXPECT_THAT(outcome.err, HasSubstr(name)) << command;
+    }
+  }
+}
+
+TEST_F(CommandTest, ACutTraceIsReadAndItsLossIsToldAndCanBeRecovered) {
+  const std::string path = segment(sample());
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) * 2 / 3);
+  EXPECT_EQ(run("verify " + sample()).exit_code, 3);
+  EXPECT_EQ(run("export " + sample()).exit_code, 3);
+  EXPECT_EQ(run("recover " + sample() + " " + scratch_.path("rescued")).exit_code, 3);
+  EXPECT_EQ(run("verify " + scratch_.path("rescued")).exit_code, 0);
+  EXPECT_EQ(run("recover " + sample() + " " + scratch_.path("rescued")).exit_code, 1);
+  const auto json = nlohmann::json::parse(run("report --format json " + sample()).out);
+  EXPECT_FALSE(json.at("run").at("lost").at("skipped").empty());
+}
+
+TEST_F(CommandTest, OutputThatCannotBeWrittenIsAnError) {
+  for (const char* command :
+       {"report --format html", "export --format csv", "export --format tensorboard", "info"}) {
+    const Outcome full = run(std::string(command) + " " + sample(), " >/dev/full");
+    EXPECT_EQ(full.exit_code, 1) << command;
+    EXPECT_THAT(full.err, HasSubstr("cannot write")) << command;
+  }
+  const Outcome nowhere =
+      run("report -o " + scratch_.path("no/such/directory/r.html") + " " + sample());
+  EXPECT_EQ(nowhere.exit_code, 1);
+  EXPECT_THAT(nowhere.err, HasSubstr("no/such/directory/r.html"));
+}
+
+TEST_F(CommandTest, TheNameOfTheOutputChoosesTheFormat) {
+  run("report -o " + scratch_.path("r.json") + " " + sample());
+  EXPECT_TRUE(nlohmann::json::accept(read_file(scratch_.path("r.json"))));
+  run("report -o " + scratch_.path("r.html") + " " + sample());
+  EXPECT_THAT(read_file(scratch_.path("r.html")), StartsWith("<!doctype html>"));
+}
+
+}  // namespace
+}  // namespace tycho::testing

@@ -1,0 +1,77 @@
+#include "tests/golden/golden_run.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+namespace tycho::testing {
+namespace {
+
+std::unique_ptr<trace::RunWriter> open_run(const std::string& directory,
+                                           const v1::RunDescription& run,
+                                           const v1::ModelDescription& model) {
+  trace::RunWriterOptions options;
+  options.directory = directory;
+  auto writer = trace::RunWriter::open(options, run, model, sample_registry());
+  EXPECT_TRUE(writer.ok()) << writer.status().message();
+  return std::move(writer).value();
+}
+
+v1::Record loss_record(int64_t step, double value) {
+  v1::Record record;
+  record.set_step(step);
+  auto* column = record.add_column();
+  column->set_statistic(0);
+  column->set_scope(v1::SCOPE_RUN);
+  column->add_value(value);
+  return record;
+}
+
+}  // namespace
+
+void write_golden_run(const std::string& directory) {
+  v1::RunDescription run = sample_run("golden");
+  run.set_run_name(kHostileName);
+  (*run.mutable_options())["note"] = kHostileName;
+  v1::ModelDescription model = sample_model(2);
+  model.mutable_layer(0)->set_path(kHostileName);
+  model.mutable_parameter(0)->set_name("a,\"b\"");
+  auto writer = open_run(directory, run, model);
+  using Limits = std::numeric_limits<double>;
+  writer->write("loss", loss_record(0, 0.1), 1000000000);
+  // A NaN with its sign set is what x86 makes of 0/0.
+  writer->write("loss", loss_record(1, std::copysign(Limits::quiet_NaN(), -1.0)), 2000000000);
+  writer->write("loss", loss_record(2, -Limits::infinity()), 3000000000);
+  v1::Record record;
+  record.set_step(2);
+  auto* column = record.add_column();
+  column->set_statistic(1);
+  column->set_scope(v1::SCOPE_PARAMETER);
+  column->add_entity(0);
+  column->add_entity(1);
+  column->add_value(Limits::denorm_min());
+  column->add_value(Limits::max());
+  column->add_standard_error(0.5);
+  column->add_standard_error(Limits::quiet_NaN());
+  writer->write("scalars", record, 3000000000);
+  v1::Event event;
+  event.set_step(1);
+  event.set_kind(v1::Event::NON_FINITE);
+  event.set_code("non_finite");
+  event.set_message(kHostileName);
+  event.set_count(1);
+  writer->write(event, 2000000000);
+  EXPECT_TRUE(writer->close().ok());
+}
+
+void write_long_run(const std::string& directory, int64_t steps) {
+  auto writer = open_run(directory, sample_run("long"), sample_model(4));
+  for (int64_t step = 0; step < steps; ++step) {
+    writer->write("loss", loss_record(step, sample_value(step, 0, 0)), 1000 + step);
+    writer->write("scalars", sample_record(step, 4), 1000 + step);
+  }
+  EXPECT_TRUE(writer->close().ok());
+}
+
+}  // namespace tycho::testing
