@@ -1,8 +1,8 @@
 #include "optimizer_settings.h"
 
-#include <tuple>
-
 #include <torch/optim.h>
+
+#include <tuple>
 
 #include "torch_compat.h"
 
