@@ -73,9 +73,8 @@ int main(int argc, char** argv) try {
                               torch::nn::Linear(64, 10));
   torch::optim::SGD optimizer(model->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
 
-  tycho::Session session(*model, optimizer,
-                         tycho::SessionOptions(arguments.run).every("descent_share", 5));
-  session.add_probe(std::make_unique<DescentShare>());
+  tycho::Session session(*model, optimizer, tycho::SessionOptions(arguments.run));
+  session.add_probe(std::make_unique<DescentShare>(), /*every=*/5);
 
   for (int64_t step = 0; step < arguments.steps; ++step) {
     const auto batch = torch::randint(digits.size(), {128}, torch::kInt64);

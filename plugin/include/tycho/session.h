@@ -32,16 +32,19 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  /// Adds a probe of the user's own; before the first step.
-  void add_probe(std::unique_ptr<Probe> probe);
-  /// A loss on a fixed probe batch, evaluated with the observer off; RNG state, buffers, gradients and
-  /// training flags are restored bit for bit.
+  /// Adds a probe of the user's own; before the first step. `every` >= 1: observed at multiples of
+  /// that many steps whatever the budget; 0: as the preset's probes. Its name and statistics must
+  /// be new.
+  void add_probe(std::unique_ptr<Probe> probe, int64_t every = 0);
+  /// A loss on a fixed probe batch, evaluated with the observer off; RNG state, buffers, gradients
+  /// and training flags are restored bit for bit.
   void set_probe_loss(std::function<at::Tensor()> probe_loss);
-  /// The factor by which the loss is multiplied before backward (mixed precision); from the next backward on.
+  /// The factor by which the loss is multiplied before backward (mixed precision); from the next
+  /// backward on.
   void set_loss_scale(double scale);
 
-  /// Ends the step: call after optimizer.step(). `loss` is the (unscaled) loss the step minimised, a scalar;
-  /// `batch_size` the number of examples of the whole step, all microbatches together.
+  /// Ends the step: call after optimizer.step(). `loss` is the (unscaled) loss the step minimised,
+  /// a scalar; `batch_size` the number of examples of the whole step, all microbatches together.
   void step(const at::Tensor& loss, int64_t batch_size);
   void step(double loss, int64_t batch_size);
 

@@ -9,14 +9,15 @@
 
 namespace tycho {
 
-/// The one exception Tycho throws, from construction only: names the option, the value and the legal range.
+/// The one exception Tycho throws, from construction only: names the option, the value and the
+/// legal range.
 class OptionError : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
 };
 
 enum class Preset {
-  economy,   ///< loss, optimizer settings, norms and inner products of parameters, non-finite values
+  economy,  ///< loss, optimizer settings, norms and inner products of parameters, non-finite values
   standard,  ///< economy, gradient noise, activations, Adam's update, symmetry identities
   full,      ///< every built-in probe
 };
@@ -34,10 +35,11 @@ class SessionOptions {
   explicit SessionOptions(std::string directory);
 
   SessionOptions& preset(Preset value);
-  /// Largest share of the run's time that Tycho may take on the training thread, in (0, 1]; nullopt: no limit.
-  /// Default 0.02. Probes scheduled with every() are kept whatever the budget.
+  /// Largest share of the run's time that Tycho may take on the training thread, in (0, 1];
+  /// nullopt: no limit. Default 0.02. Probes scheduled with every() are kept whatever the budget.
   SessionOptions& overhead_budget(std::optional<double> value);
-  /// Observes `name` (a probe, or a statistic: then its probe) at steps that are multiples of `interval` >= 1.
+  /// Observes `name` (a probe, or a statistic: then its probe) at steps that are multiples of
+  /// `interval` >= 1.
   SessionOptions& every(const std::string& name, int64_t interval);
   /// Observes `name` at about `per_decade` >= 1 logarithmically spaced steps per factor of ten.
   SessionOptions& log_spaced(const std::string& name, int64_t per_decade);

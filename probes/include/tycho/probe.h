@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,13 +16,15 @@ namespace tycho {
 /// What a probe needs to be there at an observed step. The session merges the needs of all probes
 /// scheduled at a step and pays for each once.
 struct Needs {
-  bool gradients = false;                  ///< ParameterObservation::gradient
-  bool microbatch_gradient_norms = false;  ///< ParameterObservation::microbatch_gradient_norm_sq
-  bool per_example_gradient_norms = false; ///< ParameterObservation::per_example_norm_sq
-  bool previous_weights = false;           ///< ParameterObservation::previous_weight
-  bool activations = false;                ///< LayerObservation, forward part
-  bool output_gradients = false;           ///< LayerObservation, backward part
-  bool probe_loss = false;                 ///< StepView::probe_loss
+  bool gradients = false;                   ///< ParameterObservation::gradient
+  bool microbatch_gradient_norms = false;   ///< ParameterObservation::microbatch_gradient_norm_sq
+  bool per_example_gradient_norms = false;  ///< ParameterObservation::per_example_norm_sq
+  bool previous_weights = false;            ///< ParameterObservation::previous_weight
+  bool activations = false;                 ///< LayerObservation, forward part
+  bool output_gradients = false;            ///< LayerObservation, backward part
+  bool probe_loss = false;                  ///< StepView::probe_loss
+  bool parameter_sums = false;              ///< StepView::parameter_sums (implies gradients)
+  bool adam_state = false;                  ///< ParameterObservation::adam_*
 
   Needs& operator|=(const Needs& other) {
     gradients |= other.gradients;
@@ -31,6 +34,8 @@ struct Needs {
     activations |= other.activations;
     output_gradients |= other.output_gradients;
     probe_loss |= other.probe_loss;
+    parameter_sums |= other.parameter_sums;
+    adam_state |= other.adam_state;
     return *this;
   }
 };
@@ -57,45 +62,75 @@ struct ModelInfo {
 
 /// What was observed of one parameter during one step. All tensors live on the parameter's device.
 struct ParameterObservation {
-  /// Sum over the step's microbatches of what backward delivered, divided by the loss scale where that is
-  /// not 1: before clipping, weight decay and the optimizer. Undefined: none, or not to be had exactly.
+  /// Sum over the step's microbatches of what backward delivered, divided by the loss scale where
+  /// that is not 1: before clipping, weight decay and the optimizer. Undefined: none, or not to be
+  /// had exactly.
   at::Tensor gradient;
   /// Squared norm of each microbatch's contribution to `gradient`, one float64 scalar tensor each.
   std::vector<at::Tensor> microbatch_gradient_norm_sq;
-  /// For each microbatch, float64 [b_k]: squared norm of each example's contribution to `gradient` as
-  /// delivered (with a mean loss over B examples that is the squared norm of its gradient / B^2).
-  /// Empty: not to be had exactly; `why_not_per_example` says why.
+  /// For each microbatch, float64 [b_k]: squared norm of each example's contribution to `gradient`
+  /// as delivered (with a mean loss over B examples that is the squared norm of its gradient /
+  /// B^2). Empty: not to be had exactly; `why_not_per_example` says why.
   std::vector<at::Tensor> per_example_norm_sq;
   std::string why_not_per_example;
   /// Examples in each microbatch, as seen in the forward pass; empty: unknown.
   std::vector<int64_t> microbatch_sizes;
   /// The parameter before the step (same dtype). Undefined unless asked for.
   at::Tensor previous_weight;
+  bool update_known = false;  ///< the update's columns of StepView::parameter_sums are there
+  /// Adam's and AdamW's moments after the step, not corrected for bias: the optimizer's own
+  /// tensors, not to be changed. With amsgrad the second is the running maximum. Undefined with
+  /// other optimizers.
+  at::Tensor adam_first_moment;
+  at::Tensor adam_second_moment;
+  int64_t adam_step = 0;  ///< updates so far, this one included
 };
 
-/// What was observed of one layer during one step: sums, so that microbatches and uses can be pooled.
-/// float64 scalar tensors on the layer's device; undefined where the layer did not run.
+/// Columns of StepView::parameter_sums. w: weights before the update, g: gradient, u: the update
+/// (weights after minus weights before).
+enum ParameterSum : int64_t {
+  kWeightSquare,    ///< sum of w^2
+  kGradientSquare,  ///< sum of g^2
+  kUpdateSquare,    ///< sum of u^2
+  kWeightGradient,  ///< sum of w g
+  kWeightUpdate,    ///< sum of w u
+  kGradientUpdate,  ///< sum of g u
+  kParameterSums    ///< number of columns
+};
+
+/// What was observed of one layer during one step: sums, so that microbatches and uses can be
+/// pooled. float64 scalar tensors on the layer's device; undefined where the layer did not run.
 struct LayerObservation {
-  int64_t output_elements = 0;   ///< elements of all outputs in the step
-  at::Tensor output_sum;         ///< sum of the output (before the nonlinearity)
+  int64_t output_elements = 0;  ///< elements of all outputs in the step
+  at::Tensor output_sum;        ///< sum of the output (before the nonlinearity)
   at::Tensor output_square_sum;
   int64_t output_gradient_elements = 0;
-  at::Tensor output_gradient_square_sum;  ///< as backward delivered it, divided by the loss scale squared
-  /// [units] largest input to the ReLU that follows, over the step; undefined where no ReLU follows.
+  at::Tensor
+      output_gradient_square_sum;  ///< as backward delivered it, divided by the loss scale squared
+  /// [units] largest input to the ReLU that follows, over the step; undefined where no ReLU
+  /// follows.
   at::Tensor relu_input_max;
 };
 
 /// One observed step, given to probes after optimizer.step(). Valid during the call only.
 struct StepView {
   int64_t step = 0;
-  at::Tensor loss;               ///< float64 scalar, detached; undefined when the user gave a number
-  double loss_value = 0;         ///< when `loss` is undefined
-  at::Tensor probe_loss;         ///< float64 scalar at the parameters after the step; undefined where not asked for
+  at::Tensor loss;         ///< float64 scalar, detached; undefined when the user gave a number
+  double loss_value = 0;   ///< when `loss` is undefined
+  bool loss_known = true;  ///< false: the user gave no scalar
+  at::Tensor probe_loss;   ///< float64 scalar at the parameters after the step; undefined where not
+                           ///< asked for
   int64_t batch_size = 0;
   bool mean_reduction = true;
-  double step_seconds = 0;       ///< wall time since the previous call of Session::step, Tycho's part included
+  double step_seconds = 0;   ///< wall time since the previous call of Session::step, Tycho's part
+                             ///< included; NaN at the first
+  double tycho_seconds = 0;  ///< Tycho's part of step_seconds, inside the calls of Session
+  /// float64 [parameters, kParameterSums], by parameter id. On the parameters' device where they
+  /// share one, else on the CPU. NaN where a factor was not there: without a gradient, or without
+  /// update_known (then w is the weight after the step). Undefined unless asked for.
+  at::Tensor parameter_sums;
   const ModelInfo* model = nullptr;
-  const v1::OptimizerSettings* optimizer = nullptr;  ///< as used by this step
+  const v1::OptimizerSettings* optimizer = nullptr;               ///< as used by this step
   const std::vector<ParameterObservation>* parameters = nullptr;  ///< by parameter id
   const std::vector<LayerObservation>* layers = nullptr;          ///< by layer id
 };
@@ -106,16 +141,18 @@ class Recorder {
   virtual ~Recorder() = default;
   /// `statistic` is one of the probe's own; NaN and infinity are recorded as they are.
   virtual void run(const std::string& statistic, double value, double standard_error) = 0;
-  virtual void layer(const std::string& statistic, uint32_t layer, double value, double standard_error) = 0;
-  virtual void parameter(const std::string& statistic, uint32_t parameter, double value, double standard_error) = 0;
+  virtual void layer(const std::string& statistic, uint32_t layer, double value,
+                     double standard_error) = 0;
+  virtual void parameter(const std::string& statistic, uint32_t parameter, double value,
+                         double standard_error) = 0;
   /// Said once per (code, entity), counted ever after.
   virtual void event(v1::Event::Kind kind, const std::string& code, const std::string& message,
                      v1::Scope scope, uint32_t entity) = 0;
   static constexpr double kUnknown = __builtin_nan("");
 };
 
-/// Device numbers on their way to the host: everything sent at a step is stacked into one tensor and
-/// copied once, without waiting where the device allows it.
+/// Device numbers on their way to the host: everything sent at a step is stacked into one tensor
+/// and copied once, without waiting where the device allows it.
 class Transfer {
  public:
   virtual ~Transfer() = default;
@@ -133,7 +170,8 @@ class Arrived {
 
 /// A family of statistics. Derive, give it to Session::add_probe, and it is scheduled, recorded,
 /// exported and plotted like a built-in one. All calls come from the training thread, under
-/// no_grad and with the observer off. A probe that throws is disabled after three faults; training goes on.
+/// no_grad and with the observer off. A probe that throws is disabled after three faults; training
+/// goes on.
 class Probe {
  public:
   virtual ~Probe() = default;

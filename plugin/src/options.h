@@ -1,0 +1,22 @@
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "tycho/session_options.h"
+
+namespace tycho {
+
+/// No LibTorch tensor has more dimensions than this.
+inline constexpr int64_t kLargestBatchDim = 63;
+
+/// TYCHO_DISABLE is set to something other than 0.
+bool disabled_by_environment();
+/// `options` with every TYCHO_<FIELD> of the environment applied. Throws OptionError.
+SessionOptions with_environment(SessionOptions options);
+/// Every field as text, for the run description.
+std::map<std::string, std::string> option_texts(const SessionOptions& options);
+/// Glob: `*` is any run of characters, `?` any one.
+bool matches(const std::string& pattern, const std::string& text);
+
+}  // namespace tycho

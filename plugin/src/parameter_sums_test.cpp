@@ -1,0 +1,64 @@
+#include "parameter_sums.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <cmath>
+
+namespace tycho {
+namespace {
+
+at::Tensor brute_force(const SumsInput& input) {
+  const auto w = input.previous.to(at::kDouble).reshape(-1);
+  const auto g = input.gradient.to(at::kDouble).reshape(-1);
+  const auto u = input.weight.to(at::kDouble).reshape(-1) - w;
+  return torch::stack({w.dot(w), g.dot(g), u.dot(u), w.dot(g), w.dot(u), g.dot(u)});
+}
+
+TEST(ParameterSums, AgreesWithFloat64InEveryDtypeAndRefreshesTheSnapshot) {
+  for (const auto dtype : {at::kFloat, at::kDouble, at::kHalf, at::kBFloat16}) {
+    for (const int64_t size : {0, 1, 7, 8, 1000, 100003}) {
+      torch::manual_seed(1);
+      const auto make = [&] { return torch::randn({size}).to(dtype); };
+      SumsInput input{make(), make(), make()};
+      const auto expected = brute_force(input);
+      const auto sums = parameter_sums({input}, true)[0];
+      EXPECT_TRUE(torch::allclose(sums, expected, 1e-11, 1e-11)) << dtype << " " << size;
+      EXPECT_TRUE(torch::equal(input.previous, input.weight));
+    }
+  }
+}
+
+TEST(ParameterSums, OtherLayoutsTakeTheSlowWayToTheSameNumbers) {
+  torch::manual_seed(2);
+  SumsInput input{torch::randn({6, 5}).t(), torch::randn({5, 6}), torch::randn({5, 6})};
+  const auto expected = brute_force(input);
+  const auto weight = input.weight.clone();
+  EXPECT_TRUE(torch::allclose(parameter_sums({input}, true)[0], expected, 1e-12, 1e-12));
+  EXPECT_TRUE(torch::equal(input.previous, weight));
+}
+
+TEST(ParameterSums, WhatIsNotThereIsNan) {
+  const auto weight = torch::ones({3});
+  const auto sums = parameter_sums({{weight, {}, {}}}, false)[0];
+  EXPECT_EQ(sums[kWeightSquare].item<double>(), 3);
+  for (const int64_t i :
+       {kGradientSquare, kUpdateSquare, kWeightGradient, kWeightUpdate, kGradientUpdate}) {
+    EXPECT_TRUE(std::isnan(sums[i].item<double>()));
+  }
+}
+
+TEST(ParameterSums, DoesNotDependOnTheNumberOfThreads) {
+  torch::manual_seed(3);
+  const SumsInput input{torch::randn({300000}), torch::randn({300000}), torch::randn({300000})};
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const auto one = parameter_sums({input}, false);
+  at::set_num_threads(2);
+  const auto two = parameter_sums({input}, false);
+  at::set_num_threads(threads);
+  EXPECT_TRUE(torch::equal(one, two));
+}
+
+}  // namespace
+}  // namespace tycho

@@ -1,0 +1,97 @@
+#include "schedule.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace tycho {
+
+void RecentMedian::add(double value) {
+  values_[count_ % kWindow] = value;
+  ++count_;
+}
+
+double RecentMedian::median() const {
+  const size_t size = std::min(count_, kWindow);
+  if (size == 0) return 0;
+  std::array<double, kWindow> sorted = values_;
+  std::nth_element(sorted.begin(), sorted.begin() + size / 2, sorted.begin() + size);
+  return sorted[size / 2];
+}
+
+size_t Scheduler::add(ProbeSchedule schedule) {
+  Entry entry;
+  entry.schedule = schedule;
+  probes_.push_back(entry);
+  return probes_.size() - 1;
+}
+
+void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const {
+  probes->clear();
+  double reserved = 0;
+  for (size_t i = 0; i < probes_.size(); ++i) {
+    const Entry& entry = probes_[i];
+    if (entry.disabled) continue;
+    bool fixed = false;
+    if (entry.schedule.every) fixed = step % *entry.schedule.every == 0;
+    if (entry.schedule.log_spaced && !fixed) {
+      const auto number = static_cast<double>(*entry.schedule.log_spaced);
+      fixed = step <= 1 || std::floor(number * std::log10(static_cast<double>(step))) >
+                               std::floor(number * std::log10(static_cast<double>(step - 1)));
+    }
+    const bool free = !entry.schedule.every && !entry.schedule.log_spaced;
+    bool take = fixed || (free && (first || !budget_));
+    if (!take && free && step % entry.interval == 0) {
+      take = spent_ + excess_ + reserved + entry.cost <= *budget_ * bare_seconds();
+      if (take) reserved += entry.cost;
+    }
+    if (take) probes->push_back(i);
+  }
+}
+
+void Scheduler::step_took(double outside, bool observed, bool hooked) {
+  elapsed_ += outside;
+  ++steps_;
+  last_excess_ = 0;
+  if (!observed) {
+    bare_.add(outside);
+  } else if (hooked) {
+    // One slow step says little: the median over recent hooked steps is charged.
+    if (bare_.empty()) return;
+    hooked_.add(outside - bare_.median());
+    last_excess_ = std::max(hooked_.median(), 0.0);
+    excess_ += last_excess_;
+  }
+}
+
+void Scheduler::observed(size_t probe, double seconds) {
+  Entry& entry = probes_[probe];
+  // The first observations are slower than the rest: forget them.
+  entry.cost = entry.measured ? 0.7 * entry.cost + 0.3 * seconds : seconds;
+  entry.measured = true;
+  plan();
+}
+
+void Scheduler::plan() {
+  if (!budget_ || steps_ == 0) return;
+  const double step = bare_.empty() ? bare_seconds() / static_cast<double>(steps_) : bare_.median();
+  double shares = 0;
+  double allowed = *budget_ * step;
+  for (const Entry& entry : probes_) {
+    if (entry.disabled) continue;
+    if (entry.schedule.every) allowed -= entry.cost / static_cast<double>(*entry.schedule.every);
+    if (!entry.schedule.every && !entry.schedule.log_spaced) shares += entry.schedule.share;
+  }
+  constexpr int64_t kLongest = int64_t{1} << 40;
+  for (Entry& entry : probes_) {
+    if (entry.schedule.every || entry.schedule.log_spaced) continue;
+    const double mine = allowed * entry.schedule.share / shares;
+    entry.interval = 1;
+    while (entry.interval < kLongest &&
+           !(entry.cost <= mine * static_cast<double>(entry.interval))) {
+      entry.interval *= 2;
+    }
+  }
+}
+
+}  // namespace tycho

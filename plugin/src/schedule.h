@@ -1,0 +1,83 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace tycho {
+
+/// When one probe is observed.
+struct ProbeSchedule {
+  std::optional<int64_t> every;  ///< at multiples of this, whatever the budget
+  std::optional<int64_t>
+      log_spaced;    ///< at about this many steps per factor of ten, whatever the budget
+  double share = 1;  ///< of the budget, relative to the other probes
+};
+
+/// Median of the last observations.
+class RecentMedian {
+ public:
+  void add(double value);
+  bool empty() const { return count_ == 0; }
+  double median() const;  ///< 0 when empty
+
+ private:
+  static constexpr size_t kWindow = 31;
+  std::array<double, kWindow> values_{};
+  size_t count_ = 0;
+};
+
+/// Decides which probes are observed at a step (design 5).
+///
+/// Without a budget a probe without an interval of its own is due at every step. With a budget such
+/// a probe is due at multiples of a power of two, chosen so that its cost per step is its share of
+/// the budget, and only while everything spent so far, divided by the time of bare training, is
+/// inside the budget. The first step is always observed: what it costs is worked off before the
+/// next observation.
+class Scheduler {
+ public:
+  explicit Scheduler(std::optional<double> budget) : budget_(budget) {}
+
+  size_t add(ProbeSchedule schedule);
+  void disable(size_t probe) { probes_[probe].disabled = true; }
+  /// Probes due at `step`, ascending. `first`: the first step of the session.
+  void due(int64_t step, bool first, std::vector<size_t>* probes) const;
+
+  /// A step went by: `outside` seconds of it were spent outside the session. `hooked`: operators or
+  /// gradients were observed during it; then what it took longer than bare steps is Tycho's too.
+  void step_took(double outside, bool observed, bool hooked);
+  /// Seconds spent inside the session, on the training thread.
+  void spent(double seconds) { spent_ += seconds; }
+  /// What one observation of `probe` cost, its part of shared work included.
+  void observed(size_t probe, double seconds);
+
+  /// Tycho's seconds so far, with the slowing down of observed steps.
+  double spent_seconds() const { return spent_; }
+  double bare_seconds() const { return elapsed_ > excess_ ? elapsed_ - excess_ : 0; }
+  /// Slowing down of the last hooked step; 0 while it cannot be told.
+  double last_excess() const { return last_excess_; }
+
+ private:
+  struct Entry {
+    ProbeSchedule schedule;
+    double cost = 0;
+    bool measured = false;
+    bool disabled = false;
+    int64_t interval = 1;
+  };
+  void plan();
+
+  std::optional<double> budget_;
+  std::vector<Entry> probes_;
+  RecentMedian bare_;
+  RecentMedian hooked_;
+  double elapsed_ = 0;  // outside the session
+  double excess_ = 0;   // of that, because of Tycho
+  double last_excess_ = 0;
+  double spent_ = 0;
+  uint64_t steps_ = 0;
+};
+
+}  // namespace tycho

@@ -1,0 +1,96 @@
+#include "schedule.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace tycho {
+namespace {
+
+std::vector<int64_t> steps_of(const Scheduler& scheduler, int64_t count) {
+  std::vector<int64_t> steps;
+  std::vector<size_t> due;
+  for (int64_t step = 0; step < count; ++step) {
+    scheduler.due(step, step == 0, &due);
+    if (!due.empty()) steps.push_back(step);
+  }
+  return steps;
+}
+
+TEST(Scheduler, FixedIntervalsAreMultiples) {
+  Scheduler scheduler(std::nullopt);
+  ProbeSchedule schedule;
+  schedule.every = 4;
+  scheduler.add(schedule);
+  EXPECT_EQ(steps_of(scheduler, 13), (std::vector<int64_t>{0, 4, 8, 12}));
+}
+
+TEST(Scheduler, LogSpacingGivesAboutAsManyStepsInEveryDecade) {
+  Scheduler scheduler(std::nullopt);
+  ProbeSchedule schedule;
+  schedule.log_spaced = 5;
+  scheduler.add(schedule);
+  const auto steps = steps_of(scheduler, 10001);
+  int in_decade[2] = {};
+  for (const int64_t step : steps) {
+    if (step > 100 && step <= 1000) ++in_decade[0];
+    if (step > 1000 && step <= 10000) ++in_decade[1];
+  }
+  EXPECT_EQ(in_decade[0], 5);
+  EXPECT_EQ(in_decade[1], 5);
+}
+
+TEST(Scheduler, WithoutABudgetEveryStepIsDue) {
+  Scheduler scheduler(std::nullopt);
+  scheduler.add({});
+  EXPECT_EQ(steps_of(scheduler, 5).size(), 5U);
+}
+
+// A simulated run: bare steps of 1 ms; a cheap and a dear probe; observed steps are slower outside
+// too.
+TEST(Scheduler, StaysInsideTheBudgetWithTheSlowingDownOfObservedSteps) {
+  constexpr double kBudget = 0.02;
+  constexpr double kBare = 1e-3;
+  Scheduler scheduler(kBudget);
+  scheduler.add({});
+  scheduler.add({});
+  ProbeSchedule fixed;
+  fixed.every = 1000;
+  scheduler.add(fixed);
+  const double cost[] = {5e-6, 800e-6, 100e-6};
+  double spent = 0;
+  int observations[3] = {};
+  std::vector<size_t> due;
+  constexpr int64_t kSteps = 100000;
+  for (int64_t step = 0; step < kSteps; ++step) {
+    scheduler.due(step, step == 0, &due);
+    double inside = 1e-7;
+    double slower = 0;
+    for (const size_t probe : due) {
+      inside += cost[probe];
+      ++observations[probe];
+      if (probe == 1) slower = 300e-6;
+    }
+    scheduler.step_took(kBare + slower, !due.empty(), slower > 0);
+    for (const size_t probe : due) {
+      scheduler.observed(probe, cost[probe] + (probe == 1 ? scheduler.last_excess() : 0));
+    }
+    scheduler.spent(inside);
+    spent += inside + slower;
+  }
+  EXPECT_LE(spent / (kBare * kSteps), kBudget * 1.01);
+  EXPECT_GE(spent / (kBare * kSteps), kBudget * 0.3);  // and makes use of it
+  EXPECT_EQ(observations[2], 100);
+  EXPECT_GT(observations[0], kSteps / 4);
+  EXPECT_GT(observations[1], 200);
+}
+
+TEST(Scheduler, AProbeThatIsDisabledIsNeverDue) {
+  Scheduler scheduler(std::nullopt);
+  scheduler.add({});
+  scheduler.disable(0);
+  EXPECT_TRUE(steps_of(scheduler, 5).empty());
+}
+
+}  // namespace
+}  // namespace tycho

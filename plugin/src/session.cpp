@@ -1,0 +1,955 @@
+#include "tycho/session.h"
+
+#include <ATen/record_function.h>
+#include <fmt/format.h>
+#include <pthread.h>
+#include <sys/utsname.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/torch.h>
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <deque>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <random>
+#include <set>
+#include <utility>
+
+#include "built_in.h"
+#include "model_info.h"
+#include "observer.h"
+#include "optimizer_settings.h"
+#include "options.h"
+#include "parameter_sums.h"
+#include "probe_loss.h"
+#include "recorder.h"
+#include "schedule.h"
+#include "transfer.h"
+#include "tycho/probe.h"
+#include "tycho/trace/background_writer.h"
+#include "tycho/trace/run_reader.h"
+
+#ifndef NDEBUG
+#error "record_function.h has another layout without NDEBUG than in a release LibTorch"
+#endif
+
+namespace tycho {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_between(Clock::time_point from, Clock::time_point to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+int64_t wall_clock_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+/// Counts the forks between a session's process and the calling one.
+std::atomic<uint64_t>& fork_generation() {
+  static std::atomic<uint64_t> generation{0};
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { fork_generation().fetch_add(1); });
+  (void)registered;
+  return generation;
+}
+
+std::string random_id() {
+  std::random_device device;  // never the trainer's generators
+  return fmt::format("{:08x}{:08x}{:08x}{:08x}", device(), device(), device(), device());
+}
+
+std::string blas_of(const std::string& configuration) {
+  const size_t at = configuration.find("BLAS_INFO=");
+  if (at == std::string::npos) return "unknown";
+  return configuration.substr(at + 10, configuration.find_first_of(",\n ", at) - at - 10);
+}
+
+std::vector<std::string> command_line() {
+  std::vector<std::string> arguments;
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  for (std::string argument; std::getline(file, argument, '\0');) arguments.push_back(argument);
+  return arguments;
+}
+
+/// Creates the directory, tries to write in it, and looks whether it can take the run.
+void check_directory(const SessionOptions& options) {
+  const std::string& directory = options.directory();
+  const auto refuse = [&](const std::string& why) {
+    throw OptionError(fmt::format("tycho: option directory = \"{}\": {}", directory, why));
+  };
+  if (directory.empty()) refuse("a directory is expected");
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) refuse("it cannot be created: " + error.message());
+  if (!std::filesystem::is_directory(directory, error)) refuse("it is not a directory");
+  const auto trial = std::filesystem::path(directory) / (".tycho-" + random_id());
+  const bool written = static_cast<bool>(std::ofstream(trial) << "tycho");
+  std::filesystem::remove(trial, error);
+  if (!written) refuse("it is not writable");
+  if (!options.resume() && trace::RunReader::open(directory).ok()) {
+    refuse("it holds a run already; choose another, or continue it with resume(step)");
+  }
+}
+
+/// Leaves out the layers that the patterns do not select.
+void select_layers(const SessionOptions& options, ModelFacts* facts) {
+  const auto check = [&](const char* option, const std::vector<std::string>& patterns) {
+    for (const std::string& pattern : patterns) {
+      const bool used =
+          std::any_of(facts->info.layers.begin(), facts->info.layers.end(),
+                      [&](const LayerInfo& layer) { return matches(pattern, layer.path); });
+      if (!used) {
+        throw OptionError(
+            fmt::format("tycho: option {} = \"{}\": no layer's path matches", option, pattern));
+      }
+    }
+  };
+  check("include", options.include());
+  check("exclude", options.exclude());
+  if (options.include().empty() && options.exclude().empty()) return;
+  const auto any = [](const std::vector<std::string>& patterns, const std::string& path) {
+    return std::any_of(patterns.begin(), patterns.end(),
+                       [&](const std::string& pattern) { return matches(pattern, path); });
+  };
+  ModelFacts kept;
+  for (const LayerInfo& layer : facts->info.layers) {
+    if (!options.include().empty() && !any(options.include(), layer.path)) continue;
+    if (any(options.exclude(), layer.path)) continue;
+    const auto layer_id = static_cast<uint32_t>(kept.info.layers.size());
+    LayerInfo new_layer{layer_id, layer.path, layer.type, {}};
+    v1::Layer* described = kept.description.add_layer();
+    *described = facts->description.layer(static_cast<int>(layer.id));
+    described->set_id(layer_id);
+    described->clear_parameter();
+    for (const uint32_t old : layer.parameters) {
+      const auto id = static_cast<uint32_t>(kept.info.parameters.size());
+      ParameterInfo parameter = facts->info.parameters[old];
+      parameter.id = id;
+      parameter.layer = layer_id;
+      kept.ids.emplace(parameter.tensor.unsafeGetTensorImpl(), id);
+      v1::Parameter* described_parameter = kept.description.add_parameter();
+      *described_parameter = facts->description.parameter(static_cast<int>(old));
+      described_parameter->set_id(id);
+      described_parameter->set_layer(layer_id);
+      described->add_parameter(id);
+      new_layer.parameters.push_back(id);
+      kept.info.parameters.push_back(std::move(parameter));
+    }
+    kept.info.layers.push_back(std::move(new_layer));
+  }
+  if (kept.info.layers.empty()) {
+    throw OptionError("tycho: options include and exclude leave no layer to observe");
+  }
+  *facts = std::move(kept);
+}
+
+Needs hooks_of(const Needs& needs) {
+  Needs hooks = needs;
+  hooks.gradients = needs.gradients || needs.parameter_sums;
+  hooks.probe_loss = hooks.previous_weights = hooks.parameter_sums = hooks.adam_state = false;
+  return hooks;
+}
+
+bool any_hook(const Needs& hooks) {
+  return hooks.gradients || hooks.microbatch_gradient_norms || hooks.per_example_gradient_norms ||
+         hooks.activations || hooks.output_gradients;
+}
+
+constexpr uint64_t kFaultsUntilDisabled = 3;
+constexpr size_t kQueueBytes = size_t{64} << 20;
+constexpr size_t kPendingSteps = 64;
+constexpr double kHealthSeconds = 2;
+
+}  // namespace
+
+struct Session::Impl {
+  struct ProbeEntry {
+    std::unique_ptr<Probe> probe;
+    std::string name;
+    Needs needs;
+    std::unordered_map<std::string, uint32_t> ids;
+    uint64_t faults = 0;
+    bool disabled = false;
+    double seconds = 0;         // since the last Health message
+    uint64_t observations = 0;  // since the last Health message
+  };
+
+  /// An observed step whose numbers are on their way.
+  struct Pending {
+    int64_t step = 0;
+    int64_t time_ns = 0;
+    std::unique_ptr<StepTransfer> transfer;
+    std::vector<std::pair<size_t, Probe::Finish>> finishes;
+  };
+
+  /// Reads the optimizer's settings when the step's first gradient arrives at one parameter.
+  struct SettingsHook : torch::autograd::FunctionPostHook {
+    explicit SettingsHook(Impl* impl) : impl(impl) {}
+    torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
+                                              const torch::autograd::variable_list&) override {
+      try {
+        if (impl->settings_at_backward.empty() && impl->pauses == 0) {
+          impl->settings_at_backward = settings_fingerprint(*impl->optimizer);
+        }
+      } catch (...) {
+        impl->settings_at_backward.clear();
+      }
+      return outputs;
+    }
+    Impl* impl;
+  };
+
+  using Accumulator = decltype(torch::autograd::impl::grad_accumulator(std::declval<at::Tensor>()));
+
+  SessionOptions options;
+  torch::optim::Optimizer* optimizer = nullptr;
+  std::unique_ptr<ModelState> model_state;
+  ModelFacts facts;
+  std::vector<ProbeEntry> probes;
+  v1::StatisticRegistry registry;
+  Scheduler scheduler;
+  std::unique_ptr<Observer> observer;
+  std::unique_ptr<trace::BackgroundWriter> writer;
+  bool writer_opened = false;
+  bool closed = false;
+  uint64_t fork_of_birth = fork_generation().load();
+  RecordBuilder::Say say;
+
+  std::function<at::Tensor()> probe_loss;
+  bool probe_loss_suspended = false;
+  double loss_scale = 1;
+  int pauses = 0;
+
+  int64_t step_number = 0;
+  int64_t first_step = 0;
+  int64_t last_batch_size = 0;
+  std::vector<size_t> due;  // of the step that runs now
+  Needs due_needs;
+  bool hooked = false;
+  std::vector<at::Tensor> snapshot;  // weights before the step that runs now
+  bool snapshot_valid = false;
+  std::string settings_at_start, settings_at_backward;
+  std::string written_settings;
+  v1::OptimizerSettings settings;
+  Accumulator settings_accumulator;
+  uintptr_t settings_hook = 0;
+
+  std::deque<Pending> pending;
+  Clock::time_point begin_of_last_step, end_of_last_step, last_health;
+  bool had_step = false;
+  double inside_seconds = 0;  // of the session's calls since begin_of_last_step
+  double total_inside_seconds = 0;
+  double training_seconds = 0;
+  uint64_t steps_seen = 0;
+  uint64_t steps_observed = 0;
+  std::map<std::tuple<std::string, int, uint32_t>, v1::Event> events;
+  std::set<std::string> printed;
+
+  template <typename Model>
+  Impl(Model& model, torch::optim::Optimizer& user_optimizer, SessionOptions user_options)
+      : options(with_environment(std::move(user_options))),
+        optimizer(&user_optimizer),
+        model_state(std::make_unique<ModelState>(model)),
+        facts(describe(model, user_optimizer)),
+        scheduler(options.overhead_budget()) {
+    if (facts.info.parameters.empty()) {
+      throw OptionError("tycho: the model has no parameters to observe");
+    }
+    const auto& described = facts.description.parameter();
+    if (std::none_of(described.begin(), described.end(),
+                     [](const v1::Parameter& p) { return p.parameter_group() >= 0; })) {
+      throw OptionError("tycho: the optimizer holds none of the model's parameters");
+    }
+    select_layers(options, &facts);
+    say = [this](v1::Event::Kind kind, const std::string& code, const std::string& message,
+                 v1::Scope scope, uint32_t entity) { event(kind, code, message, scope, entity); };
+    add_built_in_probes();
+    check_directory(options);
+    ObserverOptions observer_options;
+    observer_options.batch_dim = options.batch_dim();
+    observer_options.selected_layers.assign(facts.info.layers.size(), true);
+    observer = std::make_unique<Observer>(facts.info, observer_options);
+    step_number = first_step = options.resume().value_or(0);
+    begin_of_last_step = end_of_last_step = last_health = Clock::now();
+    prepare_step();
+  }
+
+  // Construction.
+
+  void add_built_in_probes() {
+    std::set<std::string> wanted;
+    for (const auto& [name, interval] : options.every()) wanted.insert(name);
+    for (const auto& [name, number] : options.log_spaced()) wanted.insert(name);
+    std::string known;
+    for (BuiltInProbe& built_in : built_in_probes()) {
+      const std::string name = built_in.probe->name();
+      known += (known.empty() ? "" : ", ") + name;
+      std::vector<std::string> names = {name};
+      for (const auto& definition : built_in.probe->statistics())
+        names.push_back(definition.name());
+      bool asked = false;
+      ProbeSchedule schedule;
+      schedule.share = name == "loss" ? 2 : 1;
+      for (const std::string& each : names) {
+        asked = asked || wanted.count(each) > 0;
+        wanted.erase(each);
+        const auto every = options.every().find(each);
+        if (every != options.every().end()) schedule.every = every->second;
+        const auto log_spaced = options.log_spaced().find(each);
+        if (log_spaced != options.log_spaced().end()) schedule.log_spaced = log_spaced->second;
+      }
+      const bool in_preset = static_cast<int>(built_in.tier) <= static_cast<int>(options.preset());
+      if (!asked && !in_preset) continue;
+      add(std::move(built_in.probe), schedule);
+    }
+    if (!wanted.empty()) {
+      throw OptionError(
+          fmt::format("tycho: option every or log_spaced names \"{}\", which is neither a probe "
+                      "nor a statistic; "
+                      "built-in probes: {}",
+                      *wanted.begin(), known));
+    }
+  }
+
+  void add(std::unique_ptr<Probe> probe, ProbeSchedule schedule) {
+    ProbeEntry entry;
+    entry.name = probe->name();
+    entry.needs = probe->needs();
+    entry.needs.gradients = entry.needs.gradients || entry.needs.parameter_sums;
+    std::vector<v1::StatisticDefinition> definitions = probe->statistics();
+    for (const ProbeEntry& other : probes) {
+      if (other.name == entry.name) {
+        throw OptionError(fmt::format("tycho: there is a probe \"{}\" already", entry.name));
+      }
+      for (const auto& definition : definitions) {
+        if (other.ids.count(definition.name()) > 0) {
+          throw OptionError(
+              fmt::format("tycho: statistic \"{}\" of probe \"{}\" is recorded by \"{}\" already",
+                          definition.name(), entry.name, other.name));
+        }
+      }
+    }
+    probe->setup(facts.info);
+    for (v1::StatisticDefinition& definition : definitions) {
+      const auto id = static_cast<uint32_t>(registry.statistic_size() + 1);
+      definition.set_id(id);
+      definition.set_probe(entry.name);
+      entry.ids.emplace(definition.name(), id);
+      *registry.add_statistic() = std::move(definition);
+    }
+    entry.probe = std::move(probe);
+    probes.push_back(std::move(entry));
+    scheduler.add(schedule);
+  }
+
+  v1::RunDescription run_description() const {
+    v1::RunDescription run;
+    run.set_run_id(random_id());
+    run.set_run_name(options.run_name());
+    for (const std::string& tag : options.tags()) run.add_tags(tag);
+    for (const auto& [name, value] : option_texts(options)) (*run.mutable_options())[name] = value;
+    for (const std::string& argument : command_line()) run.add_command_line(argument);
+    run.set_start_time_ns(wall_clock_ns());
+    run.set_resumed(options.resume().has_value());
+    run.set_resume_step(options.resume().value_or(0));
+    auto& versions = *run.mutable_versions();
+    versions["tycho"] = TYCHO_VERSION;
+    versions["libtorch"] = TORCH_VERSION;
+    versions["protobuf"] = fmt::format("{}", GOOGLE_PROTOBUF_VERSION);
+    versions["compiler"] = __VERSION__;
+    versions["standard"] = fmt::format("{}", __cplusplus);
+    auto& environment = *run.mutable_environment();
+    environment["threads"] = std::to_string(at::get_num_threads());
+    environment["blas"] = blas_of(at::show_config());
+    environment["device"] = facts.info.parameters.front().tensor.device().str();
+    utsname system{};
+    if (uname(&system) == 0) {
+      environment["operating_system"] =
+          fmt::format("{} {} {}", system.sysname, system.release, system.machine);
+    }
+    run.set_optimizer(optimizer_name(*optimizer));
+    run.set_seed(options.seed());
+    run.set_loss_reduction(options.loss_reduction() == Reduction::mean ? "mean" : "sum");
+    return run;
+  }
+
+  /// At the first step, when every probe is known: a segment begins with the registry.
+  void open_writer() {
+    writer_opened = true;
+    trace::RunWriterOptions writer_options;
+    writer_options.directory = options.directory();
+    auto opened =
+        trace::RunWriter::open(writer_options, run_description(), facts.description, registry);
+    if (!opened.ok()) {
+      print_once("trace_not_opened", "nothing is recorded: " + opened.status().message());
+      return;
+    }
+    const auto policy = options.durability() == Durability::complete ? trace::QueuePolicy::kBlock
+                                                                     : trace::QueuePolicy::kDrop;
+    writer =
+        std::make_unique<trace::BackgroundWriter>(std::move(opened).value(), policy, kQueueBytes);
+  }
+
+  // What is said.
+
+  void print_once(const std::string& code, const std::string& message) {
+    if (printed.insert(code).second) std::fprintf(stderr, "tycho: %s\n", message.c_str());
+  }
+
+  void event(v1::Event::Kind kind, const std::string& code, const std::string& message,
+             v1::Scope scope, uint32_t entity) {
+    v1::Event& event = events[{code, static_cast<int>(scope), entity}];
+    event.set_count(event.count() + 1);
+    if (event.count() > 1) return;
+    event.set_step(step_number);
+    event.set_kind(kind);
+    event.set_code(code);
+    event.set_message(message);
+    event.set_scope(scope);
+    event.set_entity(entity);
+    push(event);
+    if (kind == v1::Event::NOTICE || kind == v1::Event::FAULT || kind == v1::Event::NON_FINITE) {
+      print_once(code, fmt::format("step {}: {}", step_number, message));
+    }
+  }
+
+  void notice(const std::string& code, const std::string& message) {
+    event(v1::Event::NOTICE, code, message, v1::SCOPE_RUN, 0);
+  }
+
+  template <typename Message>
+  void push(Message message, std::string probe = {}, int64_t time_ns = 0) {
+    if (!writer_opened) open_writer();
+    if (!writer) return;
+    trace::QueuedMessage queued;
+    queued.message = std::move(message);
+    queued.probe = std::move(probe);
+    queued.time_ns = time_ns != 0 ? time_ns : wall_clock_ns();
+    writer->push(std::move(queued));
+  }
+
+  void health(Clock::time_point now) {
+    last_health = now;
+    v1::Health message;
+    message.set_step(step_number);
+    for (ProbeEntry& entry : probes) {
+      if (entry.observations == 0) continue;
+      v1::ProbeCost* cost = message.add_cost();
+      cost->set_probe(entry.name);
+      cost->set_seconds(entry.seconds);
+      cost->set_observations(entry.observations);
+      entry.seconds = 0;
+      entry.observations = 0;
+    }
+    if (writer) {
+      const auto counters = writer->counters();
+      message.set_messages_written(counters.messages_written);
+      message.set_messages_dropped(counters.messages_dropped);
+      message.set_bytes_written(counters.bytes_written);
+      message.set_write_failures(counters.write_failures);
+      message.set_last_write_failure(counters.last_failure);
+      if (counters.write_failures > 0) {
+        print_once("write_failure", "the trace cannot be written: " + counters.last_failure);
+      }
+      if (counters.messages_dropped > 0) {
+        print_once("messages_dropped", "the trace is incomplete: messages were dropped");
+      }
+    }
+    message.set_steps_seen(steps_seen);
+    message.set_steps_observed(steps_observed);
+    message.set_training_seconds(training_seconds);
+    message.set_tycho_seconds(scheduler.spent_seconds());
+    push(std::move(message));
+  }
+
+  // A step.
+
+  void fault(ProbeEntry* entry, const std::string& what) {
+    event(v1::Event::FAULT, "probe_fault_" + entry->name,
+          fmt::format("probe \"{}\" failed: {}", entry->name, what), v1::SCOPE_RUN, 0);
+    if (++entry->faults < kFaultsUntilDisabled || entry->disabled) return;
+    entry->disabled = true;
+    scheduler.disable(static_cast<size_t>(entry - probes.data()));
+    event(v1::Event::FAULT, "probe_disabled_" + entry->name,
+          fmt::format("probe \"{}\" failed {} times and is disabled", entry->name, entry->faults),
+          v1::SCOPE_RUN, 0);
+  }
+
+  template <typename Action>
+  void guarded(size_t index, const Action& action) {
+    try {
+      action();
+    } catch (const std::exception& error) {
+      fault(&probes[index], error.what());
+    } catch (...) {
+      fault(&probes[index], "an exception that is no std::exception");
+    }
+  }
+
+  bool needs_snapshot() const { return due_needs.previous_weights || due_needs.parameter_sums; }
+
+  /// Decides what is observed at the step that begins now, and installs it.
+  void prepare_step() {
+    scheduler.due(step_number, step_number == first_step, &due);
+    due_needs = Needs();
+    for (const size_t index : due) due_needs |= probes[index].needs;
+  }
+
+  void install() {
+    if (due.empty()) return;
+    if (needs_snapshot() && !snapshot_valid) take_snapshot();
+    settings_at_start = settings_fingerprint(*optimizer);
+    settings_at_backward.clear();
+    install_settings_hook();
+    const Needs hooks = hooks_of(due_needs);
+    hooked = any_hook(hooks);
+    if (!hooked) return;
+    observer->install(hooks, loss_scale, last_batch_size);
+    if (pauses > 0) observer->pause();
+  }
+
+  void install_settings_hook() {
+    if (settings_hook != 0) return;
+    for (auto parameter = facts.info.parameters.rbegin(); parameter != facts.info.parameters.rend();
+         ++parameter) {
+      if (!parameter->tensor.requires_grad() || !parameter->tensor.is_leaf()) continue;
+      const auto& described = facts.description.parameter(static_cast<int>(parameter->id));
+      if (described.parameter_group() < 0) continue;
+      settings_accumulator = torch::autograd::impl::grad_accumulator(parameter->tensor);
+      settings_hook = settings_accumulator->add_post_hook(std::make_unique<SettingsHook>(this));
+      return;
+    }
+  }
+
+  void remove_settings_hook() {
+    if (settings_hook == 0) return;
+    settings_accumulator->del_post_hook(settings_hook);
+    settings_accumulator.reset();
+    settings_hook = 0;
+  }
+
+  void take_snapshot() {
+    snapshot.resize(facts.info.parameters.size());
+    for (const ParameterInfo& parameter : facts.info.parameters) {
+      at::Tensor& copy = snapshot[parameter.id];
+      const at::Tensor weight = parameter.tensor.detach();
+      if (copy.defined() && copy.sizes() == weight.sizes() && copy.device() == weight.device() &&
+          copy.scalar_type() == weight.scalar_type()) {
+        copy.copy_(weight);
+      } else {
+        copy = weight.clone();
+      }
+    }
+    snapshot_valid = true;
+  }
+
+  /// The settings the step used. Where they changed between the previous call of step() and this
+  /// one, those in force when backward ran are right whether a scheduler is called before or after
+  /// step().
+  void note_settings() {
+    const std::string now = settings_fingerprint(*optimizer);
+    const std::string& used = settings_at_backward.empty() ? now : settings_at_backward;
+    if (used == written_settings && settings.group_size() > 0) return;
+    written_settings = used;
+    settings = settings_of(used, *optimizer, facts.ids);
+    settings.set_step(step_number);
+    push(settings);
+  }
+
+  void observe(StepView* view, const std::vector<size_t>& next_due, const Needs& next_needs) {
+    StepObservation seen;
+    if (hooked) {
+      seen = observer->uninstall(view->batch_size > 0 ? view->batch_size : 0);
+    } else {
+      seen.parameters.resize(facts.info.parameters.size());
+      seen.layers.resize(facts.info.layers.size());
+    }
+    remove_settings_hook();
+    note_settings();
+    for (const ObserverNotice& n : seen.notices)
+      event(n.kind, n.code, n.message, n.scope, n.entity);
+    if (hooked) check_gradients(seen);
+    (void)next_due;
+    bool refreshed = false;
+    for (const ParameterInfo& parameter : facts.info.parameters) {
+      ParameterObservation& observation = seen.parameters[parameter.id];
+      if (snapshot_valid) observation.previous_weight = snapshot[parameter.id];
+      observation.update_known = snapshot_valid;
+      if (due_needs.adam_state) read_adam_state(*optimizer, parameter.tensor, &observation);
+    }
+    const bool snapshot_next = next_needs.previous_weights || next_needs.parameter_sums;
+    if (due_needs.parameter_sums) {
+      std::vector<SumsInput> inputs;
+      inputs.reserve(facts.info.parameters.size());
+      for (const ParameterInfo& parameter : facts.info.parameters) {
+        const ParameterObservation& observation = seen.parameters[parameter.id];
+        inputs.push_back(
+            {parameter.tensor.detach(), observation.gradient, observation.previous_weight});
+      }
+      refreshed = snapshot_next && snapshot_valid && !due_needs.previous_weights;
+      view->parameter_sums = parameter_sums(inputs, refreshed);
+    }
+    if (due_needs.probe_loss && probe_loss && !probe_loss_suspended) evaluate_probe(view);
+    view->model = &facts.info;
+    view->optimizer = &settings;
+    view->parameters = &seen.parameters;
+    view->layers = &seen.layers;
+
+    Pending step;
+    step.step = view->step;
+    step.time_ns = wall_clock_ns();
+    step.transfer = std::make_unique<StepTransfer>();
+    for (const size_t index : due) {
+      if (probes[index].disabled) continue;
+      const auto begin = Clock::now();
+      guarded(index, [&] {
+        Probe::Finish finish = probes[index].probe->observe(*view, *step.transfer);
+        if (finish) step.finishes.emplace_back(index, std::move(finish));
+      });
+      charge(index, seconds_between(begin, Clock::now()));
+    }
+    step.transfer->start();
+    pending.push_back(std::move(step));
+    snapshot_valid = refreshed;
+    v1::ModelStructure structure;
+    if (hooked && observer->take_structure(&structure)) push(std::move(structure));
+  }
+
+  void charge(size_t index, double seconds) {
+    probes[index].seconds += seconds;
+    own_seconds[index] += seconds;
+  }
+  std::map<size_t, double> own_seconds;  // of the step that is being recorded
+
+  void evaluate_probe(StepView* view) {
+    try {
+      view->probe_loss = evaluate_probe_loss(probe_loss, *model_state, facts.info);
+    } catch (const std::exception& error) {
+      probe_loss_suspended = true;
+      event(v1::Event::FAULT, "probe_loss_failed",
+            fmt::format("the probe loss failed and is not evaluated any more: {}", error.what()),
+            v1::SCOPE_RUN, 0);
+    }
+  }
+
+  /// Gradients that backward delivered but that are gone before step(): the optimizer may have seen
+  /// none.
+  void check_gradients(const StepObservation& seen) {
+    bool delivered = false;
+    for (const ParameterInfo& parameter : facts.info.parameters) {
+      if (!seen.parameters[parameter.id].gradient.defined()) continue;
+      delivered = true;
+      if (parameter.tensor.grad().defined()) return;
+    }
+    if (!delivered) return;
+    notice("gradients_cleared_before_step",
+           "gradients were cleared before Session::step; call zero_grad() after it or before the "
+           "forward "
+           "pass");
+  }
+
+  void harvest(bool wait) {
+    while (!pending.empty()) {
+      Pending& step = pending.front();
+      if (!step.transfer->ready()) {
+        if (!wait && pending.size() <= kPendingSteps) return;
+        step.transfer->wait();
+      }
+      for (auto& [index, finish] : step.finishes) {
+        const auto begin = Clock::now();
+        guarded(index, [&, probe = index] {
+          RecordBuilder recorder(probes[probe].ids, say, step.step);
+          finish(*step.transfer, recorder);
+          v1::Record record = recorder.take();
+          if (record.column_size() > 0) push(std::move(record), probes[probe].name, step.time_ns);
+        });
+        ++probes[index].observations;
+        charge(index, seconds_between(begin, Clock::now()));
+      }
+      pending.pop_front();
+    }
+  }
+
+  bool usable() {
+    if (closed) return false;
+    if (fork_generation().load(std::memory_order_relaxed) == fork_of_birth) return true;
+    // A forked child has no writing thread; the run belongs to its parent.
+    closed = true;
+    if (writer) writer->abandon();
+    return false;
+  }
+
+  void step(const at::Tensor* loss, double loss_value, int64_t batch_size) {
+    const auto begin = Clock::now();
+    if (!usable()) return;
+    if (pauses > 0) {
+      notice("step_while_paused",
+             "Session::step was called while the session is paused: not counted");
+      return;
+    }
+    const double outside = seconds_between(end_of_last_step, begin);
+    const double step_seconds = had_step ? seconds_between(begin_of_last_step, begin)
+                                         : std::numeric_limits<double>::quiet_NaN();
+    const bool observed = !due.empty();
+    if (had_step) {
+      scheduler.step_took(outside, observed, hooked);
+      training_seconds += step_seconds;
+    }
+    ++steps_seen;
+    const int64_t this_step = step_number;
+    std::vector<size_t> next_due;
+    Needs next_needs;
+    scheduler.due(this_step + 1, false, &next_due);
+    for (const size_t index : next_due) next_needs |= probes[index].needs;
+    const std::vector<size_t> observed_probes = observed ? due : std::vector<size_t>();
+    if (observed) {
+      const at::NoGradGuard no_grad;
+      const at::DisableRecordFunctionGuard unobserved;
+      ++steps_observed;
+      own_seconds.clear();
+      StepView view;
+      view.step = this_step;
+      view.batch_size = batch_size;
+      view.mean_reduction = options.loss_reduction() == Reduction::mean;
+      view.step_seconds = step_seconds;
+      view.tycho_seconds = inside_seconds;
+      view.loss_value = loss_value;
+      if (loss != nullptr) {
+        view.loss_known = loss->defined() && loss->numel() == 1;
+        if (view.loss_known) {
+          view.loss = loss->detach().to(at::kDouble).reshape({});
+        } else {
+          notice("loss_not_scalar",
+                 "the loss given to Session::step is not a scalar: it is not recorded");
+        }
+      }
+      if (batch_size <= 0) {
+        view.batch_size = 0;
+        notice("batch_size_not_positive",
+               fmt::format("the batch size given to Session::step is {}: it is not recorded",
+                           batch_size));
+      }
+      observe(&view, next_due, next_needs);
+      harvest(false);
+    } else if (!pending.empty()) {
+      const at::NoGradGuard no_grad;
+      const at::DisableRecordFunctionGuard unobserved;
+      harvest(false);
+    }
+    last_batch_size = batch_size;
+    step_number = this_step + 1;
+    due = std::move(next_due);
+    due_needs = next_needs;
+    hooked = false;
+    if (!due.empty()) {
+      const at::NoGradGuard no_grad;
+      const at::DisableRecordFunctionGuard unobserved;
+      install();
+    } else {
+      snapshot_valid = false;
+    }
+    if (observed && seconds_between(last_health, begin) > kHealthSeconds) health(begin);
+    const auto end = Clock::now();
+    const double inside = seconds_between(begin, end);
+    if (observed) share_cost(observed_probes, inside);
+    scheduler.spent(inside);
+    total_inside_seconds += inside;
+    inside_seconds = inside;
+    begin_of_last_step = begin;
+    end_of_last_step = end;
+    had_step = true;
+  }
+
+  /// A probe pays for itself and an equal part of what the observed probes share.
+  void share_cost(const std::vector<size_t>& observed_probes, double inside) {
+    double own = 0;
+    for (const auto& [index, seconds] : own_seconds) own += seconds;
+    size_t hooking = 0;
+    for (const size_t index : observed_probes) hooking += any_hook(hooks_of(probes[index].needs));
+    const double shared = std::max(inside - own, 0.0) + scheduler.last_excess();
+    for (const size_t index : observed_probes) {
+      const bool pays = hooking == 0 || any_hook(hooks_of(probes[index].needs));
+      const double part =
+          pays ? shared / static_cast<double>(hooking == 0 ? observed_probes.size() : hooking) : 0;
+      scheduler.observed(index, own_seconds[index] + part);
+    }
+  }
+
+  void close() noexcept {
+    try {
+      if (!usable()) return;
+      closed = true;
+      remove_settings_hook();
+      observer.reset();
+      {
+        const at::NoGradGuard no_grad;
+        const at::DisableRecordFunctionGuard unobserved;
+        harvest(true);
+      }
+      for (auto& [key, event] : events) {
+        if (event.count() > 1) push(event);
+      }
+      v1::Event stopped;
+      stopped.set_step(step_number);
+      stopped.set_kind(v1::Event::STOPPED);
+      stopped.set_code("session_closed");
+      stopped.set_message(fmt::format("The session was closed after {} steps", steps_seen));
+      stopped.set_scope(v1::SCOPE_RUN);
+      stopped.set_count(1);
+      push(std::move(stopped));
+      health(Clock::now());
+      if (!writer) return;
+      const Status status = writer->close();
+      if (!status.ok())
+        print_once("write_failure", "the trace cannot be sealed: " + status.message());
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "tycho: closing failed: %s\n", error.what());
+    } catch (...) {
+      std::fprintf(stderr, "tycho: closing failed\n");
+    }
+  }
+
+  /// Something in Tycho itself failed: training goes on, this session observes nothing any more.
+  void give_up(const char* what) noexcept {
+    try {
+      event(v1::Event::FAULT, "session_failed",
+            fmt::format("the session failed and observes nothing any more: {}", what),
+            v1::SCOPE_RUN, 0);
+      pending.clear();
+      close();
+    } catch (...) {
+      closed = true;
+    }
+  }
+
+  template <typename Action>
+  void protect(const Action& action) noexcept {
+    try {
+      action();
+    } catch (const std::exception& error) {
+      give_up(error.what());
+    } catch (...) {
+      give_up("an exception that is no std::exception");
+    }
+  }
+};
+
+Session::Session(torch::nn::Module& model, torch::optim::Optimizer& optimizer,
+                 SessionOptions options) {
+  if (disabled_by_environment()) return;
+  impl_ = std::make_unique<Impl>(model, optimizer, std::move(options));
+  impl_->protect([&] {
+    const at::NoGradGuard no_grad;
+    const at::DisableRecordFunctionGuard unobserved;
+    impl_->install();
+  });
+}
+
+Session::Session(torch::jit::Module& model, torch::optim::Optimizer& optimizer,
+                 SessionOptions options) {
+  if (disabled_by_environment()) return;
+  impl_ = std::make_unique<Impl>(model, optimizer, std::move(options));
+  impl_->protect([&] {
+    const at::NoGradGuard no_grad;
+    const at::DisableRecordFunctionGuard unobserved;
+    impl_->install();
+  });
+}
+
+Session::~Session() {
+  if (impl_) impl_->close();
+}
+
+void Session::add_probe(std::unique_ptr<Probe> probe, int64_t every) {
+  if (!impl_ || !probe) return;
+  impl_->protect([&] {
+    if (!impl_->usable()) return;
+    if (impl_->had_step || impl_->writer_opened) {
+      impl_->notice("probe_added_late",
+                    "a probe was added after the first step: it is not observed");
+      return;
+    }
+    try {
+      ProbeSchedule schedule;
+      if (every > 0) schedule.every = every;
+      impl_->add(std::move(probe), schedule);
+    } catch (const std::exception& error) {
+      impl_->print_once("probe_refused", fmt::format("a probe was not added: {}", error.what()));
+      return;
+    }
+    const at::NoGradGuard no_grad;
+    const at::DisableRecordFunctionGuard unobserved;
+    if (impl_->hooked) (void)impl_->observer->uninstall(0);
+    impl_->hooked = false;
+    impl_->prepare_step();
+    impl_->install();
+  });
+}
+
+void Session::set_probe_loss(std::function<at::Tensor()> probe_loss) {
+  if (!impl_) return;
+  impl_->protect([&] {
+    impl_->probe_loss = std::move(probe_loss);
+    impl_->probe_loss_suspended = false;
+  });
+}
+
+void Session::set_loss_scale(double scale) {
+  if (!impl_) return;
+  impl_->protect([&] {
+    if (!impl_->usable()) return;
+    if (!(scale > 0) || !std::isfinite(scale)) {
+      impl_->notice("loss_scale_not_positive",
+                    "the loss scale is not a positive number: it is ignored");
+      return;
+    }
+    impl_->loss_scale = scale;
+    if (impl_->hooked) impl_->observer->set_loss_scale(scale);
+  });
+}
+
+void Session::step(const at::Tensor& loss, int64_t batch_size) {
+  if (!impl_) return;
+  impl_->protect([&] { impl_->step(&loss, 0, batch_size); });
+}
+
+void Session::step(double loss, int64_t batch_size) {
+  if (!impl_) return;
+  impl_->protect([&] { impl_->step(nullptr, loss, batch_size); });
+}
+
+Session::Pause::Pause(Session* session) : session_(session) {
+  if (session_ == nullptr || !session_->impl_) return;
+  Impl& impl = *session_->impl_;
+  impl.protect([&] {
+    if (impl.pauses++ == 0 && impl.hooked && impl.usable()) impl.observer->pause();
+  });
+}
+
+Session::Pause::Pause(Pause&& other) noexcept : session_(std::exchange(other.session_, nullptr)) {}
+
+Session::Pause::~Pause() {
+  if (session_ == nullptr || !session_->impl_) return;
+  Impl& impl = *session_->impl_;
+  impl.protect([&] {
+    if (--impl.pauses == 0 && impl.hooked && impl.usable()) impl.observer->resume();
+  });
+}
+
+Session::Pause Session::pause() { return Pause(this); }
+
+void Session::close() {
+  if (impl_) impl_->close();
+}
+
+}  // namespace tycho

@@ -1,0 +1,275 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <utility>
+
+#include "options.h"
+
+namespace tycho {
+namespace {
+
+[[noreturn]] void refuse(const std::string& option, const std::string& value,
+                         const std::string& legal) {
+  throw OptionError(fmt::format("tycho: option {} = \"{}\": {}", option, value, legal));
+}
+
+const char* text_of(Preset value) {
+  switch (value) {
+    case Preset::economy:
+      return "economy";
+    case Preset::standard:
+      return "standard";
+    default:
+      return "full";
+  }
+}
+const char* text_of(Reduction value) { return value == Reduction::mean ? "mean" : "sum"; }
+const char* text_of(Durability value) { return value == Durability::drop ? "drop" : "complete"; }
+
+template <typename Map>
+std::string join(const Map& intervals) {
+  std::string text;
+  for (const auto& [name, interval] : intervals) {
+    text += fmt::format("{}{}={}", text.empty() ? "" : ",", name, interval);
+  }
+  return text;
+}
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  size_t begin = 0;
+  while (begin <= text.size()) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    if (end > begin) parts.push_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+int64_t parse_integer(const std::string& option, const std::string& text, const char* legal) {
+  try {
+    size_t used = 0;
+    const int64_t value = std::stoll(text, &used);
+    if (used == text.size()) return value;
+  } catch (const std::exception&) {
+  }
+  refuse(option, text, legal);
+}
+
+void parse_intervals(const std::string& option, const std::string& text,
+                     const std::function<void(const std::string&, int64_t)>& set) {
+  constexpr const char* kLegal =
+      "a list NAME=NUMBER,NAME=NUMBER is expected, each number at least 1";
+  for (const std::string& part : split(text)) {
+    const size_t equals = part.find('=');
+    if (equals == std::string::npos || equals == 0) refuse(option, text, kLegal);
+    set(part.substr(0, equals), parse_integer(option, part.substr(equals + 1), kLegal));
+  }
+}
+
+}  // namespace
+
+SessionOptions::SessionOptions(std::string directory) : directory_(std::move(directory)) {}
+
+SessionOptions& SessionOptions::preset(Preset value) {
+  preset_ = value;
+  return *this;
+}
+
+SessionOptions& SessionOptions::overhead_budget(std::optional<double> value) {
+  if (value && !(*value > 0 && *value <= 1)) {
+    refuse("overhead_budget", fmt::format("{}", *value), "a share in (0, 1], or none, is expected");
+  }
+  overhead_budget_ = value;
+  return *this;
+}
+
+SessionOptions& SessionOptions::every(const std::string& name, int64_t interval) {
+  if (interval < 1) {
+    refuse("every", fmt::format("{}={}", name, interval), "an interval of at least 1 is expected");
+  }
+  every_[name] = interval;
+  return *this;
+}
+
+SessionOptions& SessionOptions::log_spaced(const std::string& name, int64_t per_decade) {
+  if (per_decade < 1) {
+    refuse("log_spaced", fmt::format("{}={}", name, per_decade),
+           "at least 1 step per factor of ten is expected");
+  }
+  log_spaced_[name] = per_decade;
+  return *this;
+}
+
+SessionOptions& SessionOptions::loss_reduction(Reduction value) {
+  loss_reduction_ = value;
+  return *this;
+}
+
+SessionOptions& SessionOptions::batch_dim(int64_t value) {
+  if (value < 0 || value > kLargestBatchDim) {
+    refuse("batch_dim", std::to_string(value),
+           fmt::format("a dimension from 0 to {} is expected", kLargestBatchDim));
+  }
+  batch_dim_ = value;
+  return *this;
+}
+
+SessionOptions& SessionOptions::include(std::vector<std::string> patterns) {
+  include_ = std::move(patterns);
+  return *this;
+}
+
+SessionOptions& SessionOptions::exclude(std::vector<std::string> patterns) {
+  exclude_ = std::move(patterns);
+  return *this;
+}
+
+SessionOptions& SessionOptions::seed(uint64_t value) {
+  seed_ = value;
+  return *this;
+}
+
+SessionOptions& SessionOptions::run_name(std::string value) {
+  run_name_ = std::move(value);
+  return *this;
+}
+
+SessionOptions& SessionOptions::tags(std::vector<std::string> value) {
+  tags_ = std::move(value);
+  return *this;
+}
+
+SessionOptions& SessionOptions::durability(Durability value) {
+  durability_ = value;
+  return *this;
+}
+
+SessionOptions& SessionOptions::resume(int64_t step) {
+  if (step < 0) refuse("resume", std::to_string(step), "a step of at least 0 is expected");
+  resume_ = step;
+  return *this;
+}
+
+bool disabled_by_environment() {
+  const char* value = std::getenv("TYCHO_DISABLE");
+  return value != nullptr && *value != '\0' && std::string(value) != "0";
+}
+
+SessionOptions with_environment(SessionOptions options) {
+  const auto apply = [](const char* name, const std::function<void(const std::string&)>& set) {
+    if (const char* value = std::getenv(name)) set(value);
+  };
+  apply("TYCHO_DIRECTORY", [&](const std::string& text) {
+    SessionOptions other(text);
+    other.preset(options.preset()).overhead_budget(options.overhead_budget());
+    for (const auto& [name, interval] : options.every()) other.every(name, interval);
+    for (const auto& [name, number] : options.log_spaced()) other.log_spaced(name, number);
+    other.loss_reduction(options.loss_reduction()).batch_dim(options.batch_dim());
+    other.include(options.include()).exclude(options.exclude()).seed(options.seed());
+    other.run_name(options.run_name()).tags(options.tags()).durability(options.durability());
+    if (options.resume()) other.resume(*options.resume());
+    options = std::move(other);
+  });
+  apply("TYCHO_PRESET", [&](const std::string& text) {
+    for (const Preset value : {Preset::economy, Preset::standard, Preset::full}) {
+      if (text == text_of(value)) return void(options.preset(value));
+    }
+    refuse("TYCHO_PRESET", text, "economy, standard or full is expected");
+  });
+  apply("TYCHO_OVERHEAD_BUDGET", [&](const std::string& text) {
+    if (text == "none") return void(options.overhead_budget(std::nullopt));
+    char* end = nullptr;
+    const double value = std::strtod(text.c_str(), &end);
+    if (text.empty() || *end != '\0') {
+      refuse("TYCHO_OVERHEAD_BUDGET", text, "a share in (0, 1], or none, is expected");
+    }
+    options.overhead_budget(value);
+  });
+  apply("TYCHO_EVERY", [&](const std::string& text) {
+    parse_intervals("TYCHO_EVERY", text, [&](const std::string& name, int64_t interval) {
+      options.every(name, interval);
+    });
+  });
+  apply("TYCHO_LOG_SPACED", [&](const std::string& text) {
+    parse_intervals("TYCHO_LOG_SPACED", text, [&](const std::string& name, int64_t number) {
+      options.log_spaced(name, number);
+    });
+  });
+  apply("TYCHO_LOSS_REDUCTION", [&](const std::string& text) {
+    for (const Reduction value : {Reduction::mean, Reduction::sum}) {
+      if (text == text_of(value)) return void(options.loss_reduction(value));
+    }
+    refuse("TYCHO_LOSS_REDUCTION", text, "mean or sum is expected");
+  });
+  apply("TYCHO_BATCH_DIM", [&](const std::string& text) {
+    options.batch_dim(parse_integer("TYCHO_BATCH_DIM", text, "a dimension is expected"));
+  });
+  apply("TYCHO_INCLUDE", [&](const std::string& text) { options.include(split(text)); });
+  apply("TYCHO_EXCLUDE", [&](const std::string& text) { options.exclude(split(text)); });
+  apply("TYCHO_SEED", [&](const std::string& text) {
+    const int64_t value = parse_integer("TYCHO_SEED", text, "a whole number >= 0 is expected");
+    if (value < 0) refuse("TYCHO_SEED", text, "a whole number >= 0 is expected");
+    options.seed(static_cast<uint64_t>(value));
+  });
+  apply("TYCHO_RUN_NAME", [&](const std::string& text) { options.run_name(text); });
+  apply("TYCHO_TAGS", [&](const std::string& text) { options.tags(split(text)); });
+  apply("TYCHO_DURABILITY", [&](const std::string& text) {
+    for (const Durability value : {Durability::drop, Durability::complete}) {
+      if (text == text_of(value)) return void(options.durability(value));
+    }
+    refuse("TYCHO_DURABILITY", text, "drop or complete is expected");
+  });
+  apply("TYCHO_RESUME", [&](const std::string& text) {
+    options.resume(parse_integer("TYCHO_RESUME", text, "a step of at least 0 is expected"));
+  });
+  return options;
+}
+
+std::map<std::string, std::string> option_texts(const SessionOptions& options) {
+  return {
+      {"preset", text_of(options.preset())},
+      {"overhead_budget",
+       options.overhead_budget() ? fmt::format("{}", *options.overhead_budget()) : "none"},
+      {"every", join(options.every())},
+      {"log_spaced", join(options.log_spaced())},
+      {"loss_reduction", text_of(options.loss_reduction())},
+      {"batch_dim", std::to_string(options.batch_dim())},
+      {"include", fmt::format("{}", fmt::join(options.include(), ","))},
+      {"exclude", fmt::format("{}", fmt::join(options.exclude(), ","))},
+      {"seed", std::to_string(options.seed())},
+      {"run_name", options.run_name()},
+      {"tags", fmt::format("{}", fmt::join(options.tags(), ","))},
+      {"durability", text_of(options.durability())},
+      {"resume", options.resume() ? std::to_string(*options.resume()) : ""},
+  };
+}
+
+bool matches(const std::string& pattern, const std::string& text) {
+  size_t p = 0;
+  size_t t = 0;
+  size_t star = std::string::npos;
+  size_t retry = 0;
+  while (t < text.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      retry = t;
+    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == text[t])) {
+      ++p;
+      ++t;
+    } else if (star != std::string::npos) {
+      p = star + 1;
+      t = ++retry;
+    } else {
+      return false;
+    }
+  }
+  while (p < pattern.size() && pattern[p] == '*') ++p;
+  return p == pattern.size();
+}
+
+}  // namespace tycho

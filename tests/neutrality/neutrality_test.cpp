@@ -1,0 +1,145 @@
+// A run with Tycho is, bit for bit, the run without it.
+#include <ATen/CPUGeneratorImpl.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+#include <tycho/tycho.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace tycho {
+namespace {
+
+/// Convolution, batch norm, in-place activation and dropout: what is easiest to disturb.
+struct NetworkImpl : torch::nn::Module {
+  NetworkImpl() {
+    register_module("convolution", convolution);
+    register_module("norm", norm);
+    register_module("hidden", hidden);
+    register_module("dropout", dropout);
+    register_module("head", head);
+  }
+  at::Tensor forward(at::Tensor x) {
+    x = torch::relu_(norm(convolution(x)));
+    x = dropout(torch::relu_(hidden(x.flatten(1))));
+    return head(x);
+  }
+  torch::nn::Conv2d convolution{torch::nn::Conv2dOptions(1, 3, 3)};
+  torch::nn::BatchNorm2d norm{3};
+  torch::nn::Linear hidden{48, 10};
+  torch::nn::Dropout dropout{0.3};
+  torch::nn::Linear head{10, 3};
+};
+TORCH_MODULE(Network);
+
+using MakeOptimizer =
+    std::function<std::unique_ptr<torch::optim::Optimizer>(std::vector<at::Tensor>)>;
+
+struct Case {
+  const char* name;
+  MakeOptimizer make;
+  int microbatches = 1;
+  bool clip = false;
+  bool closure = false;
+};
+
+/// Everything that a step leaves behind, as bytes.
+std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>& directory) {
+  torch::manual_seed(11);
+  Network model;
+  auto optimizer = test.make(model->parameters());
+  std::unique_ptr<Session> session;
+  const auto probe_data = torch::randn({4, 1, 6, 6});
+  const auto probe_target = torch::randint(3, {4}, torch::kInt64);
+  if (directory) {
+    session = std::make_unique<Session>(
+        *model, *optimizer,
+        SessionOptions(*directory).preset(Preset::full).overhead_budget(std::nullopt));
+    session->set_probe_loss(
+        [&] { return torch::cross_entropy_loss(model->forward(probe_data), probe_target); });
+  }
+  std::vector<at::Tensor> left;
+  for (int step = 0; step < 12; ++step) {
+    at::Tensor loss;
+    const auto data = torch::randn({8, 1, 6, 6});
+    const auto target = torch::randint(3, {8}, torch::kInt64);
+    if (test.closure) {
+      loss = optimizer->step([&] {
+        optimizer->zero_grad();
+        auto value = torch::cross_entropy_loss(model->forward(data), target);
+        value.backward();
+        return value;
+      });
+    } else {
+      optimizer->zero_grad();
+      for (int part = 0; part < test.microbatches; ++part) {
+        const int64_t size = 8 / test.microbatches;
+        auto value =
+            torch::cross_entropy_loss(model->forward(data.slice(0, part * size, (part + 1) * size)),
+                                      target.slice(0, part * size, (part + 1) * size)) /
+            test.microbatches;
+        value.backward();
+        loss = loss.defined() ? loss + value.detach() : value.detach();
+      }
+      if (test.clip) torch::nn::utils::clip_grad_norm_(model->parameters(), 0.1);
+      optimizer->step();
+    }
+    if (session) session->step(loss, 8);
+    left.push_back(loss.detach().clone());
+  }
+  if (session) session->close();
+  for (const auto& parameter : model->parameters()) {
+    left.push_back(parameter.detach().clone());
+    left.push_back(parameter.grad().clone());
+  }
+  for (const auto& buffer : model->buffers()) left.push_back(buffer.clone());
+  auto generator = at::detail::getDefaultCPUGenerator();
+  left.push_back(generator.get_state());
+  left.push_back(torch::tensor(static_cast<int64_t>(model->is_training())));
+  return left;
+}
+
+class NeutralityTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(NeutralityTest, ParametersBuffersLossesGradientsAndRandomStateAreTheSame) {
+  const Case& test = GetParam();
+  const auto directory =
+      std::filesystem::temp_directory_path() /
+      ("tycho_neutrality_" + std::string(test.name) + "_" + std::to_string(getpid()));
+  std::filesystem::remove_all(directory);
+  const auto bare = train(test, std::nullopt);
+  const auto observed = train(test, directory.string());
+  std::filesystem::remove_all(directory);
+  ASSERT_EQ(bare.size(), observed.size());
+  for (size_t i = 0; i < bare.size(); ++i) {
+    EXPECT_TRUE(torch::equal(bare[i], observed[i])) << "item " << i << " of " << bare.size();
+  }
+}
+
+template <typename Optimizer, typename Options>
+MakeOptimizer make(Options options) {
+  return [options](std::vector<at::Tensor> parameters) {
+    return std::make_unique<Optimizer>(std::move(parameters), options);
+  };
+}
+
+namespace optim = torch::optim;
+const Case kCases[] = {
+    {"sgd", make<optim::SGD>(optim::SGDOptions(0.05))},
+    {"nesterov", make<optim::SGD>(optim::SGDOptions(0.05).momentum(0.9).nesterov(true)), 1, true},
+    {"adam", make<optim::Adam>(optim::AdamOptions(0.01)), 2},
+    {"adamw", make<optim::AdamW>(optim::AdamWOptions(0.01).amsgrad(true)), 4, true},
+    {"rmsprop", make<optim::RMSprop>(optim::RMSpropOptions(0.01).momentum(0.5).centered(true))},
+    {"adagrad", make<optim::Adagrad>(optim::AdagradOptions(0.01))},
+    {"lbfgs", make<optim::LBFGS>(optim::LBFGSOptions(0.1).max_iter(3)), 1, false, true},
+};
+INSTANTIATE_TEST_SUITE_P(Optimizers, NeutralityTest, ::testing::ValuesIn(kCases),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace tycho
