@@ -25,14 +25,10 @@ struct GradientCapture::Slot {
   uint32_t parameter_version = 0;
   int64_t writes = 0;  // by operators, in this step
   int64_t parameter_writes = 0;
-  bool repeated = false;     // more than one backward in this step, counted or not
-  at::Tensor delivered;      // of the first backward
-  at::Tensor sum;            // own sum, where .grad cannot be relied on
-  at::Tensor copy;           // of the gradient as it was after the last backward of the group
-  bool grad_is_sum = false;  // .grad started from `delivered`, so it is the sum
-  at::Tensor grad;  // .grad after the last backward: held, so that its address is not reused
+  bool repeated = false;  // more than one backward in this step, counted or not
+  at::Tensor sum;         // of what the group's backward passes delivered: a tensor of our own
+  at::Tensor grad;        // .grad after the last backward: held, so that its address is not reused
   uint32_t grad_version = 0;
-  uint32_t value_version = 0;  // of what `delivered` or `grad` stands for
   std::vector<at::Tensor> norms;
   bool norms_complete = true;
   bool unknown = false;
@@ -40,8 +36,7 @@ struct GradientCapture::Slot {
   void forget() {
     backwards = 0;
     repeated = false;
-    delivered = sum = copy = grad = at::Tensor();
-    grad_is_sum = false;
+    sum = grad = at::Tensor();
     norms.clear();
     norms_complete = true;
     unknown = false;
@@ -148,15 +143,10 @@ void GradientCapture::delivered(Slot* slot, const at::Tensor& gradient) {
     slot->repeated = repeated;
     slot->parameter_writes = slot->writes;
     slot->parameter_version = slot->parameter._version();
-    slot->delivered = gradient.detach();
-    slot->grad_is_sum = grad.defined() && grad.data_ptr() == gradient.data_ptr();
-    slot->value_version = gradient._version();
-    if (keep_copies_) slot->copy = gradient.detach().clone();
-  } else if (slot->grad_is_sum) {
-    if (keep_copies_) slot->copy = grad.detach().clone();
+    // Clipping writes through .grad().data(), which no version counter shows: only a copy is safe.
+    slot->sum = gradient.detach().clone();
   } else {
-    slot->sum = slot->sum.defined() ? slot->sum.add_(gradient) : slot->delivered + gradient;
-    slot->copy = at::Tensor();
+    slot->sum.add_(gradient);
   }
   ++slot->backwards;
   if (microbatch_norms_) {
@@ -173,7 +163,6 @@ void GradientCapture::delivered(Slot* slot, const at::Tensor& gradient) {
 
 std::vector<GradientCapture::Captured> GradientCapture::take() {
   std::vector<Captured> result(slots_.size());
-  bool edited = false;
   bool several = false;
   bool any = false;
   for (auto& slot : slots_) {
@@ -185,35 +174,13 @@ std::vector<GradientCapture::Captured> GradientCapture::take() {
       any = true;
       const at::Tensor now = slot->parameter.grad();
       captured.cleared = !now.defined();
-      const bool touched = slot->grad.defined() && slot->grad._version() != slot->grad_version;
-      edited = edited || touched;
-      if (slot->sum.defined()) {
-        captured.gradient = slot->sum;
-      } else if (slot->copy.defined()) {
-        captured.gradient = slot->copy;
-      } else if (slot->backwards == 1 && !slot->grad_is_sum) {
-        // A tensor of its own: only its own version tells whether somebody wrote to it.
-        if (slot->delivered._version() == slot->value_version) {
-          captured.gradient = slot->delivered;
-        } else {
-          captured.modified = true;
-        }
-      } else if (!touched) {
-        captured.gradient = slot->grad;
-      } else {
-        captured.modified = true;
-      }
+      captured.gradient = slot->sum;
       if (slot->norms_complete || slot->backwards == 1)
         captured.microbatch_norm_sq = std::move(slot->norms);
     }
     slot->forget();
   }
   if (any || several) several_backwards_ = several;
-  if (any) {
-    edited_ever_ = edited_ever_ || edited;
-    untouched_steps_ = edited ? 0 : untouched_steps_ + 1;
-    keep_copies_ = edited_ever_ || untouched_steps_ < 2;
-  }
   return result;
 }
 

@@ -40,10 +40,9 @@ class GradientCapture {
   void set_paused(bool paused) { paused_ = paused; }
 
   struct Captured {
-    at::Tensor gradient;  ///< as delivered, not unscaled; undefined: none, or not to be trusted
+    at::Tensor gradient;  ///< as delivered, not unscaled; undefined: none, or not to be had
     std::vector<at::Tensor> microbatch_norm_sq;
     int64_t backwards = 0;  ///< of the group
-    bool modified = false;  ///< somebody changed it in place after backward, and no copy was kept
     bool unknown = false;
     bool cleared = false;  ///< `.grad` is gone already
   };

@@ -754,13 +754,11 @@ StepObservation Observer::uninstall(int64_t batch_size) {
   const double scale = impl.loss_scale;
   const bool scaled = scale != 1.0;
   bool cleared = false;
-  bool modified = false;
   bool mismatch = false;
   for (size_t id = 0; id < captured.size(); ++id) {
     ParameterObservation& observed = result.parameters[id];
     GradientCapture::Captured& from = captured[id];
     cleared = cleared || from.cleared;
-    modified = modified || from.modified;
     observed.gradient = from.gradient;
     observed.microbatch_gradient_norm_sq = std::move(from.microbatch_norm_sq);
     if (scaled) {
@@ -816,12 +814,6 @@ StepObservation Observer::uninstall(int64_t batch_size) {
         {v1::Event::NOTICE, "gradients_cleared_before_step",
          "gradients were cleared before Session::step; what backward delivered was kept",
          v1::SCOPE_RUN, 0});
-  }
-  if (modified) {
-    result.notices.push_back({v1::Event::NOTICE, "gradients_changed_in_place",
-                              "gradients are changed in place after backward (clipping?); from now "
-                              "on they are copied first",
-                              v1::SCOPE_RUN, 0});
   }
   result.layers = std::move(impl.layers);
   impl.layers.assign(impl.model.layers.size(), {});

@@ -18,7 +18,7 @@ size_t StepTransfer::send(const at::Tensor& numbers) {
     slot.offset = batches_[batch].size;
     batches_[batch].size += slot.size;
     batches_[batch].parts.push_back(slot.numbers.view(-1));
-    slot.numbers = {};
+    slot.numbers = at::Tensor();
   }
   slots_.push_back(std::move(slot));
   return slots_.size() - 1;
