@@ -126,10 +126,10 @@ std::string error_of(const Function& function) {
   return "";
 }
 
-double square(const at::Tensor& tensor) {
+double sum_of_squares(const at::Tensor& tensor) {
   return tensor.detach().to(torch::kFloat64).square().sum().item<double>();
 }
-double dot(const at::Tensor& left, const at::Tensor& right) {
+double sum_of_products(const at::Tensor& left, const at::Tensor& right) {
   return (left.detach().to(torch::kFloat64) * right.detach().to(torch::kFloat64))
       .sum()
       .item<double>();
@@ -157,9 +157,9 @@ TEST_F(SessionTest, RecordsWhatTheStepUsedAlsoWithClippingDecayAndALateScheduler
       optimizer.step();
       const auto update = weight.detach() - before;
       const double rate = 0.1 / (1 + step);
-      expected.push_back({loss.item<double>(), rate, square(before), square(gradient),
-                          square(update), dot(before, gradient), dot(before, update),
-                          dot(gradient, update)});
+      expected.push_back({loss.item<double>(), rate, sum_of_squares(before), sum_of_squares(gradient),
+                          sum_of_squares(update), sum_of_products(before, gradient), sum_of_products(before, update),
+                          sum_of_products(gradient, update)});
       for (auto& group : optimizer.param_groups()) {
         static_cast<torch::optim::SGDOptions&>(group.options()).lr(0.1 / (2 + step));
       }
@@ -211,14 +211,14 @@ TEST_F(SessionTest, GradientNoiseAgreesWithOneBackwardPerExample) {
         auto loss = torch::cross_entropy_loss(model->forward(batch.data.slice(0, i, i + 1)),
                                               batch.target.slice(0, i, i + 1));
         for (const auto& gradient : torch::autograd::grad({loss}, model->parameters())) {
-          mean_square += square(gradient) / 8;
+          mean_square += sum_of_squares(gradient) / 8;
         }
       }
     }
     optimizer.zero_grad();
     auto loss = loss_of(model, batch);
     loss.backward();
-    for (const auto& parameter : model->parameters()) batch_square += square(parameter.grad());
+    for (const auto& parameter : model->parameters()) batch_square += sum_of_squares(parameter.grad());
     optimizer.step();
     session.step(loss, 8);
   }

@@ -25,8 +25,11 @@ struct NetworkImpl : torch::nn::Module {
     register_module("head", head);
   }
   at::Tensor forward(at::Tensor x) {
-    x = torch::relu_(norm(convolution(x)));
-    x = dropout(torch::relu_(hidden(x.flatten(1))));
+    x = norm(convolution(x));
+    torch::relu_(x);
+    x = hidden(x.flatten(1));
+    torch::relu_(x);
+    x = dropout(x);
     return head(x);
   }
   torch::nn::Conv2d convolution{torch::nn::Conv2dOptions(1, 3, 3)};
