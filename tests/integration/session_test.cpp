@@ -150,15 +150,16 @@ TEST_F(SessionTest, RecordsWhatTheStepUsedAlsoWithClippingDecayAndALateScheduler
       optimizer.zero_grad();
       auto loss = loss_of(model, batch);
       loss.backward();
-      const auto& weight = model->parameters()[0];
+      const auto weight = model->parameters()[0];
       const auto before = weight.detach().clone();
       const auto gradient = weight.grad().clone();
       torch::nn::utils::clip_grad_norm_(model->parameters(), 0.05);
       optimizer.step();
       const auto update = weight.detach() - before;
       const double rate = 0.1 / (1 + step);
-      expected.push_back({loss.item<double>(), rate, sum_of_squares(before), sum_of_squares(gradient),
-                          sum_of_squares(update), sum_of_products(before, gradient), sum_of_products(before, update),
+      expected.push_back({loss.item<double>(), rate, sum_of_squares(before),
+                          sum_of_squares(gradient), sum_of_squares(update),
+                          sum_of_products(before, gradient), sum_of_products(before, update),
                           sum_of_products(gradient, update)});
       for (auto& group : optimizer.param_groups()) {
         static_cast<torch::optim::SGDOptions&>(group.options()).lr(0.1 / (2 + step));
@@ -218,7 +219,8 @@ TEST_F(SessionTest, GradientNoiseAgreesWithOneBackwardPerExample) {
     optimizer.zero_grad();
     auto loss = loss_of(model, batch);
     loss.backward();
-    for (const auto& parameter : model->parameters()) batch_square += sum_of_squares(parameter.grad());
+    for (const auto& parameter : model->parameters())
+      batch_square += sum_of_squares(parameter.grad());
     optimizer.step();
     session.step(loss, 8);
   }
