@@ -14,6 +14,8 @@ struct ProbeSchedule {
   std::optional<int64_t>
       log_spaced;    ///< at about this many steps per factor of ten, whatever the budget
   double share = 1;  ///< of the budget, relative to the other probes
+  /// Also observed whenever another probe is: what others are read against (loss, batch size).
+  bool accompanies = false;
 };
 
 /// Median of the last observations.

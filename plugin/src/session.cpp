@@ -300,6 +300,7 @@ struct Session::Impl {
       bool asked = false;
       ProbeSchedule schedule;
       schedule.share = name == "loss" ? 2 : 1;
+      schedule.accompanies = name == "loss";
       for (const std::string& each : names) {
         asked = asked || wanted.count(each) > 0;
         wanted.erase(each);
