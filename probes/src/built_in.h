@@ -24,6 +24,7 @@ std::unique_ptr<Probe> make_loss_probe();
 std::unique_ptr<Probe> make_scalars_probe();
 std::unique_ptr<Probe> make_non_finite_probe();
 std::unique_ptr<Probe> make_noise_probe();
+std::unique_ptr<Probe> make_activations_probe();
 std::unique_ptr<Probe> make_adam_probe();
 
 }  // namespace tycho

@@ -260,6 +260,48 @@ TEST_F(SessionTest, AdamsUpdateAndEpsilonFloor) {
   EXPECT_NEAR(run.at("epsilon_floor_share#0.weight", 2), expected_share, 1e-9);
 }
 
+TEST_F(SessionTest, ActivationsAreThoseBeforeTheNonlinearityAlsoInPlaceAndInMicrobatches) {
+  torch::nn::Sequential model(torch::nn::Linear(5, 6),
+                              torch::nn::ReLU(torch::nn::ReLUOptions(true)),
+                              torch::nn::Linear(6, 3));
+  model->to(torch::kFloat64);
+  const auto hidden = model->parameters();
+  {
+    torch::NoGradGuard no_grad;
+    hidden[1].fill_(0.1);
+    hidden[1].narrow(0, 0, 2).fill_(-100);  // two units that are dead
+  }
+  torch::optim::SGD optimizer(model->parameters(), 0.0);
+  std::vector<at::Tensor> outputs;
+  std::vector<at::Tensor> gradients;
+  {
+    Session session(*model, optimizer, every_step(Preset::standard));
+    for (int part = 0; part < 2; ++part) {
+      const auto x = torch::randn({4, 5}, torch::kFloat64);
+      auto y = torch::addmm(hidden[1].detach(), x, hidden[0].detach().t()).requires_grad_();
+      torch::addmm(hidden[3].detach(), y.relu(), hidden[2].detach().t()).square().mean().backward();
+      outputs.push_back(y.detach());
+      gradients.push_back(y.grad());
+      const auto loss = model->forward(x).square().mean();
+      loss.backward();
+      if (part == 1) {
+        optimizer.step();
+        session.step(loss, 8);
+      }
+    }
+  }
+  const auto h = torch::cat(outputs);
+  const RunContents run(directory_);
+  EXPECT_NEAR(run.at("activation_mean@0", 0), h.mean().item<double>(), 1e-12);
+  EXPECT_NEAR(run.at("activation_rms@0", 0), h.square().mean().sqrt().item<double>(), 1e-10);
+  EXPECT_NEAR(run.at("activation_grad_rms@0", 0),
+              torch::cat(gradients).square().mean().sqrt().item<double>(), 1e-12);
+  const auto dead = std::get<0>(h.max(0)).le(0).to(torch::kFloat64).mean().item<double>();
+  EXPECT_GE(dead, 2.0 / 6);
+  EXPECT_DOUBLE_EQ(run.at("dead_fraction@0", 0), dead);
+  EXPECT_FALSE(run.has("dead_fraction@2"));
+}
+
 TEST_F(SessionTest, ProbeLossIsTakenAfterTheUpdate) {
   auto model = small_model();
   torch::optim::SGD optimizer(model->parameters(), 0.1);
