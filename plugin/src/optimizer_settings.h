@@ -2,6 +2,7 @@
 
 #include <torch/optim.h>
 
+#include <cstdint>
 #include <string>
 #include <unordered_map>
 
