@@ -6,6 +6,9 @@
 // The probe records the relative error of the balance. With momentum or Adam nothing is predicted.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/parameter_settings.h"
@@ -13,6 +16,9 @@
 
 namespace tycho::analyzer {
 namespace {
+
+constexpr double kRoundingSigmas = 4;
+constexpr double kCoarsest = 0.1;  // relative error below which something is tested
 
 const LawDescription& law() {
   static const LawDescription description = {
@@ -67,7 +73,16 @@ class Conservation : public Law {
     const ColumnValues values = frame.column(column_);
     if (!values.present) return;
     for (size_t i = 0; i < errors_.size(); ++i) {
-      if (applies_[i]) errors_[i].add(values[i], tolerance_[i], frame.step());
+      if (!applies_[i]) continue;
+      // Where a step changes weights by little more than their rounding, nothing can be told.
+      const double rounding = values.standard_error != nullptr ? values.standard_error[i] : 0;
+      const double allowed =
+          std::max(tolerance_[i], std::isfinite(rounding) ? kRoundingSigmas * rounding : 0);
+      if (allowed > kCoarsest) {
+        hidden_by_rounding_ = hidden_by_rounding_ || std::isfinite(values[i]);
+        continue;
+      }
+      errors_[i].add(values[i], allowed, frame.step());
     }
   }
 
@@ -79,7 +94,10 @@ class Conservation : public Law {
     if (result.empty()) {
       Finding finding = start_finding(law(), "run");
       set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = gate_.empty() ? "no balance was observed" : gate_;
+      finding.gate = hidden_by_rounding_
+                         ? "the updates are too close to the rounding of the weights"
+                     : gate_.empty() ? "no balance was observed"
+                                     : gate_;
       result.push_back(finding);
     }
     return result;
@@ -106,6 +124,7 @@ class Conservation : public Law {
   uint64_t settings_version_ = 0;
   std::vector<bool> applies_;
   std::string gate_;
+  bool hidden_by_rounding_ = false;
   std::vector<IdentityErrors> errors_;
   std::vector<std::string> scope_;
   std::vector<double> tolerance_;

@@ -107,7 +107,8 @@ void GradientCapture::delivered(Slot* slot, const at::Tensor& gradient) {
   std::lock_guard lock(slot->mutex);
   const bool builds_graph = at::GradMode::is_enabled();
   at::NoGradGuard no_grad;
-  if (gradient.is_sparse() || gradient.layout() != at::kStrided || builds_graph) {
+  if (gradient.is_sparse() || gradient.layout() != at::kStrided || builds_graph ||
+      compat::has_late_hooks(slot->parameter)) {
     // With create_graph .grad is replaced at every backward, which cannot be told from clearing it.
     slot->unknown = true;
     listener_(slot->id, gradient, Use::kUnknown);

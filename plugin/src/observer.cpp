@@ -1,6 +1,7 @@
 #include "observer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 #include "gradient_capture.h"
 #include "operator_watch.h"
 #include "per_example/per_example.h"
+#include "structure/structure_tracer.h"
 
 namespace tycho {
 namespace {
@@ -80,6 +82,8 @@ struct Observer::Impl : OperatorListener {
       shared_storage;  // of several parameters: cannot be attributed
   GradientCapture gradients;
   std::unique_ptr<OperatorWatch> watch;
+  std::unique_ptr<structure::StructureTracer> tracer;
+  std::unique_ptr<OperatorWatch> tracer_watch;
   std::shared_ptr<Step> step;
   Needs needs;
   double loss_scale = 1;
@@ -726,23 +730,30 @@ void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected
   if (watches) {
     impl.watch = std::make_unique<OperatorWatch>(&impl);
   }
+  if (needs.symmetries) {
+    impl.tracer = std::make_unique<structure::StructureTracer>(impl.model);
+    impl.tracer_watch = std::make_unique<OperatorWatch>(impl.tracer.get());
+  }
 }
 
 void Observer::set_loss_scale(double loss_scale) { impl_->loss_scale = loss_scale; }
 
 void Observer::pause() {
   impl_->paused = true;
+  if (impl_->tracer) impl_->tracer->set_paused(true);
   impl_->gradients.set_paused(true);
 }
 
 void Observer::resume() {
   impl_->paused = false;
+  if (impl_->tracer) impl_->tracer->set_paused(false);
   impl_->gradients.set_paused(false);
 }
 
 StepObservation Observer::uninstall(int64_t batch_size) {
   Impl& impl = *impl_;
   impl.watch.reset();
+  impl.tracer_watch.reset();
   impl.gradients.uninstall();
   if (impl.step) {
     std::lock_guard lock(impl.step->mutex);
@@ -769,7 +780,7 @@ StepObservation Observer::uninstall(int64_t batch_size) {
     if (from.unknown) {
       result.notices.push_back(
           {v1::Event::NOT_OBSERVED, "gradient_not_observed",
-           fmt::format("the gradient of {} is sparse, or was made with create_graph",
+           fmt::format("the gradient of {} is sparse, made with create_graph, or changed by a hook",
                        impl.model.parameters[id].name),
            v1::SCOPE_PARAMETER, static_cast<uint32_t>(id)});
     }
@@ -815,6 +826,12 @@ StepObservation Observer::uninstall(int64_t batch_size) {
          "gradients were cleared before Session::step; what backward delivered was kept",
          v1::SCOPE_RUN, 0});
   }
+  if (impl.tracer) {
+    structure::Structure found = impl.tracer->finish(scale);
+    result.structure = std::move(found.description);
+    result.symmetries = std::move(found.groups);
+    impl.tracer.reset();
+  }
   result.layers = std::move(impl.layers);
   impl.layers.assign(impl.model.layers.size(), {});
   if (scaled) {
@@ -835,7 +852,5 @@ StepObservation Observer::uninstall(int64_t batch_size) {
   }
   return result;
 }
-
-bool Observer::take_structure(v1::ModelStructure*) { return false; }
 
 }  // namespace tycho

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,8 @@ struct StepObservation {
       parameters;                        ///< by parameter id; previous_weight is the session's
   std::vector<LayerObservation> layers;  ///< by layer id
   std::vector<ObserverNotice> notices;
+  std::optional<v1::ModelStructure> structure;  ///< where the needs had symmetries
+  std::vector<SymmetryGroup> symmetries;
 };
 
 /// Watches operators and gradient accumulation of one model on the calling thread (design 5).
@@ -47,10 +50,6 @@ class Observer {
   /// After optimizer.step(): takes the hooks out and hands over what was seen. `batch_size` as the
   /// user gave it; 0: unknown.
   StepObservation uninstall(int64_t batch_size);
-
-  /// Structure of the model as seen so far (edges, facts, symmetry groups); `changed` since the
-  /// last call.
-  bool take_structure(v1::ModelStructure* structure);
 
  private:
   struct Impl;

@@ -162,7 +162,7 @@ Needs hooks_of(const Needs& needs) {
 
 bool any_hook(const Needs& hooks) {
   return hooks.gradients || hooks.microbatch_gradient_norms || hooks.per_example_gradient_norms ||
-         hooks.activations || hooks.output_gradients;
+         hooks.activations || hooks.output_gradients || hooks.symmetries;
 }
 
 constexpr uint64_t kFaultsUntilDisabled = 3;
@@ -236,6 +236,7 @@ struct Session::Impl {
   std::vector<size_t> due;  // of the step that runs now
   Needs due_needs;
   bool hooked = false;
+  std::string written_structure;
   std::vector<at::Tensor> snapshot;  // weights before the step that runs now
   bool snapshot_valid = false;
   std::string settings_at_start, settings_at_backward;
@@ -512,9 +513,11 @@ struct Session::Impl {
     settings_at_start = settings_fingerprint(*optimizer);
     settings_at_backward.clear();
     install_settings_hook();
-    const Needs hooks = hooks_of(due_needs);
+    Needs hooks = hooks_of(due_needs);
     hooked = any_hook(hooks);
     if (!hooked) return;
+    // How layers are connected is worth knowing whatever is measured.
+    hooks.symmetries = hooks.symmetries || written_structure.empty();
     observer->install(hooks, loss_scale, last_batch_size);
     if (pauses > 0) observer->pause();
   }
@@ -605,6 +608,7 @@ struct Session::Impl {
     view->optimizer = &settings;
     view->parameters = &seen.parameters;
     view->layers = &seen.layers;
+    view->symmetries = &seen.symmetries;
 
     Pending step;
     step.step = view->step;
@@ -622,8 +626,13 @@ struct Session::Impl {
     step.transfer->start();
     pending.push_back(std::move(step));
     snapshot_valid = refreshed;
-    v1::ModelStructure structure;
-    if (hooked && observer->take_structure(&structure)) push(std::move(structure));
+    if (seen.structure) {
+      std::string now = seen.structure->SerializeAsString();
+      if (now != written_structure) {
+        written_structure = std::move(now);
+        push(std::move(*seen.structure));
+      }
+    }
   }
 
   void charge(size_t index, double seconds) {

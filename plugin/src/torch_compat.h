@@ -8,11 +8,26 @@
 #include <torch/optim/optimizer.h>
 #include <torch/version.h>
 
+#include <memory>
+
 namespace tycho::compat {
 
 /// shared_ptr in the supported versions, intrusive_ptr in later ones.
 using GradientAccumulator =
     decltype(torch::autograd::impl::grad_accumulator(std::declval<const at::Tensor&>()));
+
+/// Whether hooks change a parameter's gradient after the accumulator's own hooks have seen it: with
+/// Tensor::register_hook, before version 2.
+inline bool has_late_hooks([[maybe_unused]] const at::Tensor& parameter) {
+#if TORCH_VERSION_MAJOR >= 2
+  return false;
+#else
+  return !torch::autograd::impl::hooks(parameter).empty();
+#endif
+}
+
+/// Tells whether a node of the autograd graph still lives, without keeping it.
+using WeakNode = std::weak_ptr<torch::autograd::Node>;
 
 /// The optimizer's state of a parameter; nullptr before its first step.
 inline const torch::optim::OptimizerParamState* optimizer_state(

@@ -10,6 +10,7 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_noise_probe(), Tier::kStandard});
   probes.push_back({make_activations_probe(), Tier::kStandard});
   probes.push_back({make_adam_probe(), Tier::kStandard});
+  probes.push_back({make_symmetry_probe(), Tier::kStandard});
   return probes;
 }
 

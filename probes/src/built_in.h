@@ -26,5 +26,6 @@ std::unique_ptr<Probe> make_non_finite_probe();
 std::unique_ptr<Probe> make_noise_probe();
 std::unique_ptr<Probe> make_activations_probe();
 std::unique_ptr<Probe> make_adam_probe();
+std::unique_ptr<Probe> make_symmetry_probe();
 
 }  // namespace tycho

@@ -25,6 +25,7 @@ struct Needs {
   bool probe_loss = false;                  ///< StepView::probe_loss
   bool parameter_sums = false;              ///< StepView::parameter_sums (implies gradients)
   bool adam_state = false;                  ///< ParameterObservation::adam_*
+  bool symmetries = false;                  ///< StepView::symmetries
 
   Needs& operator|=(const Needs& other) {
     gradients |= other.gradients;
@@ -36,6 +37,7 @@ struct Needs {
     probe_loss |= other.probe_loss;
     parameter_sums |= other.parameter_sums;
     adam_state |= other.adam_state;
+    symmetries |= other.symmetries;
     return *this;
   }
 };
@@ -112,6 +114,33 @@ struct LayerObservation {
   at::Tensor relu_input_max;
 };
 
+/// A dimension of a parameter, or of some of its rows, as it takes part in a symmetry. Its elements
+/// are rows `begin` to `begin + count` of the first dimension, looked at in shape `view`, of which
+/// the dimensions `axes` together are the channel.
+struct SymmetryMember {
+  uint32_t parameter = 0;
+  int64_t begin = 0;
+  int64_t count = 0;
+  std::vector<int64_t> view;
+  std::vector<int64_t> axes;
+  int sign = 1;  ///< 1: multiplied by the channel's factor, -1: divided by it
+};
+
+/// Parameters that can be transformed together without changing the loss (theory T1.2), found by
+/// following the step's forward passes.
+struct SymmetryGroup {
+  /// "translation": a number may be added along the channels of each member. Otherwise channels are
+  /// scaled; the names are those of v1::SymmetryGroup::kind.
+  std::string kind;
+  int64_t channels = 0;
+  int64_t block = 1;     ///< channels may be mixed linearly within blocks of so many
+  bool uniform = false;  ///< only all channels by the same factor
+  std::vector<SymmetryMember> members;
+  /// Derivative of the loss with respect to the logarithm of the factors that the epsilons of
+  /// normalisations leave: float64 [channels], or one number where uniform. Undefined: none.
+  at::Tensor epsilon_term;
+};
+
 /// One observed step, given to probes after optimizer.step(). Valid during the call only.
 struct StepView {
   int64_t step = 0;
@@ -133,6 +162,7 @@ struct StepView {
   const v1::OptimizerSettings* optimizer = nullptr;               ///< as used by this step
   const std::vector<ParameterObservation>* parameters = nullptr;  ///< by parameter id
   const std::vector<LayerObservation>* layers = nullptr;          ///< by layer id
+  const std::vector<SymmetryGroup>* symmetries = nullptr;         ///< empty unless asked for
 };
 
 /// Where a probe's numbers are written once they are on the host.
