@@ -4,14 +4,10 @@
 
 #include <mutex>
 
+#include "tensor_sums.h"
 #include "torch_compat.h"
 
 namespace tycho {
-
-at::Tensor norm_sq(const at::Tensor& tensor) {
-  if (tensor.numel() == 0) return at::zeros({}, tensor.options().dtype(at::kDouble));
-  return at::linalg_vector_norm(tensor, 2, c10::nullopt, false, at::kDouble).square();
-}
 
 struct GradientCapture::Slot {
   uint32_t id = 0;
@@ -27,16 +23,32 @@ struct GradientCapture::Slot {
   int64_t parameter_writes = 0;
   bool repeated = false;  // more than one backward in this step, counted or not
   at::Tensor sum;         // of what the group's backward passes delivered: a tensor of our own
+  at::Tensor sum_norm;    // |sum|^2, where the sum itself is not kept
+  at::Tensor buffer;      // memory of the sum of an earlier step
   at::Tensor grad;        // .grad after the last backward: held, so that its address is not reused
   uint32_t grad_version = 0;
   std::vector<at::Tensor> norms;
   bool norms_complete = true;
   bool unknown = false;
 
+  // Copies into memory that is there already: fresh memory costs more than the copy.
+  void keep(const at::Tensor& gradient) {
+    const bool fits =
+        buffer.defined() && buffer.use_count() == 1 && buffer.sizes() == gradient.sizes() &&
+        buffer.strides() == gradient.strides() && buffer.scalar_type() == gradient.scalar_type() &&
+        buffer.device() == gradient.device();
+    if (fits) {
+      buffer.copy_(gradient);
+    } else {
+      buffer = gradient.detach().clone();
+    }
+    sum = buffer;
+  }
+
   void forget() {
     backwards = 0;
     repeated = false;
-    sum = grad = at::Tensor();
+    sum = sum_norm = grad = at::Tensor();
     norms.clear();
     norms_complete = true;
     unknown = false;
@@ -75,8 +87,10 @@ GradientCapture::GradientCapture(const ModelInfo& model, Listener listener)
 
 GradientCapture::~GradientCapture() { uninstall(); }
 
-void GradientCapture::install(bool microbatch_norms, bool sees_writes) {
+void GradientCapture::install(bool copies, bool microbatch_norms, bool sees_writes) {
   sees_writes_ = sees_writes;
+  // One that is not the only one of its step must be added to the others.
+  copies_ = copies || several_backwards_;
   microbatch_norms_ = microbatch_norms;
   for (auto& slot : slots_) {
     slot->forget();
@@ -145,16 +159,24 @@ void GradientCapture::delivered(Slot* slot, const at::Tensor& gradient) {
     slot->parameter_writes = slot->writes;
     slot->parameter_version = slot->parameter._version();
     // Clipping writes through .grad().data(), which no version counter shows: only a copy is safe.
-    slot->sum = gradient.detach().clone();
-  } else {
+    if (copies_) {
+      slot->keep(gradient);
+    } else {
+      slot->sum_norm = squared_norm(gradient);
+    }
+  } else if (slot->sum.defined()) {
     slot->sum.add_(gradient);
+  } else {
+    slot->unknown = true;  // The first of several, in the first step that has several, is gone.
+    listener_(slot->id, gradient, Use::kUnknown);
+    return;
   }
   ++slot->backwards;
   if (microbatch_norms_) {
     if (slot->backwards == 1 && !several_backwards_) {
       slot->norms_complete = false;  // Not needed where a step has one backward.
     } else {
-      slot->norms.push_back(norm_sq(gradient));
+      slot->norms.push_back(squared_norm(gradient));
     }
   }
   slot->grad = grad;
@@ -176,6 +198,7 @@ std::vector<GradientCapture::Captured> GradientCapture::take() {
       const at::Tensor now = slot->parameter.grad();
       captured.cleared = !now.defined();
       captured.gradient = slot->sum;
+      captured.norm_sq = slot->sum_norm;
       if (slot->norms_complete || slot->backwards == 1)
         captured.microbatch_norm_sq = std::move(slot->norms);
     }

@@ -31,8 +31,9 @@ class GradientCapture {
   GradientCapture(const ModelInfo& model, Listener listener);
   ~GradientCapture();
 
-  /// `sees_writes`: written() will be told of every operator that changes a parameter.
-  void install(bool microbatch_norms, bool sees_writes);
+  /// `copies`: gradients themselves are wanted, not only their norms. `sees_writes`: written() will
+  /// be told of every operator that changes a parameter.
+  void install(bool copies, bool microbatch_norms, bool sees_writes);
   /// Whether steps hold several backward passes, which need written() to be told apart.
   bool needs_writes() const { return several_backwards_; }
   /// An operator changes the parameter in place.
@@ -42,6 +43,7 @@ class GradientCapture {
 
   struct Captured {
     at::Tensor gradient;  ///< as delivered, not unscaled; undefined: none, or not to be had
+    at::Tensor norm_sq;   ///< |gradient|^2 where no copy was kept
     std::vector<at::Tensor> microbatch_norm_sq;
     int64_t backwards = 0;  ///< of the group
     bool unknown = false;
@@ -59,14 +61,9 @@ class GradientCapture {
   std::vector<std::unique_ptr<Slot>> slots_;
   std::atomic<bool> paused_{false};
   bool microbatch_norms_ = false;
-  bool keep_copies_ = true;  ///< until it is known that nobody edits gradients in place
-  int untouched_steps_ = 0;
+  bool copies_ = true;
   bool sees_writes_ = false;
-  bool edited_ever_ = false;
   bool several_backwards_ = true;  ///< whether the step before had microbatches; unknown at first
 };
-
-/// Squared 2-norm as a float64 scalar tensor; half precision is not squared in half precision.
-at::Tensor norm_sq(const at::Tensor& tensor);
 
 }  // namespace tycho

@@ -15,6 +15,7 @@
 #include "operator_watch.h"
 #include "per_example/per_example.h"
 #include "structure/structure_tracer.h"
+#include "tensor_sums.h"
 
 namespace tycho {
 namespace {
@@ -611,8 +612,8 @@ struct Observer::Impl : OperatorListener {
   // --- activations ---
 
   static Sums sums_of(const at::Tensor& tensor) {
-    const at::Tensor values = tensor.detach();
-    return {values.sum(at::kDouble), norm_sq(values), values.numel()};
+    const at::Tensor sums = sum_and_square(tensor.detach());
+    return {sums.select(0, 0), sums.select(0, 1), tensor.numel()};
   }
 
   void watch_output(const at::Tensor& output) {
@@ -653,7 +654,7 @@ struct Observer::Impl : OperatorListener {
         if (!step->active || !d.defined() || step->owner->paused) return;
         at::NoGradGuard no_grad;
         LayerObservation& seen = step->owner->layers[layer];
-        const at::Tensor square_sum = norm_sq(d);
+        const at::Tensor square_sum = squared_norm(d);
         seen.output_gradient_square_sum = seen.output_gradient_square_sum.defined()
                                               ? seen.output_gradient_square_sum + square_sum
                                               : square_sum;
@@ -721,11 +722,11 @@ void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected
   }
   impl.layers.assign(impl.model.layers.size(), {});
   impl.notices.clear();
-  const bool captures =
-      needs.gradients || needs.microbatch_gradient_norms || needs.per_example_gradient_norms;
+  const bool captures = needs.gradients || needs.gradient_norms ||
+                        needs.microbatch_gradient_norms || needs.per_example_gradient_norms;
   const bool watches = needs.per_example_gradient_norms || needs.activations ||
                        needs.output_gradients || (captures && impl.gradients.needs_writes());
-  if (captures) impl.gradients.install(needs.microbatch_gradient_norms, watches);
+  if (captures) impl.gradients.install(needs.gradients, needs.microbatch_gradient_norms, watches);
   impl.batch.rearranged = false;
   if (watches) {
     impl.watch = std::make_unique<OperatorWatch>(&impl);
@@ -771,10 +772,16 @@ StepObservation Observer::uninstall(int64_t batch_size) {
     GradientCapture::Captured& from = captured[id];
     cleared = cleared || from.cleared;
     observed.gradient = from.gradient;
+    observed.gradient_norm_sq = from.norm_sq;
+    if (impl.needs.gradient_norms && !observed.gradient_norm_sq.defined() &&
+        from.gradient.defined())
+      observed.gradient_norm_sq = squared_norm(from.gradient);
     observed.microbatch_gradient_norm_sq = std::move(from.microbatch_norm_sq);
     if (scaled) {
       if (observed.gradient.defined())
         observed.gradient = per_example::widen(observed.gradient) / scale;
+      if (observed.gradient_norm_sq.defined())
+        observed.gradient_norm_sq = observed.gradient_norm_sq / (scale * scale);
       for (at::Tensor& norm : observed.microbatch_gradient_norm_sq) norm = norm / (scale * scale);
     }
     if (from.unknown) {

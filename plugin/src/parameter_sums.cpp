@@ -8,30 +8,21 @@
 #include <cstring>
 #include <limits>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define TYCHO_CLONES __attribute__((target_clones("avx512f", "arch=haswell", "default")))
-#else
-#define TYCHO_CLONES
-#endif
+#include "vector_lanes.h"
 
 namespace tycho {
 namespace {
 
+using lanes::Doubles;
+using lanes::Floats;
+using lanes::kLanes;
+using lanes::total;
+
 constexpr int64_t kBlock = 1 << 15;  // elements per partial sum, whatever the number of threads
-constexpr int kLanes = 8;
-typedef double Lanes __attribute__((vector_size(kLanes * sizeof(double))));
-typedef float FloatLanes __attribute__((vector_size(kLanes * sizeof(float))));
 
 struct Sums {
   double value[kParameterSums] = {};
 };
-
-double total(const Lanes& lanes) {
-  double sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += lanes[i];
-  return sum;
-}
 
 void accumulate(double weight, double gradient, double previous, Sums* sums) {
   const double update = weight - previous;
@@ -43,21 +34,20 @@ void accumulate(double weight, double gradient, double previous, Sums* sums) {
   sums->value[kGradientUpdate] += gradient * update;
 }
 
-// Vector extensions, because a compiler may not reorder a float64 sum by itself. One function per
-// dtype: function multiversioning does not go together with templates.
+// One function per dtype: function multiversioning does not go together with templates.
 #define TYCHO_SUM_BLOCK(name, type, lanes_type)                                                   \
   TYCHO_CLONES void name(const type* weight, const type* gradient, type* previous, int64_t count, \
                          bool refresh, Sums* sums) {                                              \
-    Lanes ww{}, gg{}, uu{}, wg{}, wu{}, gu{};                                                     \
+    Doubles ww{}, gg{}, uu{}, wg{}, wu{}, gu{};                                                   \
     int64_t i = 0;                                                                                \
     for (; i + kLanes <= count; i += kLanes) {                                                    \
       lanes_type raw_weight, raw_gradient, raw_previous;                                          \
       std::memcpy(&raw_weight, weight + i, sizeof(raw_weight));                                   \
       std::memcpy(&raw_gradient, gradient + i, sizeof(raw_gradient));                             \
       std::memcpy(&raw_previous, previous + i, sizeof(raw_previous));                             \
-      const Lanes w = __builtin_convertvector(raw_previous, Lanes);                               \
-      const Lanes g = __builtin_convertvector(raw_gradient, Lanes);                               \
-      const Lanes u = __builtin_convertvector(raw_weight, Lanes) - w;                             \
+      const Doubles w = __builtin_convertvector(raw_previous, Doubles);                           \
+      const Doubles g = __builtin_convertvector(raw_gradient, Doubles);                           \
+      const Doubles u = __builtin_convertvector(raw_weight, Doubles) - w;                         \
       ww += w * w;                                                                                \
       gg += g * g;                                                                                \
       uu += u * u;                                                                                \
@@ -77,8 +67,8 @@ void accumulate(double weight, double gradient, double previous, Sums* sums) {
       if (refresh) previous[i] = weight[i];                                                       \
     }                                                                                             \
   }
-TYCHO_SUM_BLOCK(sum_block, float, FloatLanes)
-TYCHO_SUM_BLOCK(sum_block_double, double, Lanes)
+TYCHO_SUM_BLOCK(sum_block, float, Floats)
+TYCHO_SUM_BLOCK(sum_block_double, double, Doubles)
 #undef TYCHO_SUM_BLOCK
 
 void sum_block(const double* weight, const double* gradient, double* previous, int64_t count,

@@ -156,13 +156,16 @@ void select_layers(const SessionOptions& options, ModelFacts* facts) {
 Needs hooks_of(const Needs& needs) {
   Needs hooks = needs;
   hooks.gradients = needs.gradients || needs.parameter_sums;
+  // The sums over parameters have the squared norm of the gradient too.
+  hooks.gradient_norms = needs.gradient_norms && !needs.parameter_sums;
   hooks.probe_loss = hooks.previous_weights = hooks.parameter_sums = hooks.adam_state = false;
   return hooks;
 }
 
 bool any_hook(const Needs& hooks) {
-  return hooks.gradients || hooks.microbatch_gradient_norms || hooks.per_example_gradient_norms ||
-         hooks.activations || hooks.output_gradients || hooks.symmetries;
+  return hooks.gradients || hooks.gradient_norms || hooks.microbatch_gradient_norms ||
+         hooks.per_example_gradient_norms || hooks.activations || hooks.output_gradients ||
+         hooks.symmetries;
 }
 
 constexpr uint64_t kFaultsUntilDisabled = 3;
@@ -657,7 +660,8 @@ struct Session::Impl {
   void check_gradients(const StepObservation& seen) {
     bool delivered = false;
     for (const ParameterInfo& parameter : facts.info.parameters) {
-      if (!seen.parameters[parameter.id].gradient.defined()) continue;
+      const ParameterObservation& observation = seen.parameters[parameter.id];
+      if (!observation.gradient.defined() && !observation.gradient_norm_sq.defined()) continue;
       delivered = true;
       if (parameter.tensor.grad().defined()) return;
     }

@@ -1,4 +1,6 @@
 #include <cmath>
+#include <memory>
+#include <optional>
 
 #include "built_in.h"
 
@@ -90,7 +92,7 @@ class NoiseProbe : public Probe {
 
   Needs needs() const override {
     Needs needs;
-    needs.parameter_sums = true;
+    needs.gradient_norms = true;
     needs.per_example_gradient_norms = true;
     needs.microbatch_gradient_norms = true;
     return needs;
@@ -107,7 +109,12 @@ class NoiseProbe : public Probe {
     for (const ParameterInfo& parameter : model_.parameters) {
       const ParameterObservation& seen = (*step.parameters)[parameter.id];
       Sent& entry = (*sent)[parameter.id];
-      entry.gradient_seen = seen.gradient.defined();
+      if (step.parameter_sums.defined()) {
+        entry.gradient_seen = seen.gradient.defined();
+      } else if (seen.gradient_norm_sq.defined()) {
+        entry.gradient_seen = true;
+        entry.batch_norm = transfer.send(seen.gradient_norm_sq);
+      }
       if (!entry.gradient_seen) continue;
       entry.why_not = seen.why_not_per_example;
       int64_t examples = 0;
@@ -126,16 +133,18 @@ class NoiseProbe : public Probe {
         }
       }
     }
-    const size_t sums = transfer.send(step.parameter_sums);
+    std::optional<size_t> sums;
+    if (step.parameter_sums.defined()) sums = transfer.send(step.parameter_sums);
     return [this, sent, sums, batch = static_cast<double>(step.batch_size),
             mean = step.mean_reduction](const Arrived& arrived, Recorder& recorder) {
-      record(*sent, arrived.data(sums), batch, mean, arrived, recorder);
+      record(*sent, sums ? arrived.data(*sums) : nullptr, batch, mean, arrived, recorder);
     };
   }
 
  private:
   struct Sent {
     bool gradient_seen = false;
+    size_t batch_norm = 0;  ///< where there are no parameter sums
     std::vector<size_t> example_norms;
     std::vector<size_t> microbatch_norms;
     std::string why_not;
@@ -187,7 +196,9 @@ class NoiseProbe : public Probe {
     for (const ParameterInfo& parameter : model_.parameters) {
       const Sent& entry = sent[parameter.id];
       if (!entry.gradient_seen) continue;
-      const double batch_square = sums[parameter.id * kParameterSums + kGradientSquare] * to_mean;
+      const double batch_square =
+          to_mean * (sums != nullptr ? sums[parameter.id * kParameterSums + kGradientSquare]
+                                     : arrived.value(entry.batch_norm));
       Estimate estimate;
       std::vector<double> squares;
       if (!entry.example_norms.empty()) {

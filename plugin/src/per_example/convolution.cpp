@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include "per_example.h"
+#include "tensor_sums.h"
 
 namespace tycho::per_example {
 namespace {
@@ -78,8 +79,9 @@ Contribution convolution(const Use& use, const at::Tensor& output_gradient, cons
   const at::Tensor t3 = t.reshape({batch.size * groups, rows, positions});
   if (!materialise && positions * (rows + columns) < rows * columns) {
     Contribution result;
-    const at::Tensor pairs = at::bmm(p3.transpose(1, 2), p3).mul_(at::bmm(t3.transpose(1, 2), t3));
-    result.norm_sq = pairs.reshape({batch.size, -1}).sum({1}, false, at::kDouble);
+    const at::Tensor pairs =
+        row_products(at::bmm(p3.transpose(1, 2), p3), at::bmm(t3.transpose(1, 2), t3));
+    result.norm_sq = pairs.reshape({batch.size, groups}).sum(1);
     return result;
   }
   std::vector<int64_t> shape = weight.sizes().vec();

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include "per_example.h"
+#include "tensor_sums.h"
 
 namespace tycho::per_example {
 
@@ -22,8 +23,7 @@ Contribution linear(const at::Tensor& input, const at::Tensor& output_gradient,
       return result;
     }
     if (positions * (x.size(2) + d.size(2)) < x.size(2) * d.size(2)) {
-      const at::Tensor pairs = at::bmm(x, x.transpose(1, 2)).mul_(at::bmm(d, d.transpose(1, 2)));
-      result.norm_sq = pairs.sum({1, 2}, false, at::kDouble);
+      result.norm_sq = row_products(at::bmm(x, x.transpose(1, 2)), at::bmm(d, d.transpose(1, 2)));
       return result;
     }
   }

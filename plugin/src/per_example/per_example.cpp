@@ -5,6 +5,8 @@
 
 #include <unordered_map>
 
+#include "tensor_sums.h"
+
 namespace tycho::per_example {
 namespace {
 
@@ -62,10 +64,7 @@ at::Tensor widen(const at::Tensor& tensor) {
              : tensor;
 }
 
-at::Tensor row_norm_sq(const at::Tensor& rows) {
-  const at::Tensor flat = rows.reshape({rows.size(0), -1});
-  return at::linalg_vector_norm(flat, 2, at::IntArrayRef{1}, false, at::kDouble).square();
-}
+at::Tensor row_norm_sq(const at::Tensor& rows) { return row_products(rows, rows); }
 
 Contribution from_gradients(const at::Tensor& gradients, bool materialise) {
   Contribution result;

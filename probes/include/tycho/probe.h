@@ -17,6 +17,7 @@ namespace tycho {
 /// scheduled at a step and pays for each once.
 struct Needs {
   bool gradients = false;                   ///< ParameterObservation::gradient
+  bool gradient_norms = false;              ///< ParameterObservation::gradient_norm_sq
   bool microbatch_gradient_norms = false;   ///< ParameterObservation::microbatch_gradient_norm_sq
   bool per_example_gradient_norms = false;  ///< ParameterObservation::per_example_norm_sq
   bool previous_weights = false;            ///< ParameterObservation::previous_weight
@@ -29,6 +30,7 @@ struct Needs {
 
   Needs& operator|=(const Needs& other) {
     gradients |= other.gradients;
+    gradient_norms |= other.gradient_norms;
     microbatch_gradient_norms |= other.microbatch_gradient_norms;
     per_example_gradient_norms |= other.per_example_gradient_norms;
     previous_weights |= other.previous_weights;
@@ -68,6 +70,8 @@ struct ParameterObservation {
   /// that is not 1: before clipping, weight decay and the optimizer. Undefined: none, or not to be
   /// had exactly.
   at::Tensor gradient;
+  /// |gradient|^2, a float64 scalar tensor: cheaper where only this is asked for.
+  at::Tensor gradient_norm_sq;
   /// Squared norm of each microbatch's contribution to `gradient`, one float64 scalar tensor each.
   std::vector<at::Tensor> microbatch_gradient_norm_sq;
   /// For each microbatch, float64 [b_k]: squared norm of each example's contribution to `gradient`

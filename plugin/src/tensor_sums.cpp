@@ -1,0 +1,181 @@
+#include "tensor_sums.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "vector_lanes.h"
+
+namespace tycho {
+namespace {
+
+using lanes::Doubles;
+using lanes::Floats;
+using lanes::kLanes;
+
+constexpr int64_t kBlock = 1 << 15;  // elements per partial sum, whatever the number of threads
+
+// Two chains of additions, because one waits for itself.
+#define TYCHO_DOT(name, type, lanes_type)                                                       \
+  TYCHO_CLONES double name(const type* left, const type* right, int64_t count) {                \
+    Doubles even{}, odd{};                                                                      \
+    int64_t i = 0;                                                                              \
+    for (; i + 2 * kLanes <= count; i += 2 * kLanes) {                                          \
+      lanes_type a, b, c, d;                                                                    \
+      std::memcpy(&a, left + i, sizeof(a));                                                     \
+      std::memcpy(&b, right + i, sizeof(b));                                                    \
+      std::memcpy(&c, left + i + kLanes, sizeof(c));                                            \
+      std::memcpy(&d, right + i + kLanes, sizeof(d));                                           \
+      even += __builtin_convertvector(a, Doubles) * __builtin_convertvector(b, Doubles);        \
+      odd += __builtin_convertvector(c, Doubles) * __builtin_convertvector(d, Doubles);         \
+    }                                                                                           \
+    double sum = lanes::total(even) + lanes::total(odd);                                        \
+    for (; i < count; ++i) sum += static_cast<double>(left[i]) * static_cast<double>(right[i]); \
+    return sum;                                                                                 \
+  }
+TYCHO_DOT(dot_float, float, Floats)
+TYCHO_DOT(dot_double, double, Doubles)
+#undef TYCHO_DOT
+
+#define TYCHO_MOMENTS(name, type, lanes_type)                               \
+  TYCHO_CLONES void name(const type* values, int64_t count, double* sums) { \
+    Doubles plain{}, square{};                                              \
+    int64_t i = 0;                                                          \
+    for (; i + kLanes <= count; i += kLanes) {                              \
+      lanes_type raw;                                                       \
+      std::memcpy(&raw, values + i, sizeof(raw));                           \
+      const Doubles x = __builtin_convertvector(raw, Doubles);              \
+      plain += x;                                                           \
+      square += x * x;                                                      \
+    }                                                                       \
+    sums[0] = lanes::total(plain);                                          \
+    sums[1] = lanes::total(square);                                         \
+    for (; i < count; ++i) {                                                \
+      const double x = values[i];                                           \
+      sums[0] += x;                                                         \
+      sums[1] += x * x;                                                     \
+    }                                                                       \
+  }
+TYCHO_MOMENTS(moments_float, float, Floats)
+TYCHO_MOMENTS(moments_double, double, Doubles)
+#undef TYCHO_MOMENTS
+
+double dot(const float* left, const float* right, int64_t count) {
+  return dot_float(left, right, count);
+}
+double dot(const double* left, const double* right, int64_t count) {
+  return dot_double(left, right, count);
+}
+void moments(const float* values, int64_t count, double* sums) {
+  moments_float(values, count, sums);
+}
+void moments(const double* values, int64_t count, double* sums) {
+  moments_double(values, count, sums);
+}
+
+bool is_fast(const at::Tensor& tensor) {
+  return tensor.device().is_cpu() && tensor.layout() == at::kStrided &&
+         (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble);
+}
+
+/// Sums over blocks, in their order.
+template <typename PerBlock>
+void sum_blocks(int64_t count, int64_t width, double* result, const PerBlock& per_block) {
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
+  if (blocks <= 1) {
+    if (blocks == 1) per_block(0, count, result);
+    return;
+  }
+  std::vector<double> partial(static_cast<size_t>(blocks * width));
+  at::parallel_for(0, blocks, 2, [&](int64_t first, int64_t last) {
+    for (int64_t block = first; block < last; ++block) {
+      per_block(block * kBlock, std::min(count, (block + 1) * kBlock),
+                partial.data() + block * width);
+    }
+  });
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t i = 0; i < width; ++i)
+      result[i] += partial[static_cast<size_t>(block * width + i)];
+  }
+}
+
+template <typename T>
+double squared(const at::Tensor& tensor) {
+  const T* values = tensor.data_ptr<T>();
+  double result = 0;
+  sum_blocks(tensor.numel(), 1, &result, [&](int64_t begin, int64_t end, double* sum) {
+    *sum = dot(values + begin, values + begin, end - begin);
+  });
+  return result;
+}
+
+template <typename T>
+void sums(const at::Tensor& tensor, double* result) {
+  const T* values = tensor.data_ptr<T>();
+  sum_blocks(tensor.numel(), 2, result, [&](int64_t begin, int64_t end, double* sum) {
+    moments(values + begin, end - begin, sum);
+  });
+}
+
+template <typename T>
+void products(const at::Tensor& left, const at::Tensor& right, double* result) {
+  const int64_t rows = left.size(0);
+  const int64_t columns = rows > 0 ? left.numel() / rows : 0;
+  const T* a = left.data_ptr<T>();
+  const T* b = right.data_ptr<T>();
+  const int64_t grain = std::max<int64_t>(1, kBlock / std::max<int64_t>(columns, 1));
+  at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      result[row] = dot(a + row * columns, b + row * columns, columns);
+    }
+  });
+}
+
+}  // namespace
+
+at::Tensor squared_norm(const at::Tensor& tensor) {
+  if (is_fast(tensor) && tensor.is_non_overlapping_and_dense()) {
+    return at::scalar_tensor(
+        tensor.scalar_type() == at::kFloat ? squared<float>(tensor) : squared<double>(tensor),
+        at::kDouble);
+  }
+  if (tensor.numel() == 0) return at::zeros({}, tensor.options().dtype(at::kDouble));
+  return at::linalg_vector_norm(tensor, 2, c10::nullopt, false, at::kDouble).square();
+}
+
+at::Tensor sum_and_square(const at::Tensor& tensor) {
+  if (is_fast(tensor) && tensor.is_non_overlapping_and_dense()) {
+    const at::Tensor result = at::zeros({2}, at::kDouble);
+    if (tensor.scalar_type() == at::kFloat) {
+      sums<float>(tensor, result.data_ptr<double>());
+    } else {
+      sums<double>(tensor, result.data_ptr<double>());
+    }
+    return result;
+  }
+  return at::stack({tensor.sum(at::kDouble), squared_norm(tensor)});
+}
+
+at::Tensor row_products(const at::Tensor& left, const at::Tensor& right) {
+  if (is_fast(left) && is_fast(right) && left.scalar_type() == right.scalar_type()) {
+    const at::Tensor a = left.contiguous();
+    const at::Tensor b = left.is_same(right) ? a : right.contiguous();
+    const at::Tensor result = at::zeros({left.size(0)}, at::kDouble);
+    if (left.scalar_type() == at::kFloat) {
+      products<float>(a, b, result.data_ptr<double>());
+    } else {
+      products<double>(a, b, result.data_ptr<double>());
+    }
+    return result;
+  }
+  if (left.is_same(right)) {
+    const at::Tensor flat = left.reshape({left.size(0), -1});
+    return at::linalg_vector_norm(flat, 2, at::IntArrayRef{1}, false, at::kDouble).square();
+  }
+  return (left * right).reshape({left.size(0), -1}).sum({1}, false, at::kDouble);
+}
+
+}  // namespace tycho

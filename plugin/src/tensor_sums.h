@@ -1,0 +1,20 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+// Sums in float64 of tensors of any floating dtype, in one pass and without a copy in float64 where
+// the tensor is float or double, contiguous and on the CPU; by ATen elsewhere. Half precision is
+// not squared in half precision. Not differentiated; the order of summation does not depend on the
+// number of threads.
+namespace tycho {
+
+/// |x|^2 as a float64 scalar tensor on the tensor's device.
+at::Tensor squared_norm(const at::Tensor& tensor);
+
+/// float64 [2]: sum of x, and of x^2.
+at::Tensor sum_and_square(const at::Tensor& tensor);
+
+/// float64 [b]: inner products of the rows [b, ...] of two tensors of the same shape.
+at::Tensor row_products(const at::Tensor& left, const at::Tensor& right);
+
+}  // namespace tycho
