@@ -121,6 +121,19 @@ void sums(const at::Tensor& tensor, double* result) {
 }
 
 template <typename T>
+void moments_of_rows(const at::Tensor& tensor, double* result) {
+  const int64_t rows = tensor.size(0);
+  const int64_t columns = rows > 0 ? tensor.numel() / rows : 0;
+  const T* values = tensor.data_ptr<T>();
+  const int64_t grain = std::max<int64_t>(1, kBlock / std::max<int64_t>(columns, 1));
+  at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) {
+      moments(values + row * columns, columns, result + 2 * row);
+    }
+  });
+}
+
+template <typename T>
 void products(const at::Tensor& left, const at::Tensor& right, double* result) {
   const int64_t rows = left.size(0);
   const int64_t columns = rows > 0 ? left.numel() / rows : 0;
@@ -157,6 +170,21 @@ at::Tensor sum_and_square(const at::Tensor& tensor) {
     return result;
   }
   return at::stack({tensor.sum(at::kDouble), squared_norm(tensor)});
+}
+
+at::Tensor row_moments(const at::Tensor& rows) {
+  if (is_fast(rows)) {
+    const at::Tensor values = rows.contiguous();
+    const at::Tensor result = at::zeros({rows.size(0), 2}, at::kDouble);
+    if (rows.scalar_type() == at::kFloat) {
+      moments_of_rows<float>(values, result.data_ptr<double>());
+    } else {
+      moments_of_rows<double>(values, result.data_ptr<double>());
+    }
+    return result;
+  }
+  const at::Tensor flat = rows.reshape({rows.size(0), -1});
+  return at::stack({flat.sum({1}, false, at::kDouble), row_products(flat, flat)}, 1);
 }
 
 at::Tensor row_products(const at::Tensor& left, const at::Tensor& right) {

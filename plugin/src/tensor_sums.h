@@ -14,6 +14,9 @@ at::Tensor squared_norm(const at::Tensor& tensor);
 /// float64 [2]: sum of x, and of x^2.
 at::Tensor sum_and_square(const at::Tensor& tensor);
 
+/// float64 [b, 2]: sum of x and of x^2 of each row [b, ...].
+at::Tensor row_moments(const at::Tensor& rows);
+
 /// float64 [b]: inner products of the rows [b, ...] of two tensors of the same shape.
 at::Tensor row_products(const at::Tensor& left, const at::Tensor& right);
 

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include "per_example.h"
+#include "tensor_sums.h"
 
 namespace tycho::per_example {
 namespace {
@@ -9,12 +10,6 @@ at::Tensor standardise(const at::Tensor& x, at::IntArrayRef dims, double epsilon
   const at::Tensor mean = x.mean(dims, true);
   const at::Tensor variance = (x - mean).square().mean(dims, true);
   return (x - mean) * (variance + epsilon).rsqrt();
-}
-
-at::Tensor per_channel(const at::Tensor& values, int64_t dims) {
-  std::vector<int64_t> shape(static_cast<size_t>(dims), 1);
-  shape[1] = values.numel();
-  return values.reshape(shape);
 }
 
 }  // namespace
@@ -43,30 +38,38 @@ Contribution normalization(const Use& use, const at::Tensor& output_gradient, co
   if (x.dim() < 2 || x.size(0) != batch.size || batch.dim != 0) {
     return failure("the examples are not the first dimension of its input");
   }
-  if (wants_gain) {
-    std::vector<int64_t> spatial;
-    for (int64_t i = 2; i < x.dim(); ++i) spatial.push_back(i);
+  // The sum over positions of d xhat is (sum d x - mean sum d) / deviation, by example and channel.
+  const int64_t examples = x.size(0);
+  const int64_t channels = x.size(1);
+  const at::Tensor d_rows = d.reshape({examples * channels, -1});
+  const double positions = static_cast<double>(d_rows.size(1));
+  const at::Tensor d_sum = row_moments(d_rows).select(1, 0).reshape({examples, channels});
+  if (!wants_gain) return from_gradients(d_sum, materialise);
+  const at::Tensor x_rows = x.reshape({examples * channels, -1});
+  const at::Tensor dx = row_products(d_rows, x_rows).reshape({examples, channels});
+  at::Tensor mean, variance;  // broadcast with [examples, channels]
+  double epsilon = 0;
+  if (use.name != "aten::group_norm" && !arguments[5].toBool()) {
+    epsilon = arguments[7].toDouble();
+    mean = arguments[3].toTensor().to(at::kDouble);
+    variance = arguments[4].toTensor().to(at::kDouble);
+  } else {
+    at::Tensor moments = row_moments(x_rows).reshape({examples, channels, 2}) / positions;
     if (use.name == "aten::group_norm") {
+      epsilon = arguments[4].toDouble();
       const int64_t groups = arguments[1].toInt();
-      d = d * standardise(x.reshape({x.size(0), groups, -1}), {2}, arguments[4].toDouble())
-                  .reshape(x.sizes());
+      moments = moments.reshape({examples, groups, channels / groups, 2})
+                    .mean({2}, true)
+                    .expand({-1, -1, channels / groups, -1})
+                    .reshape({examples, channels, 2});
     } else {
-      const bool own_statistics = arguments[5].toBool();
-      const double epsilon = arguments[7].toDouble();
-      if (!own_statistics) {
-        const at::Tensor mean = per_channel(widen(arguments[3].toTensor()), x.dim());
-        const at::Tensor variance = per_channel(widen(arguments[4].toTensor()), x.dim());
-        d = d * ((x - mean) * (variance + epsilon).rsqrt());
-      } else if (use.name == "aten::instance_norm") {
-        d = d * standardise(x, spatial, epsilon);
-      } else {
-        std::vector<int64_t> dims = spatial;
-        dims.insert(dims.begin(), 0);
-        d = d * standardise(x, dims, epsilon);
-      }
+      epsilon = arguments[7].toDouble();
+      if (use.name == "aten::batch_norm") moments = moments.mean({0}, true);
     }
+    mean = moments.select(2, 0);
+    variance = (moments.select(2, 1) - mean.square()).clamp_min(0);
   }
-  return from_gradients(d.reshape({d.size(0), d.size(1), -1}).sum(2), materialise);
+  return from_gradients((dx - mean * d_sum) * (variance + epsilon).rsqrt(), materialise);
 }
 
 }  // namespace tycho::per_example
