@@ -41,7 +41,7 @@ const LawDescription& law() {
       "layer: "
       "scaling the weights or the loss does not change it",
       "Wan et al. 2021, arXiv:2006.08419; Kosson et al. 2024, arXiv:2305.17212",
-      {"angular_update", "weight_dot_update", "update_norm_sq"},
+      {"angular_update", "weight_dot_update", "update_norm_sq", "weight_norm_sq"},
       {"The angle of a matrix that is scale-invariant per channel is a root mean square over "
        "channels."}};
   return description;
@@ -82,9 +82,10 @@ class RotationalEquilibrium : public Law {
     angle_ = context.column("angular_update", v1::SCOPE_PARAMETER);
     dot_ = context.column("weight_dot_update", v1::SCOPE_PARAMETER);
     update_ = context.column("update_norm_sq", v1::SCOPE_PARAMETER);
+    norm_ = context.column("weight_norm_sq", v1::SCOPE_PARAMETER);
     structure_known_ = context.structure() != nullptr;
     while (series_.size() < static_cast<size_t>(context.model().parameter_size())) {
-      series_.emplace_back(3);
+      series_.emplace_back(4);
     }
     scope_.clear();
     elements_.clear();
@@ -126,13 +127,16 @@ class RotationalEquilibrium : public Law {
     const ColumnValues angle = frame.column(angle_);
     const ColumnValues dot = frame.column(dot_);
     const ColumnValues update = frame.column(update_);
+    const ColumnValues norm = frame.column(norm_);
     for (const uint32_t id : invariant_) {
       series_[id].pass(frame.step());
       if (!angle.present || static_cast<double>(frame.step()) < warm_from_[id]) continue;
-      const double d = dot[id];
-      const double u = update[id];
+      // Relative to the norm, so that all steps count alike when it changes by orders of magnitude.
+      const double d = dot[id] / norm[id];
+      const double u = update[id] / norm[id];
       const bool norms = std::isfinite(d) && std::isfinite(u);
-      series_[id].add({angle[id] * angle[id], norms ? d : 0, norms ? u : 0}, frame.step());
+      series_[id].add({angle[id] * angle[id], norms ? d : 0, norms ? u : 0, norms ? update[id] : 0},
+                      frame.step());
     }
   }
 
@@ -176,13 +180,13 @@ class RotationalEquilibrium : public Law {
     }
     finding.window_begin = phase.series.window_begin();
     finding.window_end = phase.series.window_end();
-    Estimate angle_sq = blocks.mean({1, 0, 0});
+    Estimate angle_sq = blocks.mean({1, 0, 0, 0});
     finding.measured = std::sqrt(angle_sq.value);
     finding.ci_low = std::sqrt(std::max(0.0, angle_sq.low));
     finding.ci_high = std::sqrt(std::max(0.0, angle_sq.high));
-    const Estimate rho = blocks.ratio({0, -2, 0}, {0, 0, 1});
+    const Estimate rho = blocks.ratio({0, -2, 0, 0}, {0, 0, 1, 0});
     if (rho.reliable && judge(rho, 1, kNormTolerance) == Verdict::kViolated) {
-      finding.gate = fmt::format("the norm is still {}: -2<w.dw>/<|dw|^2> = {}",
+      finding.gate = fmt::format("the norm is still {}: -2<w.dw/|w|^2>/<|dw|^2/|w|^2> = {}",
                                  rho.value < 1 ? "growing" : "shrinking",
                                  format_interval(rho.value, rho.low, rho.high));
       return finding;
@@ -190,7 +194,7 @@ class RotationalEquilibrium : public Law {
     if (phase.settings.is_adam()) {
       const double k = (1 - phase.settings.beta1) / (1 + phase.settings.beta1);
       const double eta = phase.settings.learning_rate;
-      const double noise_ratio = blocks.mean({0, 0, 1}).value / (eta * eta * elements_[id] * k);
+      const double noise_ratio = blocks.mean({0, 0, 0, 1}).value / (eta * eta * elements_[id] * k);
       if (noise_ratio > 0 &&
           (noise_ratio > 1 + kNoiseTolerance || noise_ratio < 1 / (1 + kNoiseTolerance))) {
         set_verdict(finding, Verdict::kNotApplicable);
@@ -224,6 +228,7 @@ class RotationalEquilibrium : public Law {
   ColumnIndex angle_ = kNoColumn;
   ColumnIndex dot_ = kNoColumn;
   ColumnIndex update_ = kNoColumn;
+  ColumnIndex norm_ = kNoColumn;
   bool structure_known_ = false;
   uint64_t settings_version_ = 0;
   std::vector<uint32_t> invariant_;
