@@ -55,17 +55,19 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const
   }
 }
 
-void Scheduler::step_took(double outside, bool observed, bool hooked) {
+void Scheduler::step_took(double outside, bool observed, Hooks hooks, uint64_t combination) {
   elapsed_ += outside;
   ++steps_;
   last_excess_ = 0;
   if (!observed) {
     bare_.add(outside);
-  } else if (hooked) {
-    // One slow step says little: the median over recent hooked steps is charged.
+  } else if (hooks != Hooks::kNone) {
+    // One slow step says little: the median over recent steps with the same hooks is charged.
     if (bare_.empty()) return;
-    hooked_.add(outside - bare_.median());
-    last_excess_ = std::max(hooked_.median(), 0.0);
+    RecentMedian& alike = hooked_[combination];
+    alike.add(outside - bare_.median());
+    if (hooks == Hooks::kGradients) gradient_hooks_.add(outside - bare_.median());
+    last_excess_ = std::max(alike.median(), 0.0);
     excess_ += last_excess_;
   }
 }
@@ -81,22 +83,30 @@ void Scheduler::observed(size_t probe, double seconds) {
 void Scheduler::plan() {
   if (!budget_ || steps_ == 0) return;
   const double step = bare_.empty() ? bare_seconds() / static_cast<double>(steps_) : bare_.median();
-  double shares = 0;
   double allowed = *budget_ * step;
-  for (const Entry& entry : probes_) {
+  std::vector<Entry*> open;
+  for (Entry& entry : probes_) {
     if (entry.disabled) continue;
     if (entry.schedule.every) allowed -= entry.cost / static_cast<double>(*entry.schedule.every);
-    if (!entry.schedule.every && !entry.schedule.log_spaced) shares += entry.schedule.share;
+    if (!entry.schedule.every && !entry.schedule.log_spaced) open.push_back(&entry);
   }
+  // Cheap ones first: what they leave of their shares is divided among the rest.
+  std::sort(open.begin(), open.end(), [](const Entry* a, const Entry* b) {
+    return a->cost * b->schedule.share < b->cost * a->schedule.share;
+  });
+  double shares = 0;
+  for (const Entry* entry : open) shares += entry->schedule.share;
+  double left = allowed;
   constexpr int64_t kLongest = int64_t{1} << 40;
-  for (Entry& entry : probes_) {
-    if (entry.schedule.every || entry.schedule.log_spaced) continue;
-    const double mine = allowed * entry.schedule.share / shares;
-    entry.interval = 1;
-    while (entry.interval < kLongest &&
-           !(entry.cost <= mine * static_cast<double>(entry.interval))) {
-      entry.interval *= 2;
+  for (Entry* entry : open) {
+    const double mine = left * entry->schedule.share / shares;
+    entry->interval = 1;
+    while (entry->interval < kLongest &&
+           !(entry->cost <= mine * static_cast<double>(entry->interval))) {
+      entry->interval *= 2;
     }
+    left -= entry->cost / static_cast<double>(entry->interval);
+    shares -= entry->schedule.share;
   }
 }
 

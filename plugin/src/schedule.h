@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -35,9 +37,9 @@ class RecentMedian {
 ///
 /// Without a budget a probe without an interval of its own is due at every step. With a budget such
 /// a probe is due at multiples of a power of two, chosen so that its cost per step is its share of
-/// the budget, and only while everything spent so far, divided by the time of bare training, is
-/// inside the budget. The first step is always observed: what it costs is worked off before the
-/// next observation.
+/// the budget; what cheap probes leave is given to the others. And it is due only while everything
+/// spent so far, divided by the time of bare training, is inside the budget. The first step is
+/// always observed: what it costs is worked off before the next observation.
 class Scheduler {
  public:
   explicit Scheduler(std::optional<double> budget) : budget_(budget) {}
@@ -47,9 +49,13 @@ class Scheduler {
   /// Probes due at `step`, ascending. `first`: the first step of the session.
   void due(int64_t step, bool first, std::vector<size_t>* probes) const;
 
-  /// A step went by: `outside` seconds of it were spent outside the session. `hooked`: operators or
-  /// gradients were observed during it; then what it took longer than bare steps is Tycho's too.
-  void step_took(double outside, bool observed, bool hooked);
+  /// What was installed during a step: nothing, hooks on gradients only, or on operators too.
+  enum class Hooks { kNone, kGradients, kOperators };
+  /// A step went by: `outside` seconds of it were spent outside the session. What a step with hooks
+  /// took longer than bare steps is Tycho's too; `combination` names the set of probes that asked
+  /// for them, so that like is compared with like.
+  void step_took(double outside, bool observed, Hooks hooks = Hooks::kNone,
+                 uint64_t combination = 0);
   /// Seconds spent inside the session, on the training thread.
   void spent(double seconds) { spent_ += seconds; }
   /// What one observation of `probe` cost, its part of shared work included.
@@ -60,6 +66,8 @@ class Scheduler {
   double bare_seconds() const { return elapsed_ > excess_ ? elapsed_ - excess_ : 0; }
   /// Slowing down of the last hooked step; 0 while it cannot be told.
   double last_excess() const { return last_excess_; }
+  /// The same of steps with hooks on gradients only.
+  double gradient_excess() const { return std::max(gradient_hooks_.median(), 0.0); }
 
  private:
   struct Entry {
@@ -74,7 +82,8 @@ class Scheduler {
   std::optional<double> budget_;
   std::vector<Entry> probes_;
   RecentMedian bare_;
-  RecentMedian hooked_;
+  std::map<uint64_t, RecentMedian> hooked_;  // by combination
+  RecentMedian gradient_hooks_;
   double elapsed_ = 0;  // outside the session
   double excess_ = 0;   // of that, because of Tycho
   double last_excess_ = 0;

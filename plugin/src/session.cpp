@@ -168,6 +168,11 @@ bool any_hook(const Needs& hooks) {
          hooks.symmetries;
 }
 
+bool watches_operators(const Needs& hooks) {
+  return hooks.per_example_gradient_norms || hooks.activations || hooks.output_gradients ||
+         hooks.symmetries;
+}
+
 constexpr uint64_t kFaultsUntilDisabled = 3;
 constexpr size_t kQueueBytes = size_t{64} << 20;
 constexpr size_t kPendingSteps = 64;
@@ -716,7 +721,7 @@ struct Session::Impl {
                                          : std::numeric_limits<double>::quiet_NaN();
     const bool observed = !due.empty();
     if (had_step) {
-      scheduler.step_took(outside, observed, hooked);
+      scheduler.step_took(outside, observed, hooks_installed(), combination_of(due));
       training_seconds += step_seconds;
     }
     ++steps_seen;
@@ -784,17 +789,43 @@ struct Session::Impl {
     had_step = true;
   }
 
-  /// A probe pays for itself and an equal part of what the observed probes share.
+  Scheduler::Hooks hooks_installed() const {
+    if (!hooked) return Scheduler::Hooks::kNone;
+    return watches_operators(hooks_of(due_needs)) ? Scheduler::Hooks::kOperators
+                                                  : Scheduler::Hooks::kGradients;
+  }
+
+  /// The probes that ask for hooks, as bits; probes beyond the 64th share bits.
+  uint64_t combination_of(const std::vector<size_t>& observed_probes) const {
+    uint64_t bits = 0;
+    for (const size_t index : observed_probes) {
+      if (any_hook(hooks_of(probes[index].needs))) bits |= uint64_t{1} << (index % 64);
+    }
+    return bits;
+  }
+
+  /// A probe pays for itself. What is shared is paid by those that ask for hooks: hooks on
+  /// gradients by all of them alike, what more it takes to watch operators by those that need it.
   void share_cost(const std::vector<size_t>& observed_probes, double inside) {
     double own = 0;
     for (const auto& [index, seconds] : own_seconds) own += seconds;
     size_t hooking = 0;
-    for (const size_t index : observed_probes) hooking += any_hook(hooks_of(probes[index].needs));
-    const double shared = std::max(inside - own, 0.0) + scheduler.last_excess();
+    size_t watching = 0;
     for (const size_t index : observed_probes) {
-      const bool pays = hooking == 0 || any_hook(hooks_of(probes[index].needs));
-      const double part =
-          pays ? shared / static_cast<double>(hooking == 0 ? observed_probes.size() : hooking) : 0;
+      const Needs hooks = hooks_of(probes[index].needs);
+      hooking += any_hook(hooks);
+      watching += watches_operators(hooks);
+    }
+    const double excess = scheduler.last_excess();
+    const double of_gradients =
+        watching == 0 ? excess : std::min(scheduler.gradient_excess(), excess);
+    const double shared = std::max(inside - own, 0.0) + of_gradients;
+    for (const size_t index : observed_probes) {
+      const Needs hooks = hooks_of(probes[index].needs);
+      double part = 0;
+      if (hooking == 0) part = shared / static_cast<double>(observed_probes.size());
+      if (any_hook(hooks)) part = shared / static_cast<double>(hooking);
+      if (watches_operators(hooks)) part += (excess - of_gradients) / static_cast<double>(watching);
       scheduler.observed(index, own_seconds[index] + part);
     }
   }
