@@ -284,7 +284,7 @@ void Engine::Impl::accept(const v1::Column& column) {
     return;
   }
   if (store.value_frame != frame.number_) {
-    store.value.assign(size, kNan);
+    store.value.assign(size, not_measured());
     store.value_frame = frame.number_;
   }
   if (has_error && store.standard_error_frame != frame.number_) {

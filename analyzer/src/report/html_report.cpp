@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "remarks.h"
 #include "report.h"
 
 namespace tycho::analyzer {
@@ -89,12 +90,24 @@ std::string title_of(const Report& report, const Finding& finding) {
   return law != nullptr ? law->title : finding.law;
 }
 
-std::string chart_link(const Finding& finding) {
-  if (finding.evidence_statistic.empty()) return "";
+// Only where there is something to see.
+std::string chart_link(const Report& report, const std::string& statistic,
+                       const std::string& scope) {
+  const v1::Scope kind = scope == "run"                  ? v1::SCOPE_RUN
+                         : scope.rfind("layer:", 0) == 0 ? v1::SCOPE_LAYER
+                                                         : v1::SCOPE_PARAMETER;
+  const auto& recorded = report.series.recorded();
+  const auto has = [&](v1::Scope at) {
+    return std::any_of(recorded.begin(), recorded.end(), [&](const auto& entry) {
+      return entry.first.statistic == statistic && entry.first.scope == at;
+    });
+  };
+  if (statistic.empty() || (!has(kind) && kind != v1::SCOPE_RUN)) return "";
+  if (!has(kind) && !has(v1::SCOPE_LAYER) && !has(v1::SCOPE_PARAMETER)) return "";
   return fmt::format(
       " <a class=\"noprint\" href=\"#views\" data-statistic=\"{}\" data-scope=\"{}\">see the "
       "chart</a>",
-      escape(finding.evidence_statistic), escape(finding.scope));
+      escape(statistic), escape(scope));
 }
 
 std::string interval(const Finding& finding) {
@@ -104,14 +117,15 @@ std::string interval(const Finding& finding) {
 
 std::string optional_number(double value) { return std::isnan(value) ? "" : short_number(value); }
 
-std::string finding_row(const Finding& finding) {
+std::string finding_row(const Report& report, const Finding& finding) {
   return fmt::format(
       "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"number\">{}</td><td "
       "class=\"number\">{}</td>"
       "<td class=\"number\">{}</td><td>{}{}</td></tr>\n",
       escape(finding.scope), badge(finding.verdict), optional_number(finding.measured),
       interval(finding), optional_number(finding.predicted),
-      escape(finding.advice.empty() ? finding.gate : finding.advice), chart_link(finding));
+      escape(finding.advice.empty() ? finding.gate : finding.advice),
+      chart_link(report, finding.evidence_statistic, finding.scope));
 }
 
 constexpr const char* kFindingHead =
@@ -122,61 +136,102 @@ constexpr const char* kFindingHead =
 std::string what_to_do_section(const Report& report) {
   std::string out = "<section><h2>What to do</h2>\n";
   const auto important = what_to_do(report);
-  if (important.empty()) {
-    return out +
-           "<p>Nothing that the laws can support with this trace. The verdicts below say what is "
-           "missing.</p></section>\n";
+  const auto known = remarks(report);
+  if (!important.empty() || !known.empty()) out += "<div class=\"cards\">\n";
+  for (const Remark& remark : known) {
+    out += fmt::format(
+        "<article class=\"card VIOLATED\"><h3>{}</h3><p>{}</p><p "
+        "class=\"evidence\">{}</p></article>\n",
+        escape(remark.title), escape(remark.text),
+        chart_link(report, remark.statistic, remark.scope));
   }
-  out += "<div class=\"cards\">\n";
   for (const Finding* finding : important) {
     out += fmt::format(
-        "<article class=\"card {}\"><h3>{} {} <span class=\"muted\">{}</span></h3><p>{}</p><p "
-        "class=\"evidence\">{}{}</p></article>\n",
-        to_string(finding->verdict), badge(finding->verdict), escape(title_of(report, *finding)),
-        escape(finding->scope), escape(finding->advice), escape(evidence(*finding)),
-        chart_link(*finding));
+        "<article class=\"card {}\"><h3>{} <span class=\"muted\">{}</span></h3><p>{}</p><p "
+        "class=\"evidence\">{} {}{}</p></article>\n",
+        to_string(finding->verdict), escape(title_of(report, *finding)), escape(finding->scope),
+        escape(finding->advice), badge(finding->verdict), escape(evidence(*finding)),
+        chart_link(report, finding->evidence_statistic, finding->scope));
   }
-  return out + "</div></section>\n";
+  if (!important.empty() || !known.empty()) {
+    out += "</div>\n";
+  } else {
+    out +=
+        "<p>Nothing asks for a change: no law is violated, every number was finite, and nothing "
+        "was lost.</p>\n";
+  }
+  const auto missing = what_is_missing(report);
+  if (!missing.empty()) {
+    out += "<details><summary>What is not known yet, and why</summary><ul>\n";
+    for (const std::string& text : missing) out += "<li>" + escape(text) + "</li>\n";
+    out += "</ul></details>\n";
+  }
+  return out + "</section>\n";
+}
+
+// The row that stands for a law on the closed page: the run's, or of the parts the most important.
+const Finding* spokesman(const Report& report, const LawDescription& law) {
+  const Verdict verdict = summary_verdict(report, law);
+  const Finding* chosen = nullptr;
+  for (const Finding& finding : report.findings) {
+    if (finding.law != law.id) continue;
+    if (finding.scope == "run") return &finding;
+    if (chosen == nullptr && finding.verdict == verdict) chosen = &finding;
+  }
+  return chosen;
 }
 
 std::string law_block(const Report& report, const LawDescription& law) {
   std::map<Verdict, int> counts;
   std::vector<const Finding*> findings;
-  const Finding* run = nullptr;
   for (const Finding& finding : report.findings) {
     if (finding.law != law.id) continue;
     ++counts[finding.verdict];
     findings.push_back(&finding);
-    if (finding.scope == "run") run = &finding;
   }
-  std::string out =
-      fmt::format("<div class=\"law\" id=\"law-{}\"><h3>{} ", escape(law.id), escape(law.title));
-  for (const auto& [verdict, count] : counts) out += badge(verdict, count) + " ";
-  if (findings.empty()) out += "<span class=\"muted\">no finding</span>";
-  out += fmt::format("</h3><p class=\"formula\">{}</p>\n", escape(law.formula));
-  if (run != nullptr) out += kFindingHead + finding_row(*run) + "</tbody></table>\n";
-  const size_t rest = findings.size() - (run != nullptr ? 1 : 0);
-  if (rest > 0) {
-    out += fmt::format("<details{}><summary>{} layers and parameters</summary>{}",
-                       rest <= 4 ? " open" : "", rest, kFindingHead);
-    for (const Finding* finding : findings) {
-      if (finding != run) out += finding_row(*finding);
+  const Verdict verdict = summary_verdict(report, law);
+  const Finding* run = spokesman(report, law);
+  std::string says;
+  if (run != nullptr) {
+    const std::string seen = evidence(*run);
+    const bool speaks = run->verdict == Verdict::kHolds || run->verdict == Verdict::kViolated;
+    says = speaks && !seen.empty() ? seen : run->gate;
+    if (run->scope != "run") says = run->scope + ": " + says;
+  }
+  std::string out = fmt::format(
+      "<details class=\"law\" id=\"law-{}\"{}><summary><span class=\"lawtitle\">{}</span> {}<span "
+      "class=\"says\">{}</span></summary>\n<div class=\"lawbody\"><p class=\"formula\">{}</p>\n",
+      escape(law.id), verdict == Verdict::kViolated ? " open" : "", escape(law.title),
+      badge(verdict), escape(says), escape(law.formula));
+  if (findings.size() > 1) {
+    out += "<p>";
+    for (const auto& [of, count] : counts) out += badge(of, count) + " ";
+    out += "</p>\n";
+  }
+  if (!findings.empty()) {
+    out += kFindingHead;
+    constexpr size_t kMostRows = 400;
+    for (size_t i = 0; i < findings.size() && i < kMostRows; ++i)
+      out += finding_row(report, *findings[i]);
+    out += "</tbody></table>\n";
+    if (findings.size() > kMostRows) {
+      out += fmt::format("<p class=\"muted\">and {} more, in the JSON report.</p>\n",
+                         findings.size() - kMostRows);
     }
-    out += "</tbody></table></details>\n";
   }
-  out += fmt::format("<details><summary>assumptions, caveats, source</summary><p>{}</p>",
-                     escape(law.assumptions));
+  out += fmt::format("<p><b>Assumes</b> {}</p><p><b>What to do</b> {}</p>", escape(law.assumptions),
+                     escape(law.what_to_do));
   if (!law.caveats.empty()) {
     out += "<ul>";
     for (const std::string& caveat : law.caveats) out += "<li>" + escape(caveat) + "</li>";
     out += "</ul>";
   }
-  out += fmt::format("<p class=\"muted\">{}</p></details></div>\n", escape(law.source));
-  return out;
+  return out + fmt::format("<p class=\"muted\">{}</p></div></details>\n", escape(law.source));
 }
 
 std::string lines_section(const Report& report) {
-  std::string out = "<section><h2>The five lines of learning mechanics</h2>\n";
+  std::string out =
+      "<section><h2>The five lines of learning mechanics</h2>\n<div class=\"lines\">\n";
   for (const Line line : {Line::kSolvableSettings, Line::kSimplifyingLimits, Line::kEmpiricalLaws,
                           Line::kHyperparameters, Line::kUniversalPhenomena}) {
     std::string blocks;
@@ -187,23 +242,40 @@ std::string lines_section(const Report& report) {
     if (!name.empty())
       name[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(name[0])));
     out += fmt::format(
-        "<h3>{}</h3>\n{}", escape(name),
+        "<div class=\"line\"><h3>{}</h3><div>{}</div></div>\n", escape(name),
         blocks.empty() ? "<p class=\"muted\">No law of this line is checked yet.</p>\n" : blocks);
   }
-  return out + "</section>\n";
+  return out + "</div></section>\n";
 }
+
+// How many laws came out how, for the head of the page.
+std::string tally(const Report& report) {
+  std::map<Verdict, int> counts;
+  for (const LawDescription& law : report.laws) ++counts[summary_verdict(report, law)];
+  std::string out = "<p class=\"tally\">";
+  for (const Verdict verdict : {Verdict::kViolated, Verdict::kHolds, Verdict::kUnderpowered,
+                                Verdict::kNotYet, Verdict::kNotApplicable}) {
+    if (counts[verdict] > 0) out += badge(verdict) + fmt::format(" <b>{}</b> ", counts[verdict]);
+  }
+  return out + "</p>\n";
+}
+
+const char* const kOverview = R"html(<section class="noempty" id="overview"><h2>At a glance</h2>
+<p class="muted">Each line is a layer or a parameter, from dark at the input to light at the output. Click a chart to look closer.</p>
+<div class="multiples" id="multiples"></div></section>
+)html";
 
 const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
 <div class="controls"><label>Statistic <select id="statistic"></select></label>
-<label>Scale <select id="scale"><option value="linear">linear</option><option value="log">logarithmic</option></select></label>
+<label>Scale <select id="scale"><option value="auto">automatic</option><option value="linear">linear</option><option value="log">logarithmic</option></select></label>
 <span class="muted">Choose a row for its series; drag across the chart to zoom, double-click to see all.</span></div>
 <div class="heatwrap"><div class="rows" id="rows"></div><div><canvas class="heat" id="heat"></canvas>
 <div class="axis"><span id="from"></span><span id="to"></span></div>
 <div class="legend"><span id="low"></span><canvas id="ramp" width="160" height="12"></canvas><span id="high"></span>
-<span>empty: not measured</span></div></div></div>
+<span>empty: not measured</span><span class="broken"></span><span>not finite</span></div></div></div>
 <h3 id="title"></h3><p class="muted" id="definition"></p><div class="chart" id="chart"></div>
-<details><summary>as a table</summary><div class="tablebox"><table><thead><tr><th>step</th><th>mean</th><th>least</th>
-<th>largest</th></tr></thead><tbody id="values"></tbody></table></div></details></section>
+<details><summary>as a table</summary><div class="tablebox"><table><thead><tr><th>step</th><th>mean</th><th>95 % interval</th><th>least</th>
+<th>largest</th><th>not finite</th></tr></thead><tbody id="values"></tbody></table></div></details></section>
 )html";
 
 json rounded(double value) {
@@ -231,10 +303,20 @@ json view_data(const Report& report) {
       json mean = json::array();
       json least = json::array();
       json largest = json::array();
+      json half_width = json::array();
+      json broken = json::array();
+      bool interval = false;
+      int64_t position = -1;
       bool any = false;
       bool band = false;
       for (const Bucket& bucket : report.series.series(key, entity)) {
-        any = any || bucket.count > 0;
+        ++position;
+        any = any || bucket.count > 0 || bucket.non_finite > 0;
+        if (bucket.non_finite > 0) broken.push_back(position);
+        const double error = bucket.standard_error();
+        interval = interval || std::isfinite(error);
+        constexpr double kNormalQuantile = 1.959964;
+        half_width.push_back(rounded(kNormalQuantile * error));
         band = band || bucket.count > 1;
         mean.push_back(rounded(bucket.mean()));
         least.push_back(bucket.count > 0 ? rounded(bucket.min) : json(nullptr));
@@ -259,14 +341,16 @@ json view_data(const Report& report) {
         item["min"] = least;
         item["max"] = largest;
       }
+      if (interval) item["half_width"] = half_width;
+      if (!broken.empty()) item["not_finite"] = broken;
       entry["entities"].push_back(item);
     }
     if (!entry["entities"].empty()) series.push_back(entry);
   }
-  // Layers first: that is what the page is for; then parameters, then the run.
+  // Layers first: that is what the section is for; then parameters, then the run.
   std::stable_sort(series.begin(), series.end(), [](const json& a, const json& b) {
     const auto rank = [](const json& entry) {
-      return entry["scope"] == "run" ? 0 : entry["scope"] == "layers" ? 1 : 2;
+      return entry["scope"] == "layers" ? 0 : entry["scope"] == "parameters" ? 1 : 2;
     };
     return rank(a) < rank(b);
   });
@@ -416,11 +500,17 @@ std::string html_report(const Report& report) {
       "<title>{} - mechanics report</title>\n<style>{}\n{}</style></head><body><main>\n",
       escape(name), without_source_map(assets::dygraph_css), assets::page_css);
   out += fmt::format(
-      "<header><h1>{}</h1><p>Mechanics report: steps {} to {}, {} of them observed; {} layers, {} "
-      "weights, {}</p></header>\n",
-      escape(name), report.first_step, report.last_step, report.frames, report.model.layer_size(),
-      elements, escape(report.run.optimizer()));
+      "<header><p class=\"kind\">Mechanics report</p><h1>{}</h1><p>{}; {} layers with {} "
+      "weights{}</p>{}</header>\n",
+      escape(name),
+      report.frames == 0 ? std::string("no step was observed")
+                         : fmt::format("steps {} to {}, {} of them observed", report.first_step,
+                                       report.last_step, report.frames),
+      report.model.layer_size(), elements,
+      report.run.optimizer().empty() ? "" : ", trained by " + escape(report.run.optimizer()),
+      tally(report));
   out += what_to_do_section(report);
+  out += kOverview;
   out += lines_section(report);
   out += kViews;
   out += identity_section(report);

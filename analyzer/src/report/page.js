@@ -15,7 +15,26 @@
     return size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(3) : String(+value.toPrecision(4));
   }
   function current() { return data.series[statistic.selectedIndex]; }
-  function means(entry) { return entry.mean; }
+  function values(entities) {
+    var all = [];
+    entities.forEach(function (entity) {
+      entity.mean.forEach(function (v) { if (v !== null && v !== undefined) all.push(v); });
+    });
+    return all;
+  }
+  // Orders of magnitude need a logarithmic axis, and zeros or signs forbid one.
+  function wide(entities) {
+    var low = Infinity, high = 0, positive = true;
+    values(entities).forEach(function (v) {
+      if (v <= 0) positive = false;
+      low = Math.min(low, v);
+      high = Math.max(high, v);
+    });
+    return positive && high > 100 * low;
+  }
+  function isLogarithmic(entities) {
+    return scale.value === 'log' || (scale.value === 'auto' && wide(entities));
+  }
 
   // Perceptually even from dark to light, so that it can be read without colour too (viridis, sampled).
   var stops = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99],
@@ -27,10 +46,10 @@
   }
   function drawHeat() {
     var entry = current();
-    var logarithmic = scale.value === 'log';
+    var logarithmic = isLogarithmic(entry.entities);
     var low = Infinity, high = -Infinity;
     entry.entities.forEach(function (entity) {
-      means(entity).forEach(function (v) {
+      entity.mean.forEach(function (v) {
         if (v === null || (logarithmic && v <= 0)) return;
         var x = logarithmic ? Math.log10(v) : v;
         low = Math.min(low, x);
@@ -46,10 +65,15 @@
     var context = heat.getContext('2d');
     var image = context.createImageData(width, height);
     for (var r = 0; r < height; r++) {
-      var m = means(entry.entities[r]);
+      var m = entry.entities[r].mean;
+      var broken = entry.entities[r].not_finite || [];
       for (var b = 0; b < width; b++) {
         var v = b < m.length ? m[b] : null;
         var at = 4 * (r * width + b);
+        if (broken.indexOf(b) >= 0) {
+          image.data[at] = 213; image.data[at + 1] = 94; image.data[at + 2] = 0; image.data[at + 3] = 255;
+          continue;
+        }
         if (v === null || v === undefined || (logarithmic && v <= 0)) { image.data[at + 3] = 0; continue; }
         var x = logarithmic ? Math.log10(v) : v;
         var rgb = colour(high > low ? (x - low) / (high - low) : 0.5);
@@ -79,41 +103,53 @@
     var prediction = data.predictions.filter(function (p) {
       return p.statistic === entry.statistic && p.scope === entity.scope;
     })[0];
-    var labels = ['step', 'mean (band: least to largest)'];
+    var interval = entity.half_width;
+    var spread = !interval && entity.min;
+    var labels = ['step', interval ? 'mean with its 95 % interval' :
+      spread ? 'mean; band: from least to largest of the steps it stands for' : 'value'];
     if (prediction) labels.push('predicted: ' + prediction.law);
     var points = [];
     for (var b = 0; b < data.buckets; b++) {
       var mean = b < entity.mean.length ? entity.mean[b] : null;
-      var row = [step(b), mean === null || mean === undefined ? [null, null, null] :
-        [entity.min ? entity.min[b] : mean, mean, entity.max ? entity.max[b] : mean]];
+      var cell = [null, null, null];
+      if (mean !== null && mean !== undefined) {
+        var half = interval && interval[b] !== null ? interval[b] : 0;
+        cell = spread ? [entity.min[b], mean, entity.max[b]] : [mean - half, mean, mean + half];
+      }
+      var row = [step(b), cell];
       if (prediction) row.push([prediction.level, prediction.level, prediction.level]);
       points.push(row);
     }
     document.getElementById('title').textContent = entry.statistic + ' of ' + entity.name +
       (entry.unit && entry.unit !== '1' ? ' [' + entry.unit + ']' : '');
     document.getElementById('definition').textContent = entry.definition;
-    var positive = entity.mean.some(function (v) { return v !== null && v > 0; });
+    var logarithmic = isLogarithmic([entity]);
     if (chart) chart.destroy();
     chart = new Dygraph(document.getElementById('chart'), points, {
-      labels: labels, customBars: true, logscale: scale.value === 'log' && positive, connectSeparatedPoints: false,
-      colors: ['#0072b2', '#d55e00'], strokeWidth: 1.8, fillAlpha: 0.22, drawPoints: data.buckets < 60, pointSize: 2,
+      labels: labels, customBars: true, logscale: logarithmic, connectSeparatedPoints: true,
+      colors: ['#0072b2', '#d55e00'], strokeWidth: 1.8, fillAlpha: 0.22, drawPoints: values([entity]).length < 60, pointSize: 2.5,
       xlabel: 'step', axisLabelFontSize: 12, gridLineColor: 'rgba(128,128,128,.25)', legend: 'always',
       series: prediction ? seriesStyle(labels[2]) : {},
       axes: { y: { axisLabelFormatter: show, valueFormatter: show, axisLabelWidth: 70 } }
     });
     var body = document.getElementById('values');
     body.textContent = '';
-    points.forEach(function (row) {
-      if (row[1][1] === null) return;
+    for (b = 0; b < data.buckets; b++) {
+      var m = b < entity.mean.length ? entity.mean[b] : null;
+      var bad = (entity.not_finite || []).indexOf(b) >= 0;
+      if ((m === null || m === undefined) && !bad) continue;
       var tr = document.createElement('tr');
-      [row[0], show(row[1][1]), show(row[1][0]), show(row[1][2])].forEach(function (text) {
-        var td = document.createElement('td');
-        td.className = 'number';
-        td.textContent = text;
-        tr.appendChild(td);
-      });
+      var h = interval && interval[b] !== null ? interval[b] : null;
+      [step(b), show(m), h === null ? '' : '[' + show(m - h) + ', ' + show(m + h) + ']',
+        show(entity.min ? entity.min[b] : m), show(entity.max ? entity.max[b] : m), bad ? 'yes' : '']
+        .forEach(function (text) {
+          var td = document.createElement('td');
+          td.className = 'number';
+          td.textContent = text;
+          tr.appendChild(td);
+        });
       body.appendChild(tr);
-    });
+    }
   }
   function seriesStyle(label) {
     var style = {};
@@ -130,8 +166,59 @@
     drawHeat();
     drawChart();
   }
+  // Small charts of what is worth a first look; only of what was recorded.
+  var overview = ['loss', 'grad_norm_sq', 'weight_norm_sq', 'update_norm_sq', 'angular_update', 'noise_scale',
+    'activation_rms', 'activation_grad_rms', 'dead_fraction', 'adam_update_rms', 'learning_rate', 'sharpness'];
+  function drawOverview() {
+    var place = document.getElementById('multiples');
+    overview.forEach(function (name) {
+      var candidates = data.series.filter(function (entry) { return entry.statistic === name; });
+      if (!candidates.length) return;
+      var entry = candidates[0];
+      var entities = entry.entities.slice(0, 80);
+      var points = [];
+      for (var b = 0; b < data.buckets; b++) {
+        var row = [step(b)];
+        var any = false;
+        entities.forEach(function (entity) {
+          var v = b < entity.mean.length ? entity.mean[b] : null;
+          any = any || (v !== null && v !== undefined);
+          row.push(v === undefined ? null : v);
+        });
+        if (any) points.push(row);
+      }
+      if (points.length < 2) return;
+      var figure = document.createElement('figure');
+      var caption = document.createElement('figcaption');
+      caption.textContent = name.replace(/_/g, ' ') + (entry.unit && entry.unit !== '1' ? ' [' + entry.unit + ']' : '');
+      var box = document.createElement('div');
+      box.className = 'small';
+      figure.appendChild(caption);
+      figure.appendChild(box);
+      figure.title = entry.definition;
+      place.appendChild(figure);
+      new Dygraph(box, points, {
+        labels: ['step'].concat(entities.map(function (entity) { return entity.name; })),
+        logscale: wide(entities), legend: 'never', connectSeparatedPoints: true, strokeWidth: 1.3,
+        drawPoints: points.length < 30, pointSize: 2, interactionModel: {}, axisLabelFontSize: 11,
+        gridLineColor: 'rgba(128,128,128,.22)', highlightCircleSize: 0,
+        colors: entities.map(function (entity, i) {
+          return entities.length === 1 ? '#0072b2' :
+            'rgb(' + colour(0.85 * i / (entities.length - 1)).join(',') + ')';
+        }),
+        axes: { y: { axisLabelFormatter: show, axisLabelWidth: 52 }, x: { axisLabelWidth: 44, pixelsPerLabel: 60 } }
+      });
+      figure.onclick = function () {
+        statistic.selectedIndex = data.series.indexOf(entry);
+        select();
+        document.getElementById('views').scrollIntoView();
+      };
+    });
+    if (!place.children.length) document.getElementById('overview').style.display = 'none';
+  }
   if (!data.series.length) {
     document.getElementById('views').textContent = 'No statistic was recorded.';
+    document.getElementById('overview').style.display = 'none';
     return;
   }
   data.series.forEach(function (entry) {
@@ -147,14 +234,18 @@
   };
   Array.prototype.forEach.call(document.querySelectorAll('a[data-statistic]'), function (link) {
     link.onclick = function () {
+      // The very series, or else the first of the statistic.
+      var found = null;
       data.series.forEach(function (entry, i) {
+        if (entry.statistic !== link.dataset.statistic) return;
         entry.entities.forEach(function (entity, r) {
-          if (entry.statistic === link.dataset.statistic && entity.scope === link.dataset.scope) {
-            statistic.selectedIndex = i;
-            choose(r);
-          }
+          if (!found || (entity.scope === link.dataset.scope && !found.exact))
+            found = { series: i, row: r, exact: entity.scope === link.dataset.scope };
         });
       });
+      if (!found) return;
+      statistic.selectedIndex = found.series;
+      choose(found.row);
     };
   });
   var legend = document.getElementById('ramp');
@@ -163,5 +254,15 @@
     ramp.fillStyle = 'rgb(' + colour(i / (legend.width - 1)).join(',') + ')';
     ramp.fillRect(i, 0, 1, legend.height);
   }
+  drawOverview();
+  var first = 0;
+  ['grad_norm_sq', 'activation_rms', 'loss'].some(function (name) {
+    return data.series.some(function (entry, i) {
+      if (entry.statistic !== name) return false;
+      first = i;
+      return true;
+    });
+  });
+  statistic.selectedIndex = first;
   select();
 }());

@@ -6,7 +6,7 @@
 namespace tycho::analyzer {
 namespace {
 
-void add(double value, Bucket* bucket) {
+void add(double value, double error, Bucket* bucket) {
   if (!std::isfinite(value)) {
     ++bucket->non_finite;
     return;
@@ -15,6 +15,10 @@ void add(double value, Bucket* bucket) {
   bucket->max = bucket->count == 0 ? value : std::max(bucket->max, value);
   bucket->sum += value;
   ++bucket->count;
+  if (std::isfinite(error)) {
+    bucket->error_square += error * error;
+    ++bucket->errors;
+  }
 }
 
 void merge(const Bucket& from, Bucket* into) {
@@ -25,6 +29,8 @@ void merge(const Bucket& from, Bucket* into) {
     into->count += from.count;
   }
   into->non_finite += from.non_finite;
+  into->error_square += from.error_square;
+  into->errors += from.errors;
 }
 
 }  // namespace
@@ -59,7 +65,13 @@ void SeriesStore::observe(const RunContext& context, const Frame& frame) {
     bucket_ = 0;
   }
   // A resumed run goes back in time: its steps join the bucket that is open.
-  const int64_t bucket = std::max(bucket_, (frame.step() - first_step_) / width_);
+  const uint64_t since = frame.step() < first_step_ ? 0
+                                                    : static_cast<uint64_t>(frame.step()) -
+                                                          static_cast<uint64_t>(first_step_);
+  // At width 1 a hostile step may lie further away than a bucket's number can say.
+  while (since / static_cast<uint64_t>(width_) > uint64_t{1} << 62) halve();
+  const auto bucket =
+      std::max(bucket_, static_cast<int64_t>(since / static_cast<uint64_t>(width_)));
   if (bucket != bucket_) {
     close_bucket();
     bucket_ = bucket;
@@ -73,8 +85,10 @@ void SeriesStore::observe(const RunContext& context, const Frame& frame) {
       column.open.resize(values.size);
     }
     for (size_t i = 0; i < values.size; ++i) {
-      // NaN stands for "not measured here" in a frame, and is what is left of a recorded NaN.
-      if (!std::isnan(values.value[i])) add(values.value[i], &column.open[i]);
+      if (!is_measured(values.value[i])) continue;
+      const double error =
+          values.standard_error != nullptr ? values.standard_error[i] : not_measured();
+      add(values.value[i], error, &column.open[i]);
     }
   }
 }

@@ -16,7 +16,13 @@ struct Bucket {
   double sum = 0;           ///< of the finite values
   uint32_t count = 0;       ///< finite values
   uint32_t non_finite = 0;  ///< NaN or infinite values that were recorded
+  double error_square = 0;  ///< sum of squared standard errors
+  uint32_t errors = 0;      ///< values that have one
   double mean() const { return count > 0 ? sum / count : __builtin_nan(""); }
+  /// Standard error of mean() where every value has one and errors are independent; else NaN.
+  double standard_error() const {
+    return count > 0 && errors == count ? __builtin_sqrt(error_square) / count : __builtin_nan("");
+  }
 };
 
 /// Minimum, maximum and mean of every series over stretches of equal length: what a screen can

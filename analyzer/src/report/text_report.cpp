@@ -2,6 +2,7 @@
 
 #include <map>
 
+#include "remarks.h"
 #include "report.h"
 
 namespace tycho::analyzer {
@@ -68,12 +69,24 @@ std::string text_report(const Report& report, bool colour, int width) {
   std::string out;
   const std::string name = report.run.run_name().empty() ? report.path : report.run.run_name();
   out += fmt::format("Mechanics report of {}\n", clean(name));
-  out += fmt::format("{} observed steps ({} to {}), {} layers, {} parameters, {}\n\n",
-                     report.frames, report.first_step, report.last_step, report.model.layer_size(),
-                     report.model.parameter_size(), clean(report.run.optimizer()));
+  out += report.frames == 0 ? std::string("no step was observed")
+                            : fmt::format("{} observed steps ({} to {})", report.frames,
+                                          report.first_step, report.last_step);
+  out += fmt::format(", {} layers, {} parameters{}\n\n", report.model.layer_size(),
+                     report.model.parameter_size(),
+                     report.run.optimizer().empty() ? "" : ", " + clean(report.run.optimizer()));
   out += "What to do\n";
   const auto important = what_to_do(report);
-  if (important.empty()) out += "  Nothing that the laws can support with this trace.\n";
+  const auto known = remarks(report);
+  if (important.empty() && known.empty()) {
+    out +=
+        "  Nothing asks for a change: no law is violated, every number was finite, and nothing was "
+        "lost.\n";
+  }
+  for (const Remark& remark : known) {
+    out += fmt::format("  {} {}\n    {}\n", paint("!", Verdict::kViolated, colour), remark.title,
+                       wrap(remark.text, 4, columns));
+  }
   for (const Finding* finding : important) {
     const LawDescription* law = report.law(finding->law);
     out += fmt::format(
@@ -82,6 +95,11 @@ std::string text_report(const Report& report, bool colour, int width) {
     out += "    " + wrap(finding->advice, 4, columns) + "\n";
     if (const std::string seen = evidence(*finding); !seen.empty())
       out += "    " + wrap(seen, 4, columns) + "\n";
+  }
+  const auto missing = what_is_missing(report);
+  if (!missing.empty()) {
+    out += "\nNot known yet\n";
+    for (const std::string& text : missing) out += "  - " + wrap(text, 4, columns) + "\n";
   }
   out += "\nThe five lines of learning mechanics\n";
   for (const Line line : {Line::kSolvableSettings, Line::kSimplifyingLimits, Line::kEmpiricalLaws,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -14,7 +15,19 @@ namespace tycho::analyzer {
 using ColumnIndex = int32_t;
 inline constexpr ColumnIndex kNoColumn = -1;
 
-/// Values of one column at one step: dense over entity ids, NaN where not measured.
+/// What stands for "not measured here": a NaN that can be told from a recorded one.
+inline double not_measured() {
+  const uint64_t bits = 0x7ff8000000746963;
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+inline bool is_measured(double value) {
+  const double missing = not_measured();
+  return std::memcmp(&value, &missing, sizeof(value)) != 0;
+}
+
+/// Values of one column at one step: dense over entity ids, not_measured() where there is none.
 struct ColumnValues {
   const double* value = nullptr;
   const double* standard_error = nullptr;  ///< nullptr where not recorded
