@@ -45,26 +45,26 @@ Status write_output(const std::string& path, const std::string& text) {
 }  // namespace tycho::analyzer::command
 
 int main(int argc, char** argv) {
-  using namespace tycho::analyzer::command;
+  namespace command = tycho::analyzer::command;
   std::signal(SIGPIPE, SIG_IGN);  // A closed pipe is an error of writing, said like any other.
   CLI::App app("Tycho: learning mechanics of LibTorch training runs", "tycho");
   app.set_version_flag("--version", "tycho " TYCHO_VERSION);
   app.require_subcommand(1);
-  Action action;
-  add_report(&app, &action);
-  add_replay(&app, &action);
-  add_export(&app, &action);
-  add_info(&app, &action);
-  add_verify(&app, &action);
-  add_recover(&app, &action);
-  add_laws(&app, &action);
+  command::Action action;
+  command::add_report(&app, &action);
+  command::add_replay(&app, &action);
+  command::add_export(&app, &action);
+  command::add_info(&app, &action);
+  command::add_verify(&app, &action);
+  command::add_recover(&app, &action);
+  command::add_laws(&app, &action);
   try {
     app.parse(argc, argv);
     return action();
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kSuccess : kUsage;
+    return app.exit(error) == 0 ? command::kSuccess : command::kUsage;
   } catch (const std::exception& error) {
     fmt::print(stderr, "tycho: {}\n", error.what());
-    return kFailure;
+    return command::kFailure;
   }
 }

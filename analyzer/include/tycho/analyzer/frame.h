@@ -23,8 +23,9 @@ inline double not_measured() {
   return value;
 }
 inline bool is_measured(double value) {
-  const double missing = not_measured();
-  return std::memcmp(&value, &missing, sizeof(value)) != 0;
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits != 0x7ff8000000746963;
 }
 
 /// Values of one column at one step: dense over entity ids, not_measured() where there is none.
