@@ -84,7 +84,8 @@ class Reader : public RunReader {
       segments_[i].superseded_from = from;
       const bool starts_session =
           segments_[i].run.resumed() &&
-          (i == 0 || segments_[i - 1].run.start_time_ns() != segments_[i].run.start_time_ns());
+          (i == 0 || !segments_[i - 1].run.resumed() ||
+           segments_[i - 1].run.start_time_ns() != segments_[i].run.start_time_ns());
       infos_[i].resumed = starts_session;
       infos_[i].resume_step = segments_[i].run.resume_step();
       if (starts_session) from = std::min(from, segments_[i].run.resume_step());
