@@ -96,7 +96,7 @@ async function checkSegment(file) {
       });
     }
   }
-  return { values, resumeStep: run.resumed ? Number(run.resumeStep) : null };
+  return { values, resumeStep: run.resumed ? Number(run.resume_step ?? run.resumeStep) : null };
 }
 
 async function main() {
