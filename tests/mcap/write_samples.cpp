@@ -86,6 +86,14 @@ int main(int argc, char** argv) {
       write_awkward_numbers);
   write_run(
       run("resumed"), testing::sample_run("resumed"), [](Options*) {}, steps(0, 100));
+  // Small enough to be kept: tests/golden/traces holds what an earlier version wrote.
+  write_run(
+      run("few"), testing::sample_run("few"), [](Options*) {}, steps(0, 6));
+  v1::RunDescription resumed_few = testing::sample_run("few");
+  resumed_few.set_resumed(true);
+  resumed_few.set_resume_step(4);
+  write_run(
+      run("few"), resumed_few, [](Options*) {}, steps(4, 9));
   v1::RunDescription resumed = testing::sample_run("resumed");
   resumed.set_resumed(true);
   resumed.set_resume_step(80);
