@@ -101,11 +101,60 @@ TEST_F(CommandTest, ACutTraceIsReadAndItsLossIsToldAndCanBeRecovered) {
   std::filesystem::resize_file(path, std::filesystem::file_size(path) * 2 / 3);
   EXPECT_EQ(run("verify " + sample()).exit_code, 3);
   EXPECT_EQ(run("export " + sample()).exit_code, 3);
+  const Outcome report = run("report " + sample());
+  EXPECT_EQ(report.exit_code, 3);
+  EXPECT_THAT(report.out, HasSubstr("The trace is not complete"));
+  EXPECT_THAT(report.err, HasSubstr("could not be read"));
   EXPECT_EQ(run("recover " + sample() + " " + scratch_.path("rescued")).exit_code, 3);
   EXPECT_EQ(run("verify " + scratch_.path("rescued")).exit_code, 0);
   EXPECT_EQ(run("recover " + sample() + " " + scratch_.path("rescued")).exit_code, 1);
   const auto json = nlohmann::json::parse(run("report --format json " + sample()).out);
   EXPECT_FALSE(json.at("run").at("lost").at("skipped").empty());
+}
+
+// A residual of one half at each of 50 steps: no rounding explains that.
+void write_violation(const std::string& directory) {
+  v1::StatisticRegistry registry;
+  v1::StatisticDefinition* statistic = registry.add_statistic();
+  statistic->set_name("symmetry_residual");
+  trace::RunWriterOptions options;
+  options.directory = directory;
+  auto writer = trace::RunWriter::open(options, sample_run("violation"), sample_model(2), registry);
+  ASSERT_TRUE(writer.ok());
+  for (int64_t step = 0; step < 50; ++step) {
+    v1::Record record;
+    record.set_step(step);
+    v1::Column* column = record.add_column();
+    column->set_scope(v1::SCOPE_PARAMETER);
+    column->add_entity(0);
+    column->add_value(0.5);
+    writer.value()->write("symmetry", record, step);
+  }
+  EXPECT_TRUE(writer.value()->close().ok());
+}
+
+TEST_F(CommandTest, FailsOnViolationsWhenAskedTo) {
+  const std::string directory = scratch_.path("violation");
+  write_violation(directory);
+  const Outcome report = run("report " + directory);
+  EXPECT_EQ(report.exit_code, 0);
+  EXPECT_THAT(report.out, HasSubstr("VIOLATED"));
+  const Outcome gated = run("report --fail-on violated " + directory);
+  EXPECT_EQ(gated.exit_code, 1);
+  EXPECT_THAT(gated.err, HasSubstr("violated"));
+  EXPECT_EQ(run("report --fail-on violated " + sample()).exit_code, 0);
+}
+
+TEST_F(CommandTest, ReplayTakesARangeOfSteps) {
+  const Outcome part = run("replay --from 50 --to 60 " + sample());
+  EXPECT_EQ(part.exit_code, 0) << part.err;
+  EXPECT_NE(part.out, run("replay " + sample()).out);
+  EXPECT_EQ(run("replay --from 60 --to 50 " + sample()).exit_code, 2);
+  EXPECT_EQ(run("replay --speed -1 " + sample()).exit_code, 2);
+}
+
+TEST_F(CommandTest, ThePageOnLawsSaysWhatTheCommandSays) {
+  EXPECT_THAT(read_file(TYCHO_DOCS "/laws.md"), HasSubstr(run("laws --all").out));
 }
 
 TEST_F(CommandTest, OutputThatCannotBeWrittenIsAnError) {

@@ -9,7 +9,9 @@
 
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <set>
 #include <string>
 #include <vector>
@@ -63,13 +65,15 @@ class TrainedLawsTest : public ::testing::Test {
     EXPECT_TRUE(reader.value()->read(engine).ok());
     engine.finish();
     EXPECT_EQ(engine.ignored().unknown_statistic + engine.ignored().malformed, 0u);
-    for (const v1::StatisticDefinition& statistic : engine.context().registry().statistic())
+    registry_ = engine.context().registry();
+    for (const v1::StatisticDefinition& statistic : registry_.statistic())
       recorded_.insert(statistic.name());
     return engine.findings();
   }
 
   std::string directory_;
-  std::set<std::string> recorded_;  // names in the registry
+  v1::StatisticRegistry registry_;
+  std::set<std::string> recorded_;  // names in it
 };
 
 TEST_F(TrainedLawsTest, WhatLawsReadIsWhatProbesRecord) {
@@ -82,6 +86,13 @@ TEST_F(TrainedLawsTest, WhatLawsReadIsWhatProbesRecord) {
     for (const std::string& statistic : law->description().statistics) {
       EXPECT_TRUE(recorded_.count(statistic) > 0) << law->description().id << ": " << statistic;
     }
+  }
+  // And the page on statistics says what the registry says.
+  std::ifstream file(TYCHO_DOCS "/statistics.md");
+  const std::string page{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  for (const v1::StatisticDefinition& statistic : registry_.statistic()) {
+    EXPECT_THAT(page, ::testing::HasSubstr("`" + statistic.name() + "` = " + statistic.symbol()));
+    EXPECT_THAT(page, ::testing::HasSubstr(statistic.definition()));
   }
 }
 

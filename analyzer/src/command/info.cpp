@@ -21,9 +21,31 @@ struct Counter : trace::MessageHandler {
   }
 };
 
-int run_info(const std::string& path) {
+// As docs/statistics.md has it.
+std::string describe(const v1::StatisticRegistry& registry) {
+  std::string text;
+  for (const v1::StatisticDefinition& statistic : registry.statistic()) {
+    std::string scopes;
+    for (const int scope : statistic.scope()) {
+      scopes += scopes.empty() ? "" : ", ";
+      scopes += scope == v1::SCOPE_RUN ? "run" : scope == v1::SCOPE_LAYER ? "layer" : "parameter";
+    }
+    text += fmt::format("`{}` = {}  [{}]  {}; probe {}\n  {}\n  Source: {}\n\n", statistic.name(),
+                        statistic.symbol(), statistic.unit(), scopes, statistic.probe(),
+                        statistic.definition(), statistic.source());
+  }
+  return text;
+}
+
+int run_info(const std::string& path, bool statistics) {
   auto reader = trace::RunReader::open(path);
   if (!reader.ok()) return fail(reader.status());
+  if (statistics) {
+    trace::MessageHandler nobody;
+    if (Status status = reader.value()->read(nobody); !status.ok()) return fail(status);
+    const Status status = write_output("", describe(reader.value()->registry()));
+    return status.ok() ? kSuccess : fail(status);
+  }
   Counter counter;
   if (Status status = reader.value()->read(counter); !status.ok()) return fail(status);
   const v1::RunDescription& run = reader.value()->run();
@@ -32,7 +54,7 @@ int run_info(const std::string& path) {
   std::string command;
   for (const std::string& argument : run.command_line()) command += " " + argument;
   if (!command.empty()) text += fmt::format("command line{}\n", command);
-  text += fmt::format("optimizer    {}\n", run.optimizer());
+  if (!run.optimizer().empty()) text += fmt::format("optimizer    {}\n", run.optimizer());
   text +=
       fmt::format("model        {} layers, {} parameters\n", reader.value()->model().layer_size(),
                   reader.value()->model().parameter_size());
@@ -71,9 +93,13 @@ int run_info(const std::string& path) {
 
 void add_info(CLI::App* app, Action* action) {
   auto run = std::make_shared<std::string>();
+  auto statistics = std::make_shared<bool>(false);
   auto* command = app->add_subcommand("info", "What is in a trace");
   command->add_option("RUN", *run, "Run directory, or one segment")->required();
-  command->callback([run, action] { *action = [run] { return run_info(*run); }; });
+  command->add_flag("--statistics", *statistics, "The definitions of what was recorded");
+  command->callback([run, statistics, action] {
+    *action = [run, statistics] { return run_info(*run, *statistics); };
+  });
 }
 
 }  // namespace tycho::analyzer::command

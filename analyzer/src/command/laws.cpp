@@ -18,12 +18,16 @@ std::string describe(const LawDescription& law) {
   return text + fmt::format("  source       {}\n", law.source);
 }
 
-int run_laws(const std::string& wanted) {
+int run_laws(const std::string& wanted, bool all) {
   std::string text;
   std::string known;
   for (const auto& law : make_laws()) {
     const LawDescription& description = law->description();
     known += " " + description.id;
+    if (all) {
+      text += describe(description) + "\n";
+      continue;
+    }
     if (wanted.empty()) text += fmt::format("{:<26} {}\n", description.id, description.title);
     if (wanted == description.id) text = describe(description);
   }
@@ -41,7 +45,10 @@ void add_laws(CLI::App* app, Action* action) {
   auto wanted = std::make_shared<std::string>();
   auto* command = app->add_subcommand("laws", "The laws: formula, assumptions, source, what to do");
   command->add_option("LAW", *wanted, "One law; default: a list of all");
-  command->callback([wanted, action] { *action = [wanted] { return run_laws(*wanted); }; });
+  auto all = std::make_shared<bool>(false);
+  command->add_flag("--all", *all, "Everything about all laws");
+  command->callback(
+      [wanted, all, action] { *action = [wanted, all] { return run_laws(*wanted, *all); }; });
 }
 
 }  // namespace tycho::analyzer::command

@@ -117,7 +117,11 @@ void add_replay(CLI::App* app, Action* action) {
       ->check(CLI::NonNegativeNumber);
   command->add_option("--from", options->from, "First step");
   command->add_option("--to", options->to, "Last step");
-  command->callback([options, action] { *action = [options] { return run_replay(*options); }; });
+  command->callback([options, action] {
+    if (options->from > options->to)
+      throw CLI::ValidationError("--to", "the last step comes before the first");
+    *action = [options] { return run_replay(*options); };
+  });
 }
 
 }  // namespace tycho::analyzer::command

@@ -63,6 +63,13 @@ int run_report(const Options& options) {
       return kFailure;
     }
   }
+  uint64_t unread = 0;
+  for (const auto& region : report.value().skipped) unread += region.end - region.begin;
+  if (unread > 0) {
+    fmt::print(stderr, "tycho: {} bytes of the trace could not be read; the report has the rest\n",
+               unread);
+    return kLossy;
+  }
   return kSuccess;
 }
 
