@@ -6,7 +6,6 @@
 
 #include <exception>
 #include <iostream>
-#include <optional>
 
 #include "arguments.h"
 #include "data/tensors.h"
@@ -28,7 +27,6 @@ int main(int argc, char** argv) try {
                               torch::nn::Linear(64, 10));
   torch::optim::SGD optimizer(model->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
 
-  // A step takes two milliseconds, and the default budget is 2 % of it: lifted, to observe each.
   // A short run: a tenth of its time may go to the instruments (2 % by default).
   const auto options = tycho::SessionOptions(arguments.run).overhead_budget(0.1);
   tycho::Session session(*model, optimizer, options);  // Tycho 1

@@ -63,6 +63,44 @@ TYCHO_MOMENTS(moments_float, float, Floats)
 TYCHO_MOMENTS(moments_double, double, Doubles)
 #undef TYCHO_MOMENTS
 
+#define TYCHO_CROSS(name, type, lanes_type)                                                  \
+  TYCHO_CLONES void name(const type* left, const type* right, int64_t count, double* sums) { \
+    Doubles l{}, lr{}, r{}, rr{};                                                            \
+    int64_t i = 0;                                                                           \
+    for (; i + kLanes <= count; i += kLanes) {                                               \
+      lanes_type raw_left, raw_right;                                                        \
+      std::memcpy(&raw_left, left + i, sizeof(raw_left));                                    \
+      std::memcpy(&raw_right, right + i, sizeof(raw_right));                                 \
+      const Doubles x = __builtin_convertvector(raw_left, Doubles);                          \
+      const Doubles y = __builtin_convertvector(raw_right, Doubles);                         \
+      l += x;                                                                                \
+      lr += x * y;                                                                           \
+      r += y;                                                                                \
+      rr += y * y;                                                                           \
+    }                                                                                        \
+    sums[0] = lanes::total(l);                                                               \
+    sums[1] = lanes::total(lr);                                                              \
+    sums[2] = lanes::total(r);                                                               \
+    sums[3] = lanes::total(rr);                                                              \
+    for (; i < count; ++i) {                                                                 \
+      const double x = left[i];                                                              \
+      const double y = right[i];                                                             \
+      sums[0] += x;                                                                          \
+      sums[1] += x * y;                                                                      \
+      sums[2] += y;                                                                          \
+      sums[3] += y * y;                                                                      \
+    }                                                                                        \
+  }
+TYCHO_CROSS(cross_float, float, Floats)
+TYCHO_CROSS(cross_double, double, Doubles)
+#undef TYCHO_CROSS
+
+void cross(const float* left, const float* right, int64_t count, double* sums) {
+  cross_float(left, right, count, sums);
+}
+void cross(const double* left, const double* right, int64_t count, double* sums) {
+  cross_double(left, right, count, sums);
+}
 double dot(const float* left, const float* right, int64_t count) {
   return dot_float(left, right, count);
 }
@@ -120,16 +158,32 @@ void sums(const at::Tensor& tensor, double* result) {
   });
 }
 
+/// Calls per_row(row, begin of the row's elements) for all rows of a contiguous tensor.
+template <typename PerRow>
+void for_rows(int64_t rows, int64_t columns, const PerRow& per_row) {
+  const int64_t grain = std::max<int64_t>(1, kBlock / std::max<int64_t>(columns, 1));
+  at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; ++row) per_row(row, row * columns);
+  });
+}
+
 template <typename T>
 void moments_of_rows(const at::Tensor& tensor, double* result) {
   const int64_t rows = tensor.size(0);
   const int64_t columns = rows > 0 ? tensor.numel() / rows : 0;
   const T* values = tensor.data_ptr<T>();
-  const int64_t grain = std::max<int64_t>(1, kBlock / std::max<int64_t>(columns, 1));
-  at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      moments(values + row * columns, columns, result + 2 * row);
-    }
+  for_rows(rows, columns,
+           [&](int64_t row, int64_t begin) { moments(values + begin, columns, result + 2 * row); });
+}
+
+template <typename T>
+void cross_of_rows(const at::Tensor& x, const at::Tensor& y, double* result) {
+  const int64_t rows = x.size(0);
+  const int64_t columns = rows > 0 ? x.numel() / rows : 0;
+  const T* a = x.data_ptr<T>();
+  const T* b = y.data_ptr<T>();
+  for_rows(rows, columns, [&](int64_t row, int64_t begin) {
+    cross(a + begin, b + begin, columns, result + 4 * row);
   });
 }
 
@@ -139,12 +193,8 @@ void products(const at::Tensor& left, const at::Tensor& right, double* result) {
   const int64_t columns = rows > 0 ? left.numel() / rows : 0;
   const T* a = left.data_ptr<T>();
   const T* b = right.data_ptr<T>();
-  const int64_t grain = std::max<int64_t>(1, kBlock / std::max<int64_t>(columns, 1));
-  at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
-    for (int64_t row = first; row < last; ++row) {
-      result[row] = dot(a + row * columns, b + row * columns, columns);
-    }
-  });
+  for_rows(rows, columns,
+           [&](int64_t row, int64_t begin) { result[row] = dot(a + begin, b + begin, columns); });
 }
 
 }  // namespace
@@ -185,6 +235,25 @@ at::Tensor row_moments(const at::Tensor& rows) {
   }
   const at::Tensor flat = rows.reshape({rows.size(0), -1});
   return at::stack({flat.sum({1}, false, at::kDouble), row_products(flat, flat)}, 1);
+}
+
+at::Tensor row_cross_moments(const at::Tensor& x, const at::Tensor& y) {
+  if (is_fast(x) && is_fast(y) && x.scalar_type() == y.scalar_type()) {
+    const at::Tensor a = x.contiguous();
+    const at::Tensor b = y.contiguous();
+    const at::Tensor result = at::zeros({x.size(0), 4}, at::kDouble);
+    if (x.scalar_type() == at::kFloat) {
+      cross_of_rows<float>(a, b, result.data_ptr<double>());
+    } else {
+      cross_of_rows<double>(a, b, result.data_ptr<double>());
+    }
+    return result;
+  }
+  const at::Tensor of_y = row_moments(y);
+  const at::Tensor flat = x.reshape({x.size(0), -1});
+  return at::stack(
+      {flat.sum({1}, false, at::kDouble), row_products(x, y), of_y.select(1, 0), of_y.select(1, 1)},
+      1);
 }
 
 at::Tensor row_products(const at::Tensor& left, const at::Tensor& right) {

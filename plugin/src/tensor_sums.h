@@ -17,6 +17,10 @@ at::Tensor sum_and_square(const at::Tensor& tensor);
 /// float64 [b, 2]: sum of x and of x^2 of each row [b, ...].
 at::Tensor row_moments(const at::Tensor& rows);
 
+/// float64 [b, 4]: sums of x, x y, y and y^2 over each pair of rows [b, ...] of two tensors of the
+/// same shape.
+at::Tensor row_cross_moments(const at::Tensor& x, const at::Tensor& y);
+
 /// float64 [b]: inner products of the rows [b, ...] of two tensors of the same shape.
 at::Tensor row_products(const at::Tensor& left, const at::Tensor& right);
 

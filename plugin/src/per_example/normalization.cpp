@@ -43,10 +43,14 @@ Contribution normalization(const Use& use, const at::Tensor& output_gradient, co
   const int64_t channels = x.size(1);
   const at::Tensor d_rows = d.reshape({examples * channels, -1});
   const double positions = static_cast<double>(d_rows.size(1));
-  const at::Tensor d_sum = row_moments(d_rows).select(1, 0).reshape({examples, channels});
-  if (!wants_gain) return from_gradients(d_sum, materialise);
-  const at::Tensor x_rows = x.reshape({examples * channels, -1});
-  const at::Tensor dx = row_products(d_rows, x_rows).reshape({examples, channels});
+  if (!wants_gain) {
+    return from_gradients(row_moments(d_rows).select(1, 0).reshape({examples, channels}),
+                          materialise);
+  }
+  const at::Tensor sums = row_cross_moments(d_rows, x.reshape({examples * channels, -1}))
+                              .reshape({examples, channels, 4});
+  const at::Tensor d_sum = sums.select(2, 0);
+  const at::Tensor dx = sums.select(2, 1);
   at::Tensor mean, variance;  // broadcast with [examples, channels]
   double epsilon = 0;
   if (use.name != "aten::group_norm" && !arguments[5].toBool()) {
@@ -54,7 +58,7 @@ Contribution normalization(const Use& use, const at::Tensor& output_gradient, co
     mean = arguments[3].toTensor().to(at::kDouble);
     variance = arguments[4].toTensor().to(at::kDouble);
   } else {
-    at::Tensor moments = row_moments(x_rows).reshape({examples, channels, 2}) / positions;
+    at::Tensor moments = sums.narrow(2, 2, 2) / positions;
     if (use.name == "aten::group_norm") {
       epsilon = arguments[4].toDouble();
       const int64_t groups = arguments[1].toInt();
