@@ -1,8 +1,10 @@
 #include "tycho/trace/background_writer.h"
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <thread>
 
@@ -26,6 +28,9 @@ struct BackgroundWriter::Impl {
   std::atomic<bool> abandoned{false};
   uint64_t dropped = 0;
   Counters counters;
+  uint64_t exceptions = 0;    // that left the writer
+  uint64_t lost_to_them = 0;  // messages
+  std::string last_exception;
   Status close_status;
   std::thread thread;
 
@@ -49,10 +54,28 @@ struct BackgroundWriter::Impl {
   // With the lock held.
   void update_counters() {
     counters.messages_written = writer->messages_written();
-    counters.messages_dropped = dropped + writer->messages_lost();
+    counters.messages_dropped = dropped + writer->messages_lost() + lost_to_them;
     counters.bytes_written = writer->bytes_written();
-    counters.write_failures = writer->write_failures();
-    counters.last_failure = writer->last_failure().message();
+    counters.write_failures = writer->write_failures() + exceptions;
+    counters.last_failure = exceptions > 0 ? last_exception : writer->last_failure().message();
+  }
+
+  // An exception that left this thread (memory is out) would end the training process. Without the
+  // lock; only this thread writes these.
+  template <typename Action>
+  Status contain(const Action& action) {
+    std::string what;
+    try {
+      return action();
+    } catch (const std::exception& error) {
+      what = error.what();
+    } catch (...) {
+      what = "an exception that is no std::exception";
+    }
+    std::lock_guard lock(mutex);
+    ++exceptions;
+    last_exception = "the writer failed: " + what;
+    return Status(Status::Code::kIoError, last_exception);
   }
 
   void run() {
@@ -65,8 +88,12 @@ struct BackgroundWriter::Impl {
         queue.clear();
         lock.unlock();
         for (auto& entry : batch) {
-          store(entry.first);
+          const Status status = contain([&] {
+            store(entry.first);
+            return Status();
+          });
           std::unique_lock relock(mutex);
+          lost_to_them += status.ok() ? 0 : 1;
           queued_bytes -= entry.second;
           update_counters();
           space.notify_all();
@@ -76,7 +103,7 @@ struct BackgroundWriter::Impl {
       if (flush_wanted > flush_done) {
         const uint64_t upto = flush_wanted;
         lock.unlock();
-        Status status = writer->flush();
+        Status status = contain([&] { return writer->flush(); });
         lock.lock();
         flush_status = status;
         flush_done = upto;
@@ -86,12 +113,15 @@ struct BackgroundWriter::Impl {
       }
       if (stopping) break;
       lock.unlock();
-      writer->tick();
+      (void)contain([&] {
+        writer->tick();
+        return Status();
+      });
       lock.lock();
       update_counters();
     }
     lock.unlock();
-    Status status = writer->close();
+    Status status = contain([&] { return writer->close(); });
     lock.lock();
     close_status = status;
     update_counters();
@@ -119,7 +149,7 @@ BackgroundWriter::~BackgroundWriter() {
   (void)close();
 }
 
-bool BackgroundWriter::push(QueuedMessage message) {
+bool BackgroundWriter::push(QueuedMessage message) try {
   if (impl_->abandoned) return false;
   const size_t size = Impl::size_of(message);
   std::unique_lock lock(impl_->mutex);
@@ -140,6 +170,11 @@ bool BackgroundWriter::push(QueuedMessage message) {
   lock.unlock();
   impl_->work.notify_one();
   return true;
+} catch (const std::exception&) {  // Memory is out.
+  const std::lock_guard lock(impl_->mutex);
+  ++impl_->dropped;
+  ++impl_->counters.messages_dropped;
+  return false;
 }
 
 Status BackgroundWriter::flush() {

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <memory>
+#include <new>
 #include <thread>
 
 #include "tests/support/trace_samples.h"
@@ -194,6 +196,43 @@ TEST(BackgroundWriter, CountsWhatItDrops) {
   EXPECT_EQ(writer.counters().messages_written, taken);
   EXPECT_EQ(writer.counters().messages_written + writer.counters().messages_dropped, 2000u);
   EXPECT_EQ(collect(options.directory).records.size(), taken);
+}
+
+// Memory that is out, say. On the writer's own thread nobody could catch it.
+class FailingWriter : public RunWriter {
+ public:
+  void write(const std::string&, const v1::Record&, int64_t) override { throw std::bad_alloc(); }
+  void write(const v1::OptimizerSettings&, int64_t) override { throw std::bad_alloc(); }
+  void write(const v1::Event&, int64_t) override { throw std::bad_alloc(); }
+  void write(const v1::Health&, int64_t) override { throw std::bad_alloc(); }
+  void write(const v1::ModelStructure&, int64_t) override { throw 1; }
+  Status flush() override { throw std::bad_alloc(); }
+  void tick() override { throw std::bad_alloc(); }
+  Status close() override { throw std::bad_alloc(); }
+  uint64_t messages_written() const override { return 0; }
+  uint64_t bytes_written() const override { return 0; }
+  uint64_t messages_lost() const override { return 0; }
+  uint64_t write_failures() const override { return 0; }
+  const Status& last_failure() const override { return none_; }
+  const v1::RunDescription& run() const override { return run_; }
+
+ private:
+  Status none_;
+  v1::RunDescription run_;
+};
+
+TEST(BackgroundWriter, ContainsWhatItsWriterThrows) {
+  BackgroundWriter writer(std::make_unique<FailingWriter>(), QueuePolicy::kBlock, 1 << 20);
+  for (int64_t step = 0; step < 10; ++step) {
+    EXPECT_TRUE(writer.push({sample_record(step, 2), "scalars", 0}));
+  }
+  EXPECT_TRUE(writer.push({v1::ModelStructure(), "", 0}));
+  EXPECT_FALSE(writer.flush().ok());
+  EXPECT_FALSE(writer.close().ok());
+  const auto counters = writer.counters();
+  EXPECT_EQ(counters.messages_dropped, 11u);
+  EXPECT_GE(counters.write_failures, 13u);
+  EXPECT_NE(counters.last_failure.find("the writer failed"), std::string::npos);
 }
 
 }  // namespace
