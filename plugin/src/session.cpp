@@ -30,6 +30,7 @@
 #include "probe_loss.h"
 #include "recorder.h"
 #include "schedule.h"
+#include "tensor_sums.h"
 #include "transfer.h"
 #include "tycho/probe.h"
 #include "tycho/trace/background_writer.h"
@@ -660,21 +661,42 @@ struct Session::Impl {
     }
   }
 
-  /// Gradients that backward delivered but that are gone before step(): the optimizer may have seen
-  /// none.
+  /// Gradients that backward delivered but that are gone, or zero, before step(): the optimizer may
+  /// have seen none.
   void check_gradients(const StepObservation& seen) {
     bool delivered = false;
+    std::vector<const ParameterInfo*> there;
     for (const ParameterInfo& parameter : facts.info.parameters) {
       const ParameterObservation& observation = seen.parameters[parameter.id];
       if (!observation.gradient.defined() && !observation.gradient_norm_sq.defined()) continue;
       delivered = true;
-      if (parameter.tensor.grad().defined()) return;
+      if (parameter.tensor.grad().defined()) there.push_back(&parameter);
     }
-    if (!delivered) return;
+    bool cleared = delivered && there.empty();
+    // A look at a few small ones is cheap; some may have been zeroed on purpose. On other devices
+    // it would wait for the device.
+    constexpr size_t kLooks = 6;
+    std::sort(there.begin(), there.end(), [](const ParameterInfo* x, const ParameterInfo* y) {
+      return x->tensor.numel() < y->tensor.numel();
+    });
+    if (there.size() > kLooks) there.resize(kLooks);
+    size_t looked = 0;
+    size_t zero = 0;
+    for (const ParameterInfo* parameter : there) {
+      const at::Tensor& grad = parameter->tensor.grad();
+      if (!grad.device().is_cpu() || grad.layout() != at::kStrided) continue;
+      const ParameterObservation& observation = seen.parameters[parameter->id];
+      const at::Tensor norm = observation.gradient.defined() ? squared_norm(observation.gradient)
+                                                             : observation.gradient_norm_sq;
+      if (!(norm.item<double>() > 0)) continue;
+      ++looked;
+      zero += squared_norm(grad).item<double>() == 0;
+    }
+    cleared = cleared || (looked > 0 && zero == looked);
+    if (!cleared) return;
     notice("gradients_cleared_before_step",
            "gradients were cleared before Session::step; call zero_grad() after it or before the "
-           "forward "
-           "pass");
+           "forward pass");
   }
 
   void harvest(bool wait) {

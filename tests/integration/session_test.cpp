@@ -363,6 +363,87 @@ TEST_F(SessionTest, WrongArgumentsOfStepAreSaidOnceAndTrainingGoesOn) {
   EXPECT_FALSE(run.has("noise_scale"));
 }
 
+TEST_F(SessionTest, GradientsThatAreClearedTooEarlyAreRecordedAndSaidSo) {
+  for (const bool in_place : {true, false}) {
+    SCOPED_TRACE(in_place);
+    std::filesystem::remove_all(directory_);
+    auto model = small_model();
+    torch::optim::SGD optimizer(model->parameters(), 0.1);
+    std::vector<double> delivered;
+    {
+      Session session(*model, optimizer, every_step());
+      for (int step = 0; step < 2; ++step) {
+        const auto loss = model->forward(torch::randn({4, 5})).square().mean();
+        loss.backward();
+        delivered.push_back(
+            model->parameters()[0].grad().to(torch::kDouble).square().sum().item<double>());
+        optimizer.step();
+        for (auto& parameter : model->parameters()) {
+          if (in_place) {
+            parameter.mutable_grad().zero_();
+          } else {
+            parameter.mutable_grad() = at::Tensor();
+          }
+        }
+        session.step(loss, 4);
+      }
+    }
+    const RunContents run(directory_);
+    EXPECT_EQ(run.events.count("gradients_cleared_before_step"), 1U);
+    for (int step = 0; step < 2; ++step)
+      EXPECT_NEAR(run.at("grad_norm_sq#0.weight", step), delivered[static_cast<size_t>(step)],
+                  1e-9);
+  }
+}
+
+TEST_F(SessionTest, HalfPrecisionIsSummedInFloat64) {
+  torch::nn::Linear model(40, 30);
+  model->to(torch::kBFloat16);
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  double weight = 0;
+  double gradient = 0;
+  {
+    Session session(*model, optimizer, every_step(Preset::standard));
+    const auto loss = model->forward(torch::randn({8, 40}).to(torch::kBFloat16)).square().mean();
+    loss.backward();
+    weight = model->weight.detach().to(torch::kDouble).square().sum().item<double>();
+    gradient = model->weight.grad().to(torch::kDouble).square().sum().item<double>();
+    optimizer.step();
+    session.step(loss, 8);
+  }
+  const RunContents run(directory_);
+  EXPECT_NEAR(run.at("weight_norm_sq#weight", 0), weight, 1e-12 * weight);
+  EXPECT_NEAR(run.at("grad_norm_sq#weight", 0), gradient, 1e-12 * gradient);
+}
+
+TEST_F(SessionTest, ASessionRecordsItsOwnNetworkOnlyWhenTwoMeet) {
+  torch::nn::Linear generator(3, 2), critic(2, 1);
+  torch::optim::SGD generator_optimizer(generator->parameters(), 0.1);
+  torch::optim::SGD critic_optimizer(critic->parameters(), 0.1);
+  double expected = 0;
+  {
+    Session first(*generator, generator_optimizer,
+                  SessionOptions(directory_ + "/generator")
+                      .preset(Preset::standard)
+                      .overhead_budget(std::nullopt));
+    Session second(*critic, critic_optimizer,
+                   SessionOptions(directory_ + "/critic")
+                       .preset(Preset::standard)
+                       .overhead_budget(std::nullopt));
+    const auto loss = critic->forward(generator->forward(torch::randn({6, 3}))).square().mean();
+    loss.backward();
+    expected = generator->weight.grad().to(torch::kDouble).square().sum().item<double>();
+    generator_optimizer.step();
+    first.step(loss, 6);
+  }
+  const RunContents run(directory_ + "/generator");
+  EXPECT_NEAR(run.at("grad_norm_sq#weight", 0), expected, 1e-9);
+  EXPECT_EQ(run.model.parameter_size(), 2);
+  EXPECT_TRUE(run.has("grad_noise_trace#weight"));
+  const RunContents idle(directory_ + "/critic");
+  EXPECT_FALSE(idle.has("loss"));
+}
+
 TEST_F(SessionTest, NanIsRecordedAndLocated) {
   auto model = small_model();
   torch::optim::SGD optimizer(model->parameters(), 0.1);
