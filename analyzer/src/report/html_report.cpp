@@ -156,9 +156,7 @@ std::string what_to_do_section(const Report& report) {
   if (!important.empty() || !known.empty()) {
     out += "</div>\n";
   } else {
-    out +=
-        "<p>Nothing asks for a change: no law is violated, every number was finite, and nothing "
-        "was lost.</p>\n";
+    out += "<p>" + nothing_to_do(report) + "</p>\n";
   }
   const auto missing = what_is_missing(report);
   if (!missing.empty()) {
@@ -393,6 +391,8 @@ std::string identity_section(const Report& report) {
       {"optimizer", report.run.optimizer()},
       {"loss reduction", report.run.loss_reduction()},
       {"started", fmt::format("{:%Y-%m-%d %H:%M:%S} UTC", fmt::gmtime(start))}};
+  for (auto fact = facts.begin(); fact != facts.end();)
+    fact = fact->second.empty() ? facts.erase(fact) : std::next(fact);
   out += map_rows(facts) + "</tbody></table>\n";
   const auto part = [&](const char* name, const auto& map) {
     if (map.empty()) return;
@@ -403,10 +403,11 @@ std::string identity_section(const Report& report) {
   part("Versions", report.run.versions());
   part("Environment", report.run.environment());
   out += fmt::format(
-      "<details><summary>{} segments, {} "
-      "bytes</summary><table><thead><tr><th>segment</th><th>steps</th>"
+      "<details><summary>{}, {} bytes</summary><table><thead><tr><th>segment</th><th>steps</th>"
       "<th>messages</th><th>bytes</th><th>sealed</th></tr></thead><tbody>",
-      report.segments.size(), report.bytes);
+      report.segments.size() == 1 ? std::string("1 segment")
+                                  : fmt::format("{} segments", report.segments.size()),
+      report.bytes);
   for (const auto& segment : report.segments) {
     out += fmt::format(
         "<tr><td>{}</td><td class=\"number\">{} to {}</td><td class=\"number\">{}</td><td "

@@ -91,6 +91,14 @@ std::vector<Remark> remarks(const Report& report) {
   return result;
 }
 
+std::string nothing_to_do(const Report& report) {
+  if (report.frames == 0) return "No step was observed: nothing can be said.";
+  return fmt::format(
+      "Nothing asks for a change: in {} observed steps no law was violated, every number that was "
+      "looked at was finite, and nothing was lost.",
+      report.frames);
+}
+
 Verdict summary_verdict(const Report& report, const LawDescription& law) {
   std::map<Verdict, int> counts;
   const Finding* run = nullptr;

@@ -22,6 +22,9 @@ std::vector<Remark> remarks(const Report& report);
 /// What is not known yet, by law, and what it would take: one sentence each.
 std::vector<std::string> what_is_missing(const Report& report);
 
+/// Where there are neither remarks nor findings to act upon: what that rests on.
+std::string nothing_to_do(const Report& report);
+
 /// One verdict for a law: that of the run where there is one, else violated if any part is, else
 /// what holds, else the most frequent.
 Verdict summary_verdict(const Report& report, const LawDescription& law);

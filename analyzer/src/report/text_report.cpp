@@ -79,9 +79,7 @@ std::string text_report(const Report& report, bool colour, int width) {
   const auto important = what_to_do(report);
   const auto known = remarks(report);
   if (important.empty() && known.empty()) {
-    out +=
-        "  Nothing asks for a change: no law is violated, every number was finite, and nothing was "
-        "lost.\n";
+    out += "  " + wrap(nothing_to_do(report), 2, columns) + "\n";
   }
   for (const Remark& remark : known) {
     out += fmt::format("  {} {}\n    {}\n", paint("!", Verdict::kViolated, colour), remark.title,
