@@ -14,6 +14,11 @@
 namespace tycho::analyzer {
 namespace {
 
+// What is left of the gradient of a cross-entropy when it is nearly zero is rounding of
+// probabilities near one: of order epsilon over the loss, with room.
+constexpr double kRoundingOverLoss = 50;
+constexpr double kCoarsest = 0.1;  // relative residual below which something is tested
+
 const LawDescription& law() {
   static const LawDescription description = {
       "symmetry",
@@ -28,7 +33,7 @@ const LawDescription& law() {
       "tied "
       "weights, a loss that breaks the symmetry",
       "Kunin et al. 2021, arXiv:2012.04728",
-      {"symmetry_residual"},
+      {"symmetry_residual", "loss"},
       {"Normalisation with an epsilon is scale-invariant only up to epsilon over the variance."}};
   return description;
 }
@@ -39,17 +44,22 @@ class Symmetry : public Law {
 
   void begin(const RunContext& context) override {
     column_ = context.column("symmetry_residual", v1::SCOPE_PARAMETER);
+    loss_ = context.column("loss", v1::SCOPE_RUN);
     residuals_.resize(static_cast<size_t>(context.model().parameter_size()));
     scope_.clear();
     tolerance_.clear();
+    epsilon_.clear();
     for (const v1::Parameter& parameter : context.model().parameter()) {
       scope_.push_back(context.scope_name(v1::SCOPE_PARAMETER, parameter.id()));
       tolerance_.push_back(IdentityErrors::tolerance(parameter.dtype()));
+      epsilon_.push_back(IdentityErrors::epsilon(parameter.dtype()));
     }
     groups_.assign(residuals_.size(), "");
+    translates_.assign(residuals_.size(), false);
     if (context.structure() == nullptr) return;
     for (const v1::SymmetryGroup& group : context.structure()->symmetry_group()) {
       for (const uint32_t id : group.parameter()) {
+        translates_[id] = translates_[id] || group.kind() == "translation";
         std::string& text = groups_[id];
         if (!text.empty()) text += "; ";
         text += group.kind();
@@ -61,8 +71,12 @@ class Symmetry : public Law {
   void observe(const Frame& frame) override {
     const ColumnValues values = frame.column(column_);
     if (!values.present) return;
+    const double loss = frame.column(loss_)[0];
     for (size_t i = 0; i < residuals_.size(); ++i) {
-      residuals_[i].add(values[i], tolerance_[i], frame.step());
+      double allowed = tolerance_[i];
+      if (translates_[i] && loss > 0)
+        allowed = std::max(allowed, kRoundingOverLoss * epsilon_[i] / loss);
+      if (allowed <= kCoarsest) residuals_[i].add(values[i], allowed, frame.step());
     }
   }
 
@@ -119,10 +133,13 @@ class Symmetry : public Law {
   }
 
   ColumnIndex column_ = kNoColumn;
+  ColumnIndex loss_ = kNoColumn;
   std::vector<IdentityErrors> residuals_;
   std::vector<std::string> scope_;
   std::vector<std::string> groups_;
   std::vector<double> tolerance_;
+  std::vector<double> epsilon_;
+  std::vector<bool> translates_;
 };
 
 }  // namespace

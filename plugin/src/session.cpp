@@ -246,6 +246,7 @@ struct Session::Impl {
   Needs due_needs;
   bool hooked = false;
   std::string written_structure;
+  bool structure_known = false;
   std::vector<at::Tensor> snapshot;  // weights before the step that runs now
   bool snapshot_valid = false;
   std::string settings_at_start, settings_at_backward;
@@ -526,7 +527,7 @@ struct Session::Impl {
     hooked = any_hook(hooks);
     if (!hooked) return;
     // How layers are connected is worth knowing whatever is measured.
-    hooks.symmetries = hooks.symmetries || written_structure.empty();
+    hooks.symmetries = hooks.symmetries || !structure_known;
     observer->install(hooks, loss_scale, last_batch_size);
     if (pauses > 0) observer->pause();
   }
@@ -636,6 +637,7 @@ struct Session::Impl {
     pending.push_back(std::move(step));
     snapshot_valid = refreshed;
     if (seen.structure) {
+      structure_known = true;
       std::string now = seen.structure->SerializeAsString();
       if (now != written_structure) {
         written_structure = std::move(now);

@@ -51,6 +51,14 @@ class IdentityErrors {
     finding.window_end = end_;
   }
 
+  /// Distance from 1 to the next number of the format.
+  static double epsilon(const std::string& dtype) {
+    if (dtype == "double") return 2.220446049250313e-16;
+    if (dtype == "half") return 9.765625e-4;
+    if (dtype == "bfloat16") return 7.8125e-3;
+    return 1.1920928955078125e-7;
+  }
+
   /// Rounding of such an identity in the number format of the parameters, with room for long sums.
   static double tolerance(const std::string& dtype) {
     if (dtype == "double") return 1e-8;
