@@ -268,6 +268,8 @@ OperatorRules::Result OperatorRules::embedding(const Call& call, const at::Tenso
   const int64_t rows = table.tensor.size(0);
   const int64_t width = table.tensor.size(1);
   const int channels = t_.classes_.make(width);
+  // The row that pads is read, but gets no gradient.
+  if (call.integer(2, -1) >= 0) t_.classes_.break_scale(channels);
   t_.note_fact(t_.model_.parameters[table.parameter].layer, call.name, rows, width);
   t_.use_parameter(table.parameter, {0, rows, {{1, {{rows, width}, {1}, channels, 1}}}});
   return fresh(out, {out.dim() - 1}, channels);
