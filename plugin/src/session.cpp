@@ -154,6 +154,8 @@ void select_layers(const SessionOptions& options, ModelFacts* facts) {
   *facts = std::move(kept);
 }
 
+bool is_zero(const at::Tensor& tensor) { return squared_norm(tensor).item<double>() == 0; }
+
 Needs hooks_of(const Needs& needs) {
   Needs hooks = needs;
   hooks.gradients = needs.gradients || needs.parameter_sums;
@@ -675,26 +677,27 @@ struct Session::Impl {
       if (parameter.tensor.grad().defined()) there.push_back(&parameter);
     }
     bool cleared = delivered && there.empty();
-    // A look at a few small ones is cheap; some may have been zeroed on purpose. On other devices
-    // it would wait for the device.
+    // A look at a few small ones is cheap, and the first that is not zero decides; some may have
+    // been zeroed on purpose. On other devices it would wait for the device.
     constexpr size_t kLooks = 6;
-    std::sort(there.begin(), there.end(), [](const ParameterInfo* x, const ParameterInfo* y) {
+    const size_t looks = std::min(kLooks, there.size());
+    const auto smaller = [](const ParameterInfo* x, const ParameterInfo* y) {
       return x->tensor.numel() < y->tensor.numel();
-    });
-    if (there.size() > kLooks) there.resize(kLooks);
-    size_t looked = 0;
-    size_t zero = 0;
-    for (const ParameterInfo* parameter : there) {
-      const at::Tensor& grad = parameter->tensor.grad();
+    };
+    std::partial_sort(there.begin(), there.begin() + static_cast<std::ptrdiff_t>(looks),
+                      there.end(), smaller);
+    for (size_t i = 0; i < looks; ++i) {
+      const at::Tensor& grad = there[i]->tensor.grad();
       if (!grad.device().is_cpu() || grad.layout() != at::kStrided) continue;
-      const ParameterObservation& observation = seen.parameters[parameter->id];
-      const at::Tensor norm = observation.gradient.defined() ? squared_norm(observation.gradient)
-                                                             : observation.gradient_norm_sq;
-      if (!(norm.item<double>() > 0)) continue;
-      ++looked;
-      zero += squared_norm(grad).item<double>() == 0;
+      if (!is_zero(grad)) {
+        cleared = false;
+        break;
+      }
+      const ParameterObservation& observation = seen.parameters[there[i]->id];
+      cleared = cleared ||
+                (observation.gradient.defined() ? !is_zero(observation.gradient)
+                                                : observation.gradient_norm_sq.item<double>() > 0);
     }
-    cleared = cleared || (looked > 0 && zero == looked);
     if (!cleared) return;
     notice("gradients_cleared_before_step",
            "gradients were cleared before Session::step; call zero_grad() after it or before the "

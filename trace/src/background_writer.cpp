@@ -7,8 +7,15 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace tycho::trace {
+namespace {
+
+// Waking for each message takes a processor from the trainer; so long the thread gathers them.
+constexpr std::chrono::milliseconds kGather(10);
+
+}  // namespace
 
 struct BackgroundWriter::Impl {
   std::unique_ptr<RunWriter> writer;
@@ -52,6 +59,11 @@ struct BackgroundWriter::Impl {
   }
 
   // With the lock held.
+  bool urgent() const {
+    return stopping || flush_wanted > flush_done || queued_bytes >= capacity / 2;
+  }
+
+  // With the lock held.
   void update_counters() {
     counters.messages_written = writer->messages_written();
     counters.messages_dropped = dropped + writer->messages_lost() + lost_to_them;
@@ -83,18 +95,24 @@ struct BackgroundWriter::Impl {
     while (true) {
       work.wait_for(lock, std::chrono::milliseconds(500),
                     [&] { return !queue.empty() || stopping || flush_wanted > flush_done; });
+      if (!queue.empty()) work.wait_for(lock, kGather, [&] { return urgent(); });
       while (!queue.empty()) {
         auto batch = std::move(queue);
         queue.clear();
         lock.unlock();
+        size_t freed = 0;
+        uint64_t lost = 0;
         for (auto& entry : batch) {
           const Status status = contain([&] {
             store(entry.first);
             return Status();
           });
-          std::unique_lock relock(mutex);
-          lost_to_them += status.ok() ? 0 : 1;
-          queued_bytes -= entry.second;
+          lost += status.ok() ? 0 : 1;
+          freed += entry.second;
+          if (freed < capacity / 8 && &entry != &batch.back()) continue;
+          const std::lock_guard relock(mutex);
+          lost_to_them += std::exchange(lost, 0);
+          queued_bytes -= std::exchange(freed, 0);
           update_counters();
           space.notify_all();
         }
@@ -165,10 +183,12 @@ bool BackgroundWriter::push(QueuedMessage message) try {
     ++impl_->counters.messages_dropped;
     return false;
   }
+  const bool was_empty = impl_->queue.empty();
   impl_->queue.emplace_back(std::move(message), size);
   impl_->queued_bytes += size;
+  const bool wake = was_empty || impl_->queued_bytes >= impl_->capacity / 2;
   lock.unlock();
-  impl_->work.notify_one();
+  if (wake) impl_->work.notify_one();
   return true;
 } catch (const std::exception&) {  // Memory is out.
   const std::lock_guard lock(impl_->mutex);
