@@ -14,13 +14,14 @@ function(tycho_configure_target target)
   endif()
 endfunction()
 
-# tycho_add_test(<name> LABELS <label...> SOURCES <file...> LIBRARIES <target...> [TIMEOUT <s>])
-# One executable, one CTest entry: LibTorch takes long to load, so the cases of a file share a process.
+# tycho_add_test(<name> LABELS <label...> SOURCES <file...> LIBRARIES <target...> [TIMEOUT <s>] [GPU <cases...>])
+# One executable, one CTest entry: LibTorch takes long to load, so the cases of a file share a process. Those under GPU
+# run once more, on CUDA tensors, as <name>_gpu, where LibTorch is built for CUDA; skipped where there is no GPU.
 function(tycho_add_test name)
   if(NOT TYCHO_BUILD_TESTS)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS;SOURCES;LIBRARIES" ${ARGN})
+  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS;SOURCES;LIBRARIES;GPU" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   tycho_configure_target(${name})
   target_link_libraries(${name} PRIVATE ${ARG_LIBRARIES} GTest::gtest GTest::gmock GTest::gtest_main)
@@ -29,4 +30,11 @@ function(tycho_add_test name)
     set(ARG_TIMEOUT 300)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  if(ARG_GPU AND TARGET torch_cuda)
+    list(JOIN ARG_GPU ":" cases)
+    add_test(NAME ${name}_gpu COMMAND ${name} --gtest_filter=${cases})
+    set_tests_properties(${name}_gpu PROPERTIES
+      LABELS gpu TIMEOUT ${ARG_TIMEOUT} ENVIRONMENT TYCHO_TEST_DEVICE=cuda
+      SKIP_REGULAR_EXPRESSION "there is no CUDA device")
+  endif()
 endfunction()

@@ -14,6 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/test_device.h"
+
 namespace tycho {
 namespace {
 
@@ -104,12 +106,14 @@ class SessionTest : public ::testing::Test {
 };
 
 torch::nn::Sequential small_model() {
-  return torch::nn::Sequential(torch::nn::Linear(5, 4), torch::nn::Tanh(), torch::nn::Linear(4, 3));
+  torch::nn::Sequential model(torch::nn::Linear(5, 4), torch::nn::Tanh(), torch::nn::Linear(4, 3));
+  model->to(test_device());
+  return model;
 }
 
 struct Batch {
-  at::Tensor data = torch::randn({8, 5});
-  at::Tensor target = torch::randint(3, {8}, torch::kInt64);
+  at::Tensor data = torch::randn({8, 5}, test_device());
+  at::Tensor target = torch::randint(3, {8}, torch::dtype(torch::kInt64).device(test_device()));
 };
 
 at::Tensor loss_of(torch::nn::Sequential& model, const Batch& batch) {

@@ -1,5 +1,5 @@
 // A run with Tycho is, bit for bit, the run without it.
-#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 #include <tycho/tycho.h>
@@ -11,6 +11,8 @@
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "tests/support/test_device.h"
 
 namespace tycho {
 namespace {
@@ -55,10 +57,12 @@ struct Case {
 std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>& directory) {
   torch::manual_seed(11);
   Network model;
+  model->to(test_device());
   auto optimizer = test.make(model->parameters());
   std::unique_ptr<Session> session;
-  const auto probe_data = torch::randn({4, 1, 6, 6});
-  const auto probe_target = torch::randint(3, {4}, torch::kInt64);
+  const auto classes = torch::dtype(torch::kInt64).device(test_device());
+  const auto probe_data = torch::randn({4, 1, 6, 6}, test_device());
+  const auto probe_target = torch::randint(3, {4}, classes);
   if (directory) {
     session = std::make_unique<Session>(
         *model, *optimizer,
@@ -69,8 +73,8 @@ std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>
   std::vector<at::Tensor> left;
   for (int step = 0; step < 12; ++step) {
     at::Tensor loss;
-    const auto data = torch::randn({8, 1, 6, 6});
-    const auto target = torch::randint(3, {8}, torch::kInt64);
+    const auto data = torch::randn({8, 1, 6, 6}, test_device());
+    const auto target = torch::randint(3, {8}, classes);
     if (test.closure) {
       loss = optimizer->step([&] {
         optimizer->zero_grad();
@@ -101,8 +105,9 @@ std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>
     left.push_back(parameter.grad().clone());
   }
   for (const auto& buffer : model->buffers()) left.push_back(buffer.clone());
-  auto generator = at::detail::getDefaultCPUGenerator();
-  left.push_back(generator.get_state());
+  for (const torch::Device device : {torch::Device(torch::kCPU), test_device()}) {
+    left.push_back(at::globalContext().defaultGenerator(device).get_state());
+  }
   left.push_back(torch::tensor(static_cast<int64_t>(model->is_training())));
   return left;
 }

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "plugin/src/observer.h"
+#include "tests/support/test_device.h"
 
 namespace tycho {
 namespace {
@@ -87,8 +88,10 @@ StepObservation observe(Observer* observer, const Case& c, double scale = 1) {
   return observer->uninstall(batch);
 }
 
-void expect_matches(const Case& c, double tolerance = 1e-10) {
+void expect_matches(Case c, double tolerance = 1e-10) {
   SCOPED_TRACE(c.name);
+  c.module->to(test_device());
+  c.input = c.input.to(test_device());
   const ModelInfo info = describe(*c.module);
   const auto expected = reference(info, c);
   ObserverOptions options;
@@ -105,6 +108,7 @@ void expect_matches(const Case& c, double tolerance = 1e-10) {
       ASSERT_EQ(seen.why_not_per_example, "");
       ASSERT_EQ(seen.per_example_norm_sq.size(), 1u);
       const Tensor norms = seen.per_example_norm_sq[0].cpu();
+      ASSERT_EQ(seen.per_example_norm_sq[0].device().type(), test_device().type());
       ASSERT_EQ(norms.scalar_type(), torch::kDouble);
       ASSERT_EQ(norms.size(0), static_cast<int64_t>(expected[parameter.id].size()));
       double largest = 0;
