@@ -1,9 +1,13 @@
 #include "model_info.h"
 
 #include <c10/core/ScalarType.h>
+#include <fmt/format.h>
 
+#include <algorithm>
 #include <string>
 #include <unordered_map>
+
+#include "options.h"
 
 namespace tycho {
 namespace {
@@ -122,6 +126,57 @@ ModelFacts describe(torch::jit::Module& model, torch::optim::Optimizer& optimize
     builder.add_module(item.name, type ? type->qualifiedName() : "torch.jit.Module", own);
   }
   return builder.take();
+}
+
+void select_layers(const SessionOptions& options, ModelFacts* facts) {
+  const auto check = [&](const char* option, const std::vector<std::string>& patterns) {
+    for (const std::string& pattern : patterns) {
+      const bool used =
+          std::any_of(facts->info.layers.begin(), facts->info.layers.end(),
+                      [&](const LayerInfo& layer) { return matches(pattern, layer.path); });
+      if (!used) {
+        throw OptionError(
+            fmt::format("tycho: option {} = \"{}\": no layer's path matches", option, pattern));
+      }
+    }
+  };
+  check("include", options.include());
+  check("exclude", options.exclude());
+  if (options.include().empty() && options.exclude().empty()) return;
+  const auto any = [](const std::vector<std::string>& patterns, const std::string& path) {
+    return std::any_of(patterns.begin(), patterns.end(),
+                       [&](const std::string& pattern) { return matches(pattern, path); });
+  };
+  ModelFacts kept;
+  for (const LayerInfo& layer : facts->info.layers) {
+    if (!options.include().empty() && !any(options.include(), layer.path)) continue;
+    if (any(options.exclude(), layer.path)) continue;
+    const auto layer_id = static_cast<uint32_t>(kept.info.layers.size());
+    LayerInfo new_layer{layer_id, layer.path, layer.type, {}};
+    v1::Layer* described = kept.description.add_layer();
+    *described = facts->description.layer(static_cast<int>(layer.id));
+    described->set_id(layer_id);
+    described->clear_parameter();
+    for (const uint32_t old : layer.parameters) {
+      const auto id = static_cast<uint32_t>(kept.info.parameters.size());
+      ParameterInfo parameter = facts->info.parameters[old];
+      parameter.id = id;
+      parameter.layer = layer_id;
+      kept.ids.emplace(parameter.tensor.unsafeGetTensorImpl(), id);
+      v1::Parameter* described_parameter = kept.description.add_parameter();
+      *described_parameter = facts->description.parameter(static_cast<int>(old));
+      described_parameter->set_id(id);
+      described_parameter->set_layer(layer_id);
+      described->add_parameter(id);
+      new_layer.parameters.push_back(id);
+      kept.info.parameters.push_back(std::move(parameter));
+    }
+    kept.info.layers.push_back(std::move(new_layer));
+  }
+  if (kept.info.layers.empty()) {
+    throw OptionError("tycho: options include and exclude leave no layer to observe");
+  }
+  *facts = std::move(kept);
 }
 
 }  // namespace tycho

@@ -9,6 +9,7 @@
 
 #include "optimizer_settings.h"
 #include "tycho/probe.h"
+#include "tycho/session_options.h"
 
 namespace tycho {
 
@@ -21,5 +22,9 @@ struct ModelFacts {
 
 ModelFacts describe(torch::nn::Module& model, torch::optim::Optimizer& optimizer);
 ModelFacts describe(torch::jit::Module& model, torch::optim::Optimizer& optimizer);
+
+/// Leaves out the layers that `include` and `exclude` do not select. OptionError where a pattern
+/// matches no layer or none is left.
+void select_layers(const SessionOptions& options, ModelFacts* facts);
 
 }  // namespace tycho

@@ -1,5 +1,8 @@
 #include "optimizer_settings.h"
 
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/optim.h>
 
 #include <tuple>
@@ -114,6 +117,61 @@ void read_adam_state(optim::Optimizer& optimizer, const at::Tensor& parameter,
   }
   if (adam) copy_moments<optim::AdamParamState>(state, amsgrad, observation);
   if (adamw) copy_moments<optim::AdamWParamState>(state, amsgrad, observation);
+}
+
+struct SettingsWatch::State {
+  struct Hook : torch::autograd::FunctionPostHook {
+    explicit Hook(State* state) : state(state) {}
+    torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
+                                              const torch::autograd::variable_list&) override {
+      // An exception would end the user's backward pass.
+      try {
+        if (state->at_backward.empty() && !state->paused) {
+          state->at_backward = settings_fingerprint(*state->optimizer);
+        }
+      } catch (...) {
+        state->at_backward.clear();
+      }
+      return outputs;
+    }
+    State* state;
+  };
+
+  torch::optim::Optimizer* optimizer;
+  compat::GradientAccumulator accumulator;
+  uintptr_t key = 0;
+  std::string at_backward;
+  bool paused = false;
+};
+
+SettingsWatch::SettingsWatch(torch::optim::Optimizer& optimizer)
+    : state_(std::make_unique<State>()) {
+  state_->optimizer = &optimizer;
+}
+
+SettingsWatch::~SettingsWatch() { remove(); }
+
+void SettingsWatch::install(const at::Tensor& parameter) {
+  remove();
+  state_->at_backward.clear();
+  if (!parameter.defined() || !parameter.requires_grad() || !parameter.is_leaf()) return;
+  state_->accumulator = torch::autograd::impl::grad_accumulator(parameter);
+  if (!state_->accumulator) return;
+  state_->key = state_->accumulator->add_post_hook(std::make_unique<State::Hook>(state_.get()));
+}
+
+void SettingsWatch::set_paused(bool paused) { state_->paused = paused; }
+
+std::string SettingsWatch::take() {
+  remove();
+  if (state_->at_backward.empty()) return settings_fingerprint(*state_->optimizer);
+  return std::move(state_->at_backward);
+}
+
+void SettingsWatch::remove() {
+  if (!state_->accumulator) return;
+  state_->accumulator->del_post_hook(state_->key);
+  state_->accumulator = compat::GradientAccumulator();
 }
 
 }  // namespace tycho

@@ -4,9 +4,6 @@
 #include <fmt/format.h>
 #include <pthread.h>
 #include <sys/utsname.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/torch.h>
 
 #include <atomic>
@@ -14,10 +11,8 @@
 #include <cmath>
 #include <cstdio>
 #include <deque>
-#include <filesystem>
 #include <fstream>
 #include <limits>
-#include <random>
 #include <set>
 #include <utility>
 
@@ -29,12 +24,11 @@
 #include "parameter_sums.h"
 #include "probe_loss.h"
 #include "recorder.h"
+#include "run_trace.h"
 #include "schedule.h"
 #include "tensor_sums.h"
 #include "transfer.h"
 #include "tycho/probe.h"
-#include "tycho/trace/background_writer.h"
-#include "tycho/trace/run_reader.h"
 
 #ifndef NDEBUG
 #error "record_function.h has another layout without NDEBUG than in a release LibTorch"
@@ -49,12 +43,6 @@ double seconds_between(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-int64_t wall_clock_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
 /// Counts the forks between a session's process and the calling one.
 std::atomic<uint64_t>& fork_generation() {
   static std::atomic<uint64_t> generation{0};
@@ -62,11 +50,6 @@ std::atomic<uint64_t>& fork_generation() {
       pthread_atfork(nullptr, nullptr, [] { fork_generation().fetch_add(1); });
   (void)registered;
   return generation;
-}
-
-std::string random_id() {
-  std::random_device device;  // never the trainer's generators
-  return fmt::format("{:08x}{:08x}{:08x}{:08x}", device(), device(), device(), device());
 }
 
 std::string blas_of(const std::string& configuration) {
@@ -80,78 +63,6 @@ std::vector<std::string> command_line() {
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
   for (std::string argument; std::getline(file, argument, '\0');) arguments.push_back(argument);
   return arguments;
-}
-
-/// Creates the directory, tries to write in it, and looks whether it can take the run.
-void check_directory(const SessionOptions& options) {
-  const std::string& directory = options.directory();
-  const auto refuse = [&](const std::string& why) {
-    throw OptionError(fmt::format("tycho: option directory = \"{}\": {}", directory, why));
-  };
-  if (directory.empty()) refuse("a directory is expected");
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error) refuse("it cannot be created: " + error.message());
-  if (!std::filesystem::is_directory(directory, error)) refuse("it is not a directory");
-  const auto trial = std::filesystem::path(directory) / (".tycho-" + random_id());
-  const bool written = static_cast<bool>(std::ofstream(trial) << "tycho");
-  std::filesystem::remove(trial, error);
-  if (!written) refuse("it is not writable");
-  if (!options.resume() && trace::RunReader::open(directory).ok()) {
-    refuse("it holds a run already; choose another, or continue it with resume(step)");
-  }
-}
-
-/// Leaves out the layers that the patterns do not select.
-void select_layers(const SessionOptions& options, ModelFacts* facts) {
-  const auto check = [&](const char* option, const std::vector<std::string>& patterns) {
-    for (const std::string& pattern : patterns) {
-      const bool used =
-          std::any_of(facts->info.layers.begin(), facts->info.layers.end(),
-                      [&](const LayerInfo& layer) { return matches(pattern, layer.path); });
-      if (!used) {
-        throw OptionError(
-            fmt::format("tycho: option {} = \"{}\": no layer's path matches", option, pattern));
-      }
-    }
-  };
-  check("include", options.include());
-  check("exclude", options.exclude());
-  if (options.include().empty() && options.exclude().empty()) return;
-  const auto any = [](const std::vector<std::string>& patterns, const std::string& path) {
-    return std::any_of(patterns.begin(), patterns.end(),
-                       [&](const std::string& pattern) { return matches(pattern, path); });
-  };
-  ModelFacts kept;
-  for (const LayerInfo& layer : facts->info.layers) {
-    if (!options.include().empty() && !any(options.include(), layer.path)) continue;
-    if (any(options.exclude(), layer.path)) continue;
-    const auto layer_id = static_cast<uint32_t>(kept.info.layers.size());
-    LayerInfo new_layer{layer_id, layer.path, layer.type, {}};
-    v1::Layer* described = kept.description.add_layer();
-    *described = facts->description.layer(static_cast<int>(layer.id));
-    described->set_id(layer_id);
-    described->clear_parameter();
-    for (const uint32_t old : layer.parameters) {
-      const auto id = static_cast<uint32_t>(kept.info.parameters.size());
-      ParameterInfo parameter = facts->info.parameters[old];
-      parameter.id = id;
-      parameter.layer = layer_id;
-      kept.ids.emplace(parameter.tensor.unsafeGetTensorImpl(), id);
-      v1::Parameter* described_parameter = kept.description.add_parameter();
-      *described_parameter = facts->description.parameter(static_cast<int>(old));
-      described_parameter->set_id(id);
-      described_parameter->set_layer(layer_id);
-      described->add_parameter(id);
-      new_layer.parameters.push_back(id);
-      kept.info.parameters.push_back(std::move(parameter));
-    }
-    kept.info.layers.push_back(std::move(new_layer));
-  }
-  if (kept.info.layers.empty()) {
-    throw OptionError("tycho: options include and exclude leave no layer to observe");
-  }
-  *facts = std::move(kept);
 }
 
 bool is_zero(const at::Tensor& tensor) { return squared_norm(tensor).item<double>() == 0; }
@@ -177,7 +88,6 @@ bool watches_operators(const Needs& hooks) {
 }
 
 constexpr uint64_t kFaultsUntilDisabled = 3;
-constexpr size_t kQueueBytes = size_t{64} << 20;
 constexpr size_t kPendingSteps = 64;
 constexpr double kHealthSeconds = 2;
 
@@ -203,25 +113,6 @@ struct Session::Impl {
     std::vector<std::pair<size_t, Probe::Finish>> finishes;
   };
 
-  /// Reads the optimizer's settings when the step's first gradient arrives at one parameter.
-  struct SettingsHook : torch::autograd::FunctionPostHook {
-    explicit SettingsHook(Impl* impl) : impl(impl) {}
-    torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
-                                              const torch::autograd::variable_list&) override {
-      try {
-        if (impl->settings_at_backward.empty() && impl->pauses == 0) {
-          impl->settings_at_backward = settings_fingerprint(*impl->optimizer);
-        }
-      } catch (...) {
-        impl->settings_at_backward.clear();
-      }
-      return outputs;
-    }
-    Impl* impl;
-  };
-
-  using Accumulator = decltype(torch::autograd::impl::grad_accumulator(std::declval<at::Tensor>()));
-
   SessionOptions options;
   torch::optim::Optimizer* optimizer = nullptr;
   std::unique_ptr<ModelState> model_state;
@@ -230,8 +121,7 @@ struct Session::Impl {
   v1::StatisticRegistry registry;
   Scheduler scheduler;
   std::unique_ptr<Observer> observer;
-  std::unique_ptr<trace::BackgroundWriter> writer;
-  bool writer_opened = false;
+  std::unique_ptr<RunTrace> trace;
   bool closed = false;
   uint64_t fork_of_birth = fork_generation().load();
   RecordBuilder::Say say;
@@ -251,11 +141,9 @@ struct Session::Impl {
   bool structure_known = false;
   std::vector<at::Tensor> snapshot;  // weights before the step that runs now
   bool snapshot_valid = false;
-  std::string settings_at_start, settings_at_backward;
+  std::unique_ptr<SettingsWatch> settings_watch;
   std::string written_settings;
   v1::OptimizerSettings settings;
-  Accumulator settings_accumulator;
-  uintptr_t settings_hook = 0;
 
   std::deque<Pending> pending;
   Clock::time_point begin_of_last_step, end_of_last_step, last_health;
@@ -265,8 +153,6 @@ struct Session::Impl {
   double training_seconds = 0;
   uint64_t steps_seen = 0;
   uint64_t steps_observed = 0;
-  std::map<std::tuple<std::string, int, uint32_t>, v1::Event> events;
-  std::set<std::string> printed;
 
   template <typename Model>
   Impl(Model& model, torch::optim::Optimizer& user_optimizer, SessionOptions user_options)
@@ -288,6 +174,12 @@ struct Session::Impl {
                  v1::Scope scope, uint32_t entity) { event(kind, code, message, scope, entity); };
     add_built_in_probes();
     check_directory(options);
+    trace = std::make_unique<RunTrace>(options.durability(), [this] {
+      trace::RunWriterOptions writer_options;
+      writer_options.directory = options.directory();
+      return trace::RunWriter::open(writer_options, run_description(), facts.description, registry);
+    });
+    settings_watch = std::make_unique<SettingsWatch>(*optimizer);
     ObserverOptions observer_options;
     observer_options.batch_dim = options.batch_dim();
     observer_options.selected_layers.assign(facts.info.layers.size(), true);
@@ -397,59 +289,13 @@ struct Session::Impl {
     return run;
   }
 
-  /// At the first step, when every probe is known: a segment begins with the registry.
-  void open_writer() {
-    writer_opened = true;
-    trace::RunWriterOptions writer_options;
-    writer_options.directory = options.directory();
-    auto opened =
-        trace::RunWriter::open(writer_options, run_description(), facts.description, registry);
-    if (!opened.ok()) {
-      print_once("trace_not_opened", "nothing is recorded: " + opened.status().message());
-      return;
-    }
-    const auto policy = options.durability() == Durability::complete ? trace::QueuePolicy::kBlock
-                                                                     : trace::QueuePolicy::kDrop;
-    writer =
-        std::make_unique<trace::BackgroundWriter>(std::move(opened).value(), policy, kQueueBytes);
-  }
-
-  // What is said.
-
-  void print_once(const std::string& code, const std::string& message) {
-    if (printed.insert(code).second) std::fprintf(stderr, "tycho: %s\n", message.c_str());
-  }
-
   void event(v1::Event::Kind kind, const std::string& code, const std::string& message,
              v1::Scope scope, uint32_t entity) {
-    v1::Event& event = events[{code, static_cast<int>(scope), entity}];
-    event.set_count(event.count() + 1);
-    if (event.count() > 1) return;
-    event.set_step(step_number);
-    event.set_kind(kind);
-    event.set_code(code);
-    event.set_message(message);
-    event.set_scope(scope);
-    event.set_entity(entity);
-    push(event);
-    if (kind == v1::Event::NOTICE || kind == v1::Event::FAULT || kind == v1::Event::NON_FINITE) {
-      print_once(code, fmt::format("step {}: {}", step_number, message));
-    }
+    trace->event(step_number, kind, code, message, scope, entity);
   }
 
   void notice(const std::string& code, const std::string& message) {
     event(v1::Event::NOTICE, code, message, v1::SCOPE_RUN, 0);
-  }
-
-  template <typename Message>
-  void push(Message message, std::string probe = {}, int64_t time_ns = 0) {
-    if (!writer_opened) open_writer();
-    if (!writer) return;
-    trace::QueuedMessage queued;
-    queued.message = std::move(message);
-    queued.probe = std::move(probe);
-    queued.time_ns = time_ns != 0 ? time_ns : wall_clock_ns();
-    writer->push(std::move(queued));
   }
 
   void health(Clock::time_point now) {
@@ -465,25 +311,12 @@ struct Session::Impl {
       entry.seconds = 0;
       entry.observations = 0;
     }
-    if (writer) {
-      const auto counters = writer->counters();
-      message.set_messages_written(counters.messages_written);
-      message.set_messages_dropped(counters.messages_dropped);
-      message.set_bytes_written(counters.bytes_written);
-      message.set_write_failures(counters.write_failures);
-      message.set_last_write_failure(counters.last_failure);
-      if (counters.write_failures > 0) {
-        print_once("write_failure", "the trace cannot be written: " + counters.last_failure);
-      }
-      if (counters.messages_dropped > 0) {
-        print_once("messages_dropped", "the trace is incomplete: messages were dropped");
-      }
-    }
+    trace->report_losses(&message);
     message.set_steps_seen(steps_seen);
     message.set_steps_observed(steps_observed);
     message.set_training_seconds(training_seconds);
     message.set_tycho_seconds(scheduler.spent_seconds());
-    push(std::move(message));
+    trace->push(std::move(message));
   }
 
   // A step.
@@ -522,9 +355,8 @@ struct Session::Impl {
   void install() {
     if (due.empty()) return;
     if (needs_snapshot() && !snapshot_valid) take_snapshot();
-    settings_at_start = settings_fingerprint(*optimizer);
-    settings_at_backward.clear();
-    install_settings_hook();
+    settings_watch->install(watched_parameter());
+    settings_watch->set_paused(pauses > 0);
     Needs hooks = hooks_of(due_needs);
     hooked = any_hook(hooks);
     if (!hooked) return;
@@ -534,24 +366,15 @@ struct Session::Impl {
     if (pauses > 0) observer->pause();
   }
 
-  void install_settings_hook() {
-    if (settings_hook != 0) return;
+  /// Of those that the optimizer holds, the one whose gradient comes first in most networks.
+  at::Tensor watched_parameter() const {
     for (auto parameter = facts.info.parameters.rbegin(); parameter != facts.info.parameters.rend();
          ++parameter) {
       if (!parameter->tensor.requires_grad() || !parameter->tensor.is_leaf()) continue;
       const auto& described = facts.description.parameter(static_cast<int>(parameter->id));
-      if (described.parameter_group() < 0) continue;
-      settings_accumulator = torch::autograd::impl::grad_accumulator(parameter->tensor);
-      settings_hook = settings_accumulator->add_post_hook(std::make_unique<SettingsHook>(this));
-      return;
+      if (described.parameter_group() >= 0) return parameter->tensor;
     }
-  }
-
-  void remove_settings_hook() {
-    if (settings_hook == 0) return;
-    settings_accumulator->del_post_hook(settings_hook);
-    settings_accumulator.reset();
-    settings_hook = 0;
+    return {};
   }
 
   void take_snapshot() {
@@ -573,16 +396,15 @@ struct Session::Impl {
   /// one, those in force when backward ran are right whether a scheduler is called before or after
   /// step().
   void note_settings() {
-    const std::string now = settings_fingerprint(*optimizer);
-    const std::string& used = settings_at_backward.empty() ? now : settings_at_backward;
+    const std::string used = settings_watch->take();
     if (used == written_settings && settings.group_size() > 0) return;
     written_settings = used;
     settings = settings_of(used, *optimizer, facts.ids);
     settings.set_step(step_number);
-    push(settings);
+    trace->push(settings);
   }
 
-  void observe(StepView* view, const std::vector<size_t>& next_due, const Needs& next_needs) {
+  void observe(StepView* view, const Needs& next_needs) {
     StepObservation seen;
     if (hooked) {
       seen = observer->uninstall(view->batch_size > 0 ? view->batch_size : 0);
@@ -590,12 +412,10 @@ struct Session::Impl {
       seen.parameters.resize(facts.info.parameters.size());
       seen.layers.resize(facts.info.layers.size());
     }
-    remove_settings_hook();
     note_settings();
     for (const ObserverNotice& n : seen.notices)
       event(n.kind, n.code, n.message, n.scope, n.entity);
     if (hooked) check_gradients(seen);
-    (void)next_due;
     bool refreshed = false;
     for (const ParameterInfo& parameter : facts.info.parameters) {
       ParameterObservation& observation = seen.parameters[parameter.id];
@@ -643,7 +463,7 @@ struct Session::Impl {
       std::string now = seen.structure->SerializeAsString();
       if (now != written_structure) {
         written_structure = std::move(now);
-        push(std::move(*seen.structure));
+        trace->push(std::move(*seen.structure));
       }
     }
   }
@@ -717,7 +537,8 @@ struct Session::Impl {
           RecordBuilder recorder(probes[probe].ids, say, step.step);
           finish(*step.transfer, recorder);
           v1::Record record = recorder.take();
-          if (record.column_size() > 0) push(std::move(record), probes[probe].name, step.time_ns);
+          if (record.column_size() > 0)
+            trace->push(std::move(record), probes[probe].name, step.time_ns);
         });
         ++probes[index].observations;
         charge(index, seconds_between(begin, Clock::now()));
@@ -731,7 +552,7 @@ struct Session::Impl {
     if (fork_generation().load(std::memory_order_relaxed) == fork_of_birth) return true;
     // A forked child has no writing thread; the run belongs to its parent.
     closed = true;
-    if (writer) writer->abandon();
+    trace->abandon();
     return false;
   }
 
@@ -785,7 +606,7 @@ struct Session::Impl {
                fmt::format("the batch size given to Session::step is {}: it is not recorded",
                            batch_size));
       }
-      observe(&view, next_due, next_needs);
+      observe(&view, next_needs);
       harvest(false);
     } else if (!pending.empty()) {
       const at::NoGradGuard no_grad;
@@ -861,16 +682,14 @@ struct Session::Impl {
     try {
       if (!usable()) return;
       closed = true;
-      remove_settings_hook();
+      settings_watch->remove();
       observer.reset();
       {
         const at::NoGradGuard no_grad;
         const at::DisableRecordFunctionGuard unobserved;
         harvest(true);
       }
-      for (auto& [key, event] : events) {
-        if (event.count() > 1) push(event);
-      }
+      trace->count_events();
       v1::Event stopped;
       stopped.set_step(step_number);
       stopped.set_kind(v1::Event::STOPPED);
@@ -878,12 +697,9 @@ struct Session::Impl {
       stopped.set_message(fmt::format("The session was closed after {} steps", steps_seen));
       stopped.set_scope(v1::SCOPE_RUN);
       stopped.set_count(1);
-      push(std::move(stopped));
+      trace->push(std::move(stopped));
       health(Clock::now());
-      if (!writer) return;
-      const Status status = writer->close();
-      if (!status.ok())
-        print_once("write_failure", "the trace cannot be sealed: " + status.message());
+      trace->close();
     } catch (const std::exception& error) {
       std::fprintf(stderr, "tycho: closing failed: %s\n", error.what());
     } catch (...) {
@@ -946,7 +762,7 @@ void Session::add_probe(std::unique_ptr<Probe> probe, int64_t every) {
   if (!impl_ || !probe) return;
   impl_->protect([&] {
     if (!impl_->usable()) return;
-    if (impl_->had_step || impl_->writer_opened) {
+    if (impl_->had_step || impl_->trace->begun()) {
       impl_->notice("probe_added_late",
                     "a probe was added after the first step: it is not observed");
       return;
@@ -956,7 +772,8 @@ void Session::add_probe(std::unique_ptr<Probe> probe, int64_t every) {
       if (every > 0) schedule.every = every;
       impl_->add(std::move(probe), schedule);
     } catch (const std::exception& error) {
-      impl_->print_once("probe_refused", fmt::format("a probe was not added: {}", error.what()));
+      impl_->trace->print_once("probe_refused",
+                               fmt::format("a probe was not added: {}", error.what()));
       return;
     }
     const at::NoGradGuard no_grad;
@@ -1004,7 +821,9 @@ Session::Pause::Pause(Session* session) : session_(session) {
   if (session_ == nullptr || !session_->impl_) return;
   Impl& impl = *session_->impl_;
   impl.protect([&] {
-    if (impl.pauses++ == 0 && impl.hooked && impl.usable()) impl.observer->pause();
+    if (impl.pauses++ > 0) return;
+    impl.settings_watch->set_paused(true);
+    if (impl.hooked && impl.usable()) impl.observer->pause();
   });
 }
 
@@ -1014,7 +833,9 @@ Session::Pause::~Pause() {
   if (session_ == nullptr || !session_->impl_) return;
   Impl& impl = *session_->impl_;
   impl.protect([&] {
-    if (--impl.pauses == 0 && impl.hooked && impl.usable()) impl.observer->resume();
+    if (--impl.pauses > 0) return;
+    impl.settings_watch->set_paused(false);
+    if (impl.hooked && impl.usable()) impl.observer->resume();
   });
 }
 

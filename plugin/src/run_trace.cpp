@@ -1,0 +1,125 @@
+#include "run_trace.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <random>
+#include <utility>
+
+#include "tycho/trace/run_reader.h"
+
+namespace tycho {
+namespace {
+
+constexpr size_t kQueueBytes = size_t{64} << 20;
+
+}  // namespace
+
+std::string random_id() {
+  std::random_device device;
+  return fmt::format("{:08x}{:08x}{:08x}{:08x}", device(), device(), device(), device());
+}
+
+int64_t wall_clock_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+void check_directory(const SessionOptions& options) {
+  const std::string& directory = options.directory();
+  const auto refuse = [&](const std::string& why) {
+    throw OptionError(fmt::format("tycho: option directory = \"{}\": {}", directory, why));
+  };
+  if (directory.empty()) refuse("a directory is expected");
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) refuse("it cannot be created: " + error.message());
+  if (!std::filesystem::is_directory(directory, error)) refuse("it is not a directory");
+  const auto trial = std::filesystem::path(directory) / (".tycho-" + random_id());
+  const bool written = static_cast<bool>(std::ofstream(trial) << "tycho");
+  std::filesystem::remove(trial, error);
+  if (!written) refuse("it is not writable");
+  if (!options.resume() && trace::RunReader::open(directory).ok()) {
+    refuse("it holds a run already; choose another, or continue it with resume(step)");
+  }
+}
+
+RunTrace::RunTrace(Durability durability, Open open)
+    : durability_(durability), open_(std::move(open)) {}
+
+void RunTrace::push(trace::QueuedMessage message) {
+  if (!begun_) {
+    begun_ = true;
+    auto opened = open_();
+    if (opened.ok()) {
+      const auto policy = durability_ == Durability::complete ? trace::QueuePolicy::kBlock
+                                                              : trace::QueuePolicy::kDrop;
+      writer_ =
+          std::make_unique<trace::BackgroundWriter>(std::move(opened).value(), policy, kQueueBytes);
+    } else {
+      print_once("trace_not_opened", "nothing is recorded: " + opened.status().message());
+    }
+  }
+  if (!writer_) return;
+  if (message.time_ns == 0) message.time_ns = wall_clock_ns();
+  writer_->push(std::move(message));
+}
+
+void RunTrace::event(int64_t step, v1::Event::Kind kind, const std::string& code,
+                     const std::string& message, v1::Scope scope, uint32_t entity) {
+  v1::Event& event = events_[{code, static_cast<int>(scope), entity}];
+  event.set_count(event.count() + 1);
+  if (event.count() > 1) return;
+  event.set_step(step);
+  event.set_kind(kind);
+  event.set_code(code);
+  event.set_message(message);
+  event.set_scope(scope);
+  event.set_entity(entity);
+  push(event);
+  if (kind == v1::Event::NOTICE || kind == v1::Event::FAULT || kind == v1::Event::NON_FINITE) {
+    print_once(code, fmt::format("step {}: {}", step, message));
+  }
+}
+
+void RunTrace::print_once(const std::string& code, const std::string& message) {
+  if (printed_.insert(code).second) std::fprintf(stderr, "tycho: %s\n", message.c_str());
+}
+
+void RunTrace::report_losses(v1::Health* health) {
+  if (!writer_) return;
+  const auto counters = writer_->counters();
+  health->set_messages_written(counters.messages_written);
+  health->set_messages_dropped(counters.messages_dropped);
+  health->set_bytes_written(counters.bytes_written);
+  health->set_write_failures(counters.write_failures);
+  health->set_last_write_failure(counters.last_failure);
+  if (counters.write_failures > 0) {
+    print_once("write_failure", "the trace cannot be written: " + counters.last_failure);
+  }
+  if (counters.messages_dropped > 0) {
+    print_once("messages_dropped", "the trace is incomplete: messages were dropped");
+  }
+}
+
+void RunTrace::count_events() {
+  for (const auto& [key, event] : events_) {
+    if (event.count() > 1) push(event);
+  }
+}
+
+void RunTrace::close() {
+  if (!writer_) return;
+  const Status status = writer_->close();
+  if (!status.ok()) print_once("write_failure", "the trace cannot be sealed: " + status.message());
+}
+
+void RunTrace::abandon() {
+  if (writer_) writer_->abandon();
+}
+
+}  // namespace tycho

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <tuple>
+
+#include "tycho/session_options.h"
+#include "tycho/trace/background_writer.h"
+
+namespace tycho {
+
+/// A name that no other run has; never from the trainer's generators.
+std::string random_id();
+
+int64_t wall_clock_ns();
+
+/// Creates the directory of the options, tries to write in it, and looks whether it can take the
+/// run. OptionError where it cannot.
+void check_directory(const SessionOptions& options);
+
+/// What a session writes and says: messages go to the trace behind a queue, an event is recorded at
+/// its first time and once more with its count at the end, trouble goes to stderr once. Of one
+/// thread.
+class RunTrace {
+ public:
+  using Open = std::function<Result<std::unique_ptr<trace::RunWriter>>()>;
+  /// `open` is called with the first message: by then every probe is known, and a segment begins
+  /// with their statistics.
+  RunTrace(Durability durability, Open open);
+
+  /// Whether a message came already.
+  bool begun() const { return begun_; }
+  void push(trace::QueuedMessage message);
+  template <typename Message>
+  void push(Message message, std::string probe = {}, int64_t time_ns = 0) {
+    trace::QueuedMessage queued;
+    queued.message = std::move(message);
+    queued.probe = std::move(probe);
+    queued.time_ns = time_ns;
+    push(std::move(queued));
+  }
+  void event(int64_t step, v1::Event::Kind kind, const std::string& code,
+             const std::string& message, v1::Scope scope, uint32_t entity);
+  void print_once(const std::string& code, const std::string& message);
+  /// Adds what the writer counted, and says it where something was lost.
+  void report_losses(v1::Health* health);
+  /// Records how often each event that came more than once did.
+  void count_events();
+  /// Writes what is queued and seals the trace.
+  void close();
+  /// In a forked process, which has no writing thread: forgets the trace.
+  void abandon();
+
+ private:
+  Durability durability_;
+  Open open_;
+  bool begun_ = false;
+  std::unique_ptr<trace::BackgroundWriter> writer_;
+  std::map<std::tuple<std::string, int, uint32_t>, v1::Event> events_;
+  std::set<std::string> printed_;
+};
+
+}  // namespace tycho
