@@ -1,6 +1,6 @@
 // Feeds the fuzzer's entry point with the kept traces and with mutations of them that are the same
 // every time: what a build without libFuzzer can do.
-//   reader_fuzz_replay TRACES MUTATIONS
+//   NAME_fuzz_replay TRACES MUTATIONS
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -50,7 +50,7 @@ std::string mutate(std::string bytes, std::mt19937_64* random) {
 
 int main(int argc, char** argv) {
   if (argc != 3) {
-    std::fprintf(stderr, "usage: reader_fuzz_replay TRACES MUTATIONS\n");
+    std::fprintf(stderr, "usage: NAME_fuzz_replay TRACES MUTATIONS\n");
     return 2;
   }
   std::mt19937_64 random(1);
