@@ -97,33 +97,28 @@ void sum_block(const T* weight, const T* gradient, T* previous, int64_t count, b
 }
 
 template <typename T>
-void sum_tensor(const SumsInput& input, bool refresh, double* row) {
-  const int64_t count = input.weight.numel();
+Sums sum_block_of(const SumsInput& input, int64_t begin, bool refresh) {
   const T* weight = input.weight.data_ptr<T>();
   const T* gradient = input.gradient.defined() ? input.gradient.data_ptr<T>() : weight;
   T* previous = input.previous.defined() ? input.previous.data_ptr<T>() : const_cast<T*>(weight);
-  const bool write = refresh && input.previous.defined();
-  const int64_t blocks = (count + kBlock - 1) / kBlock;
-  const auto run = [&](int64_t block) {
-    Sums sums;
-    const int64_t begin = block * kBlock;
-    sum_block(weight + begin, gradient + begin, previous + begin, std::min(kBlock, count - begin),
-              write, &sums);
-    return sums;
-  };
   Sums sums;
-  if (blocks <= 1) {
-    if (blocks == 1) sums = run(0);
-  } else {
-    std::vector<Sums> partial(static_cast<size_t>(blocks));
-    at::parallel_for(0, blocks, 2, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) partial[block] = run(block);
-    });
-    for (const Sums& part : partial) {
-      for (int s = 0; s < kParameterSums; ++s) sums.value[s] += part.value[s];
-    }
+  sum_block(weight + begin, gradient + begin, previous + begin,
+            std::min(kBlock, input.weight.numel() - begin), refresh && input.previous.defined(),
+            &sums);
+  return sums;
+}
+
+Sums sum_block_of(const SumsInput& input, int64_t begin, bool refresh) {
+  switch (input.weight.scalar_type()) {
+    case at::kFloat:
+      return sum_block_of<float>(input, begin, refresh);
+    case at::kDouble:
+      return sum_block_of<double>(input, begin, refresh);
+    case at::kHalf:
+      return sum_block_of<at::Half>(input, begin, refresh);
+    default:
+      return sum_block_of<at::BFloat16>(input, begin, refresh);
   }
-  std::copy(sums.value, sums.value + kParameterSums, row);
 }
 
 bool fits_fast_path(const SumsInput& input) {
@@ -134,7 +129,10 @@ bool fits_fast_path(const SumsInput& input) {
             other.scalar_type() == weight.scalar_type() && other.sizes() == weight.sizes() &&
             other.strides() == weight.strides());
   };
-  return weight.device().is_cpu() && weight.layout() == at::kStrided &&
+  const at::ScalarType type = weight.scalar_type();
+  return (type == at::kFloat || type == at::kDouble || type == at::kHalf ||
+          type == at::kBFloat16) &&
+         weight.device().is_cpu() && weight.layout() == at::kStrided &&
          weight.is_non_overlapping_and_dense() && alike(input.gradient) && alike(input.previous);
 }
 
@@ -173,45 +171,48 @@ at::Tensor sum_row(const SumsInput& input, bool refresh) {
 }  // namespace
 
 at::Tensor parameter_sums(const std::vector<SumsInput>& inputs, bool refresh) {
-  const auto rows = static_cast<int64_t>(inputs.size());
-  const bool fast = std::all_of(inputs.begin(), inputs.end(), fits_fast_path);
-  if (!fast) {
-    std::vector<at::Tensor> parts;
-    parts.reserve(inputs.size());
-    bool one_device = true;
-    for (const SumsInput& input : inputs) {
-      parts.push_back(sum_row(input, refresh));
-      one_device = one_device && parts.back().device() == parts.front().device();
-    }
-    if (parts.empty()) return at::empty({0, kParameterSums}, at::kDouble);
-    if (!one_device) {
-      for (at::Tensor& part : parts) part = part.to(at::kCPU);
-    }
-    return at::stack(parts);
-  }
-  at::Tensor result = at::empty({rows, kParameterSums}, at::kDouble);
-  double* row = result.data_ptr<double>();
-  for (const SumsInput& input : inputs) {
-    switch (input.weight.scalar_type()) {
-      case at::kFloat:
-        sum_tensor<float>(input, refresh, row);
-        break;
-      case at::kDouble:
-        sum_tensor<double>(input, refresh, row);
-        break;
-      case at::kHalf:
-        sum_tensor<at::Half>(input, refresh, row);
-        break;
-      case at::kBFloat16:
-        sum_tensor<at::BFloat16>(input, refresh, row);
-        break;
-      default: {
-        const at::Tensor slow = sum_row(input, refresh);
-        std::copy_n(slow.data_ptr<double>(), static_cast<int64_t>(kParameterSums), row);
+  if (inputs.empty()) return at::empty({0, kParameterSums}, at::kDouble);
+  // The same blocks whatever the number of threads, and one parallel region for all of them.
+  struct Block {
+    size_t input;
+    int64_t begin;
+    Sums sums;
+  };
+  std::vector<Block> blocks;
+  blocks.reserve(inputs.size());
+  std::vector<at::Tensor> slow(inputs.size());
+  size_t slow_rows = 0;
+  bool one_device = true;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (fits_fast_path(inputs[i])) {
+      for (int64_t begin = 0; begin < inputs[i].weight.numel(); begin += kBlock) {
+        blocks.push_back({i, begin, {}});
       }
+    } else {
+      slow[i] = sum_row(inputs[i], refresh);
+      ++slow_rows;
     }
-    forget_missing(input, row);
-    row += kParameterSums;
+    one_device = one_device && inputs[i].weight.device() == inputs[0].weight.device();
+  }
+  if (slow_rows == inputs.size() && one_device) return at::stack(slow);
+
+  at::parallel_for(0, static_cast<int64_t>(blocks.size()), 2, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      Block& block = blocks[static_cast<size_t>(b)];
+      block.sums = sum_block_of(inputs[block.input], block.begin, refresh);
+    }
+  });
+  at::Tensor result = at::zeros({static_cast<int64_t>(inputs.size()), kParameterSums}, at::kDouble);
+  const auto row = [&](size_t input) { return result.data_ptr<double>() + input * kParameterSums; };
+  for (const Block& block : blocks) {
+    for (int s = 0; s < kParameterSums; ++s) row(block.input)[s] += block.sums.value[s];
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (slow[i].defined()) {
+      result[static_cast<int64_t>(i)].copy_(slow[i]);
+    } else {
+      forget_missing(inputs[i], row(i));
+    }
   }
   return result;
 }

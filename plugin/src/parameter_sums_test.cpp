@@ -38,6 +38,26 @@ TEST(ParameterSums, OtherLayoutsTakeTheSlowWayToTheSameNumbers) {
   EXPECT_TRUE(torch::equal(input.previous, weight));
 }
 
+TEST(ParameterSums, EachRowTakesItsOwnWay) {
+  torch::manual_seed(4);
+  const std::vector<SumsInput> inputs = {
+      {torch::randn({40000}), torch::randn({40000}), torch::randn({40000})},
+      {torch::randn({6, 5}).t(), torch::randn({5, 6}), torch::randn({5, 6})},
+      {torch::randn({3}, at::kDouble), torch::randn({3}), torch::randn({3}, at::kDouble)},
+      {torch::randn({70000}, at::kDouble), torch::randn({70000}, at::kDouble),
+       torch::randn({70000}, at::kDouble)}};
+  const auto sums = parameter_sums(inputs, false);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    EXPECT_TRUE(
+        torch::allclose(sums[static_cast<int64_t>(i)], brute_force(inputs[i]), 1e-11, 1e-11))
+        << i;
+  }
+}
+
+TEST(ParameterSums, NothingToSum) {
+  EXPECT_EQ(parameter_sums({}, true).sizes(), (std::vector<int64_t>{0, kParameterSums}));
+}
+
 TEST(ParameterSums, WhatIsNotThereIsNan) {
   const auto weight = torch::ones({3});
   const auto sums = parameter_sums({{weight, {}, {}}}, false)[0];

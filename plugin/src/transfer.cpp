@@ -9,6 +9,9 @@ size_t StepTransfer::send(const at::Tensor& numbers) {
   Slot slot;
   slot.numbers = numbers.detach().to(at::kDouble).contiguous();
   slot.size = slot.numbers.numel();
+  // Training goes on before the numbers of another device arrive.
+  if (slot.numbers.device().is_cpu() && slot.numbers.is_alias_of(numbers))
+    slot.numbers = slot.numbers.clone();
   if (!slot.numbers.device().is_cpu()) {
     size_t batch = 0;
     while (batch < batches_.size() && batches_[batch].device != slot.numbers.device()) ++batch;
