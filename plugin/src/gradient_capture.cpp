@@ -24,8 +24,9 @@ struct GradientCapture::Slot {
   bool repeated = false;  // more than one backward in this step, counted or not
   at::Tensor sum;         // of what the group's backward passes delivered: a tensor of our own
   at::Tensor sum_norm;    // |sum|^2, where the sum itself is not kept
-  at::Tensor buffer;      // memory of the sum of an earlier step
-  at::Tensor grad;        // .grad after the last backward: held, so that its address is not reused
+  at::Tensor fingerprint;
+  at::Tensor buffer;  // memory of the sum of an earlier step
+  at::Tensor grad;    // .grad after the last backward: held, so that its address is not reused
   uint32_t grad_version = 0;
   std::vector<at::Tensor> norms;
   bool norms_complete = true;
@@ -48,7 +49,7 @@ struct GradientCapture::Slot {
   void forget() {
     backwards = 0;
     repeated = false;
-    sum = sum_norm = grad = at::Tensor();
+    sum = sum_norm = fingerprint = grad = at::Tensor();
     norms.clear();
     norms_complete = true;
     unknown = false;
@@ -87,10 +88,10 @@ GradientCapture::GradientCapture(const ModelInfo& model, Listener listener)
 
 GradientCapture::~GradientCapture() { uninstall(); }
 
-void GradientCapture::install(bool copies, bool microbatch_norms, bool sees_writes) {
+void GradientCapture::install(Keep keep, bool microbatch_norms, bool sees_writes) {
   sees_writes_ = sees_writes;
   // One that is not the only one of its step must be added to the others.
-  copies_ = copies || several_backwards_;
+  keep_ = several_backwards_ ? Keep::kCopy : keep;
   microbatch_norms_ = microbatch_norms;
   for (auto& slot : slots_) {
     slot->forget();
@@ -158,11 +159,16 @@ void GradientCapture::delivered(Slot* slot, const at::Tensor& gradient) {
     slot->repeated = repeated;
     slot->parameter_writes = slot->writes;
     slot->parameter_version = slot->parameter._version();
-    // Clipping writes through .grad().data(), which no version counter shows: only a copy is safe.
-    if (copies_) {
-      slot->keep(gradient);
-    } else {
+    // Clipping writes through .grad().data(), which no version counter shows.
+    // A fingerprint depends on the order of summation, so on the layout.
+    if (keep_ == Keep::kFingerprint && sums_fast(gradient) &&
+        gradient.strides() == slot->parameter.strides()) {
+      slot->fingerprint = sum_and_square(gradient);
+      slot->sum_norm = slot->fingerprint[1];
+    } else if (keep_ == Keep::kNorm) {
       slot->sum_norm = squared_norm(gradient);
+    } else {
+      slot->keep(gradient);
     }
   } else if (slot->sum.defined()) {
     slot->sum.add_(gradient);
@@ -199,6 +205,7 @@ std::vector<GradientCapture::Captured> GradientCapture::take() {
       captured.cleared = !now.defined();
       captured.gradient = slot->sum;
       captured.norm_sq = slot->sum_norm;
+      captured.fingerprint = slot->fingerprint;
       if (slot->norms_complete || slot->backwards == 1)
         captured.microbatch_norm_sq = std::move(slot->norms);
     }

@@ -31,9 +31,17 @@ class GradientCapture {
   GradientCapture(const ModelInfo& model, Listener listener);
   ~GradientCapture();
 
-  /// `copies`: gradients themselves are wanted, not only their norms. `sees_writes`: written() will
-  /// be told of every operator that changes a parameter.
-  void install(bool copies, bool microbatch_norms, bool sees_writes);
+  /// What is kept of a gradient until the step is observed.
+  enum class Keep {
+    kNorm,
+    /// Sum and sum of squares: enough to see later that `.grad` still is what was delivered,
+    /// without a copy. Copies where the fast sums do not apply, or where steps hold several
+    /// backwards.
+    kFingerprint,
+    kCopy,
+  };
+  /// `sees_writes`: written() will be told of every operator that changes a parameter.
+  void install(Keep keep, bool microbatch_norms, bool sees_writes);
   /// Whether steps hold several backward passes, which need written() to be told apart.
   bool needs_writes() const { return several_backwards_; }
   /// An operator changes the parameter in place.
@@ -42,8 +50,9 @@ class GradientCapture {
   void set_paused(bool paused) { paused_ = paused; }
 
   struct Captured {
-    at::Tensor gradient;  ///< as delivered, not unscaled; undefined: none, or not to be had
-    at::Tensor norm_sq;   ///< |gradient|^2 where no copy was kept
+    at::Tensor gradient;     ///< as delivered, not unscaled; undefined: none, or not to be had
+    at::Tensor norm_sq;      ///< |gradient|^2 where no copy was kept
+    at::Tensor fingerprint;  ///< sum_and_square() of the gradient, with Keep::kFingerprint
     std::vector<at::Tensor> microbatch_norm_sq;
     int64_t backwards = 0;  ///< of the group
     bool unknown = false;
@@ -61,7 +70,7 @@ class GradientCapture {
   std::vector<std::unique_ptr<Slot>> slots_;
   std::atomic<bool> paused_{false};
   bool microbatch_norms_ = false;
-  bool copies_ = true;
+  Keep keep_ = Keep::kCopy;
   bool sees_writes_ = false;
   bool several_backwards_ = true;  ///< whether the step before had microbatches; unknown at first
 };

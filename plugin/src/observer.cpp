@@ -88,6 +88,7 @@ struct Observer::Impl : OperatorListener {
   std::shared_ptr<Step> step;
   Needs needs;
   double loss_scale = 1;
+  bool gradients_trusted = false;
   bool paused = false;
 
   std::vector<ParameterState> parameters;
@@ -722,11 +723,19 @@ void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected
   }
   impl.layers.assign(impl.model.layers.size(), {});
   impl.notices.clear();
-  const bool captures = needs.gradients || needs.gradient_norms ||
+  const bool captures = needs.gradients || needs.parameter_sums || needs.gradient_norms ||
                         needs.microbatch_gradient_norms || needs.per_example_gradient_norms;
   const bool watches = needs.per_example_gradient_norms || needs.activations ||
                        needs.output_gradients || (captures && impl.gradients.needs_writes());
-  if (captures) impl.gradients.install(needs.gradients, needs.microbatch_gradient_norms, watches);
+  if (captures) {
+    using Keep = GradientCapture::Keep;
+    const bool trusted = impl.gradients_trusted && loss_scale == 1.0;
+    const bool copies = needs.gradients || (needs.parameter_sums && !trusted);
+    impl.gradients.install(copies                 ? Keep::kCopy
+                           : needs.parameter_sums ? Keep::kFingerprint
+                                                  : Keep::kNorm,
+                           needs.microbatch_gradient_norms, watches);
+  }
   impl.batch.rearranged = false;
   if (watches) {
     impl.watch = std::make_unique<OperatorWatch>(&impl);
@@ -736,6 +745,8 @@ void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected
     impl.tracer_watch = std::make_unique<OperatorWatch>(impl.tracer.get());
   }
 }
+
+void Observer::trust_gradients(bool trusted) { impl_->gradients_trusted = trusted; }
 
 void Observer::set_loss_scale(double loss_scale) { impl_->loss_scale = loss_scale; }
 
@@ -762,6 +773,7 @@ StepObservation Observer::uninstall(int64_t batch_size) {
   }
   StepObservation result;
   result.parameters.resize(impl.parameters.size());
+  result.fingerprints.resize(impl.parameters.size());
   auto captured = impl.gradients.take();
   const double scale = impl.loss_scale;
   const bool scaled = scale != 1.0;
@@ -773,6 +785,7 @@ StepObservation Observer::uninstall(int64_t batch_size) {
     cleared = cleared || from.cleared;
     observed.gradient = from.gradient;
     observed.gradient_norm_sq = from.norm_sq;
+    if (!scaled) result.fingerprints[id] = from.fingerprint;
     if (impl.needs.gradient_norms && !observed.gradient_norm_sq.defined() &&
         from.gradient.defined())
       observed.gradient_norm_sq = squared_norm(from.gradient);

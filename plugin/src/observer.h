@@ -30,6 +30,9 @@ struct StepObservation {
   std::vector<ParameterObservation>
       parameters;                        ///< by parameter id; previous_weight is the session's
   std::vector<LayerObservation> layers;  ///< by layer id
+  /// By parameter id: sum_and_square() of a gradient that was delivered and is not copied; it may
+  /// still be in `.grad`.
+  std::vector<at::Tensor> fingerprints;
   std::vector<ObserverNotice> notices;
   std::optional<v1::ModelStructure> structure;  ///< where the needs had symmetries
   std::vector<SymmetryGroup> symmetries;
@@ -44,6 +47,9 @@ class Observer {
 
   /// Before the first forward of a step. `expected_batch_size`: of the step before, 0 when unknown.
   void install(const Needs& needs, double loss_scale, int64_t expected_batch_size);
+  /// From the next install() on: where needs have sums over parameters only, gradients are not
+  /// copied but expected to be found unchanged in `.grad`.
+  void trust_gradients(bool trusted);
   void set_loss_scale(double loss_scale);
   void pause();
   void resume();

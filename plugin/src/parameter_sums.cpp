@@ -22,6 +22,7 @@ constexpr int64_t kBlock = 1 << 15;  // elements per partial sum, whatever the n
 
 struct Sums {
   double value[kParameterSums] = {};
+  double gradient = 0;  // sum of g
 };
 
 void accumulate(double weight, double gradient, double previous, Sums* sums) {
@@ -32,13 +33,14 @@ void accumulate(double weight, double gradient, double previous, Sums* sums) {
   sums->value[kWeightGradient] += previous * gradient;
   sums->value[kWeightUpdate] += previous * update;
   sums->value[kGradientUpdate] += gradient * update;
+  sums->gradient += gradient;
 }
 
 // One function per dtype: function multiversioning does not go together with templates.
 #define TYCHO_SUM_BLOCK(name, type, lanes_type)                                                   \
   TYCHO_CLONES void name(const type* weight, const type* gradient, type* previous, int64_t count, \
                          bool refresh, Sums* sums) {                                              \
-    Doubles ww{}, gg{}, uu{}, wg{}, wu{}, gu{};                                                   \
+    Doubles ww{}, gg{}, uu{}, wg{}, wu{}, gu{}, gradients{};                                      \
     int64_t i = 0;                                                                                \
     for (; i + kLanes <= count; i += kLanes) {                                                    \
       lanes_type raw_weight, raw_gradient, raw_previous;                                          \
@@ -54,6 +56,7 @@ void accumulate(double weight, double gradient, double previous, Sums* sums) {
       wg += w * g;                                                                                \
       wu += w * u;                                                                                \
       gu += g * u;                                                                                \
+      gradients += g;                                                                             \
       if (refresh) std::memcpy(previous + i, &raw_weight, sizeof(raw_weight));                    \
     }                                                                                             \
     sums->value[kWeightSquare] = total(ww);                                                       \
@@ -62,6 +65,7 @@ void accumulate(double weight, double gradient, double previous, Sums* sums) {
     sums->value[kWeightGradient] = total(wg);                                                     \
     sums->value[kWeightUpdate] = total(wu);                                                       \
     sums->value[kGradientUpdate] = total(gu);                                                     \
+    sums->gradient = total(gradients);                                                            \
     for (; i < count; ++i) {                                                                      \
       accumulate(weight[i], gradient[i], previous[i], sums);                                      \
       if (refresh) previous[i] = weight[i];                                                       \
@@ -92,6 +96,7 @@ void sum_block(const T* weight, const T* gradient, T* previous, int64_t count, b
     Sums piece;
     sum_block(buffer[0], buffer[1], buffer[2], size, false, &piece);
     for (int s = 0; s < kParameterSums; ++s) sums->value[s] += piece.value[s];
+    sums->gradient += piece.gradient;
     if (refresh) std::copy(weight + begin, weight + begin + size, previous + begin);
   }
 }
@@ -136,12 +141,13 @@ bool fits_fast_path(const SumsInput& input) {
          weight.is_non_overlapping_and_dense() && alike(input.gradient) && alike(input.previous);
 }
 
-void forget_missing(const SumsInput& input, double* row) {
+// NaN too is the same where it is the same NaN.
+bool same_bits(double left, double right) { return std::memcmp(&left, &right, sizeof(left)) == 0; }
+
+void forget_missing(bool gradient, bool previous, double* row) {
   const double missing = std::numeric_limits<double>::quiet_NaN();
-  if (!input.gradient.defined()) {
-    row[kGradientSquare] = row[kWeightGradient] = row[kGradientUpdate] = missing;
-  }
-  if (!input.previous.defined()) {
+  if (!gradient) row[kGradientSquare] = row[kWeightGradient] = row[kGradientUpdate] = missing;
+  if (!previous) {
     row[kUpdateSquare] = row[kWeightUpdate] = row[kGradientUpdate] = missing;
   }
 }
@@ -170,8 +176,8 @@ at::Tensor sum_row(const SumsInput& input, bool refresh) {
 
 }  // namespace
 
-at::Tensor parameter_sums(const std::vector<SumsInput>& inputs, bool refresh) {
-  if (inputs.empty()) return at::empty({0, kParameterSums}, at::kDouble);
+ParameterSums parameter_sums(const std::vector<SumsInput>& inputs, bool refresh) {
+  if (inputs.empty()) return {at::empty({0, kParameterSums}, at::kDouble), {}};
   // The same blocks whatever the number of threads, and one parallel region for all of them.
   struct Block {
     size_t input;
@@ -194,7 +200,7 @@ at::Tensor parameter_sums(const std::vector<SumsInput>& inputs, bool refresh) {
     }
     one_device = one_device && inputs[i].weight.device() == inputs[0].weight.device();
   }
-  if (slow_rows == inputs.size() && one_device) return at::stack(slow);
+  if (slow_rows == inputs.size() && one_device) return {at::stack(slow), {}};
 
   at::parallel_for(0, static_cast<int64_t>(blocks.size()), 2, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
@@ -204,17 +210,28 @@ at::Tensor parameter_sums(const std::vector<SumsInput>& inputs, bool refresh) {
   });
   at::Tensor result = at::zeros({static_cast<int64_t>(inputs.size()), kParameterSums}, at::kDouble);
   const auto row = [&](size_t input) { return result.data_ptr<double>() + input * kParameterSums; };
+  std::vector<double> gradient(inputs.size(), 0.0);
   for (const Block& block : blocks) {
     for (int s = 0; s < kParameterSums; ++s) row(block.input)[s] += block.sums.value[s];
+    gradient[block.input] += block.sums.gradient;
   }
+  std::vector<size_t> changed;
   for (size_t i = 0; i < inputs.size(); ++i) {
+    bool as_delivered = inputs[i].gradient.defined();
     if (slow[i].defined()) {
       result[static_cast<int64_t>(i)].copy_(slow[i]);
-    } else {
-      forget_missing(inputs[i], row(i));
+    } else if (as_delivered && inputs[i].fingerprint.defined()) {
+      const double* delivered = inputs[i].fingerprint.data_ptr<double>();
+      as_delivered =
+          same_bits(gradient[i], delivered[0]) && same_bits(row(i)[kGradientSquare], delivered[1]);
     }
+    if (inputs[i].fingerprint.defined() && (slow[i].defined() || !as_delivered)) {
+      as_delivered = false;
+      changed.push_back(i);
+    }
+    forget_missing(as_delivered, inputs[i].previous.defined(), row(i));
   }
-  return result;
+  return {result, std::move(changed)};
 }
 
 }  // namespace tycho

@@ -13,6 +13,14 @@ struct SumsInput {
   at::Tensor weight;    ///< after the update
   at::Tensor gradient;  ///< may be undefined
   at::Tensor previous;  ///< before the update; may be undefined
+  /// sum_and_square() of the gradient that is asked for; undefined: `gradient` is that one. Else,
+  /// if `gradient` has other sums, it has been changed meanwhile and is left out.
+  at::Tensor fingerprint{};
+};
+
+struct ParameterSums {
+  at::Tensor sums;
+  std::vector<size_t> changed;  ///< inputs whose gradient is not the one with their fingerprint
 };
 
 /// float64 [inputs, kParameterSums]: accumulated in float64 from the values as they are stored. On
@@ -20,6 +28,6 @@ struct SumsInput {
 /// the weights in `previous`, for the step after. Elsewhere ATen operators on the device, nothing
 /// is waited for. Rows of what is not there are NaN. Results do not depend on the number of
 /// threads.
-at::Tensor parameter_sums(const std::vector<SumsInput>& inputs, bool refresh);
+ParameterSums parameter_sums(const std::vector<SumsInput>& inputs, bool refresh);
 
 }  // namespace tycho

@@ -69,17 +69,16 @@ bool is_zero(const at::Tensor& tensor) { return squared_norm(tensor).item<double
 
 Needs hooks_of(const Needs& needs) {
   Needs hooks = needs;
-  hooks.gradients = needs.gradients || needs.parameter_sums;
   // The sums over parameters have the squared norm of the gradient too.
   hooks.gradient_norms = needs.gradient_norms && !needs.parameter_sums;
-  hooks.probe_loss = hooks.previous_weights = hooks.parameter_sums = hooks.adam_state = false;
+  hooks.probe_loss = hooks.previous_weights = hooks.adam_state = false;
   return hooks;
 }
 
 bool any_hook(const Needs& hooks) {
-  return hooks.gradients || hooks.gradient_norms || hooks.microbatch_gradient_norms ||
-         hooks.per_example_gradient_norms || hooks.activations || hooks.output_gradients ||
-         hooks.symmetries;
+  return hooks.gradients || hooks.parameter_sums || hooks.gradient_norms ||
+         hooks.microbatch_gradient_norms || hooks.per_example_gradient_norms || hooks.activations ||
+         hooks.output_gradients || hooks.symmetries;
 }
 
 bool watches_operators(const Needs& hooks) {
@@ -89,6 +88,9 @@ bool watches_operators(const Needs& hooks) {
 
 constexpr uint64_t kFaultsUntilDisabled = 3;
 constexpr size_t kPendingSteps = 64;
+// Observed steps whose gradients nobody changed, after which they are not copied any more.
+constexpr int64_t kUnchangedUntilTrusted = 3;
+constexpr int64_t kNeverTrusted = std::numeric_limits<int64_t>::min();
 constexpr double kHealthSeconds = 2;
 
 }  // namespace
@@ -141,6 +143,7 @@ struct Session::Impl {
   bool structure_known = false;
   std::vector<at::Tensor> snapshot;  // weights before the step that runs now
   bool snapshot_valid = false;
+  int64_t unchanged_steps = 0;  // see sum_parameters
   std::unique_ptr<SettingsWatch> settings_watch;
   std::string written_settings;
   v1::OptimizerSettings settings;
@@ -231,7 +234,6 @@ struct Session::Impl {
     ProbeEntry entry;
     entry.name = probe->name();
     entry.needs = probe->needs();
-    entry.needs.gradients = entry.needs.gradients || entry.needs.parameter_sums;
     std::vector<v1::StatisticDefinition> definitions = probe->statistics();
     for (const ProbeEntry& other : probes) {
       if (other.name == entry.name) {
@@ -410,6 +412,7 @@ struct Session::Impl {
       seen = observer->uninstall(view->batch_size > 0 ? view->batch_size : 0);
     } else {
       seen.parameters.resize(facts.info.parameters.size());
+      seen.fingerprints.resize(facts.info.parameters.size());
       seen.layers.resize(facts.info.layers.size());
     }
     note_settings();
@@ -425,15 +428,8 @@ struct Session::Impl {
     }
     const bool snapshot_next = next_needs.previous_weights || next_needs.parameter_sums;
     if (due_needs.parameter_sums) {
-      std::vector<SumsInput> inputs;
-      inputs.reserve(facts.info.parameters.size());
-      for (const ParameterInfo& parameter : facts.info.parameters) {
-        const ParameterObservation& observation = seen.parameters[parameter.id];
-        inputs.push_back(
-            {parameter.tensor.detach(), observation.gradient, observation.previous_weight});
-      }
       refreshed = snapshot_next && snapshot_valid && !due_needs.previous_weights;
-      view->parameter_sums = parameter_sums(inputs, refreshed);
+      view->parameter_sums = sum_parameters(&seen, refreshed);
     }
     if (due_needs.probe_loss && probe_loss && !probe_loss_suspended) evaluate_probe(view);
     view->model = &facts.info;
@@ -466,6 +462,47 @@ struct Session::Impl {
         trace->push(std::move(*seen.structure));
       }
     }
+  }
+
+  /// A gradient that was not copied is taken from `.grad`, provided it still is the one that
+  /// backward delivered.
+  at::Tensor sum_parameters(StepObservation* seen, bool refresh) {
+    std::vector<SumsInput> inputs;
+    inputs.reserve(facts.info.parameters.size());
+    bool copied = false;
+    bool changed = false;
+    for (const ParameterInfo& parameter : facts.info.parameters) {
+      ParameterObservation& observation = seen->parameters[parameter.id];
+      const at::Tensor& fingerprint = seen->fingerprints[parameter.id];
+      const at::Tensor grad = parameter.tensor.grad();
+      if (fingerprint.defined()) {
+        observation.gradient = grad;
+      } else if (unchanged_steps >= 0 && unchanged_steps < kUnchangedUntilTrusted &&
+                 observation.gradient.defined() && observation.gradient.device().is_cpu()) {
+        copied = true;
+        changed = changed || !grad.defined() || !at::equal(grad, observation.gradient);
+      }
+      inputs.push_back({parameter.tensor.detach(), observation.gradient,
+                        observation.previous_weight, fingerprint});
+    }
+    ParameterSums result = parameter_sums(inputs, refresh);
+    for (const size_t id : result.changed) {
+      changed = true;
+      seen->parameters[id].gradient = at::Tensor();
+      event(v1::Event::NOT_OBSERVED, "gradient_changed_before_step",
+            fmt::format("the gradient of {} was changed between backward and the optimizer, for "
+                        "the first time after {} steps: this step has no inner products with it, "
+                        "and gradients are copied from now on",
+                        facts.info.parameters[id].name, unchanged_steps),
+            v1::SCOPE_PARAMETER, static_cast<uint32_t>(id));
+    }
+    if (changed) {
+      unchanged_steps = kNeverTrusted;
+    } else if (copied && unchanged_steps >= 0) {
+      ++unchanged_steps;
+    }
+    observer->trust_gradients(unchanged_steps >= kUnchangedUntilTrusted);
+    return result.sums;
   }
 
   void charge(size_t index, double seconds) {

@@ -199,8 +199,12 @@ void products(const at::Tensor& left, const at::Tensor& right, double* result) {
 
 }  // namespace
 
+bool sums_fast(const at::Tensor& tensor) {
+  return is_fast(tensor) && tensor.is_non_overlapping_and_dense();
+}
+
 at::Tensor squared_norm(const at::Tensor& tensor) {
-  if (is_fast(tensor) && tensor.is_non_overlapping_and_dense()) {
+  if (sums_fast(tensor)) {
     return at::scalar_tensor(
         tensor.scalar_type() == at::kFloat ? squared<float>(tensor) : squared<double>(tensor),
         at::kDouble);
@@ -210,7 +214,7 @@ at::Tensor squared_norm(const at::Tensor& tensor) {
 }
 
 at::Tensor sum_and_square(const at::Tensor& tensor) {
-  if (is_fast(tensor) && tensor.is_non_overlapping_and_dense()) {
+  if (sums_fast(tensor)) {
     const at::Tensor result = at::zeros({2}, at::kDouble);
     if (tensor.scalar_type() == at::kFloat) {
       sums<float>(tensor, result.data_ptr<double>());

@@ -8,6 +8,9 @@
 // number of threads.
 namespace tycho {
 
+/// Whether these sums take one pass without a copy.
+bool sums_fast(const at::Tensor& tensor);
+
 /// |x|^2 as a float64 scalar tensor on the tensor's device.
 at::Tensor squared_norm(const at::Tensor& tensor);
 

@@ -29,7 +29,6 @@ class NonFiniteProbe : public Probe {
 
   Needs needs() const override {
     Needs needs;
-    needs.gradients = true;
     needs.parameter_sums = true;
     return needs;
   }
@@ -45,6 +44,9 @@ class NonFiniteProbe : public Probe {
       const double* row = on_host ? sums + parameter.id * kParameterSums : nullptr;
       Slots& slot = slots[parameter.id];
       slot.gradient_seen = seen.gradient.defined();
+      if (!slot.gradient_seen && seen.gradient_norm_sq.defined()) {
+        slot.norm = transfer.send(seen.gradient_norm_sq);
+      }
       if (slot.gradient_seen && !(on_host && std::isfinite(row[kGradientSquare]))) {
         slot.gradient = transfer.send(count(seen.gradient));
       }
@@ -63,6 +65,8 @@ class NonFiniteProbe : public Probe {
           gradient_total += entries;
           recorder.parameter("grad_non_finite", parameter.id, entries, Recorder::kUnknown);
           if (entries > 0) announce(parameter, "gradient", recorder);
+        } else if (slot.norm != kNone && !std::isfinite(arrived.value(slot.norm))) {
+          announce(parameter, "gradient", recorder);  // How many is not known any more.
         }
         const double entries = slot.weight == kNone ? 0 : arrived.value(slot.weight);
         weight_total += entries;
@@ -79,6 +83,7 @@ class NonFiniteProbe : public Probe {
   struct Slots {
     bool gradient_seen = false;
     size_t gradient = kNone;
+    size_t norm = kNone;
     size_t weight = kNone;
   };
 

@@ -200,6 +200,63 @@ TEST_F(SessionTest, RecordsWhatTheStepUsedAlsoWithClippingDecayAndALateScheduler
   EXPECT_EQ(run.run.optimizer(), "SGD");
 }
 
+TEST_F(SessionTest, GradientsChangedLateAreLeftOutOnceAndRightEverAfter) {
+  if (!test_device().is_cpu()) return;  // Elsewhere gradients are always copied.
+  auto model = small_model();
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  constexpr int kFirstChange = 6;
+  std::map<int, double> expected;
+  {
+    Session session(*model, optimizer, every_step());
+    for (int step = 0; step < 12; ++step) {
+      const Batch batch;
+      optimizer.zero_grad();
+      auto loss = loss_of(model, batch);
+      loss.backward();
+      const auto weight = model->parameters()[0];
+      const auto before = weight.detach().clone();
+      const auto gradient = weight.grad().clone();
+      // As clip_grad_norm_ writes: no version counter shows it.
+      if (step >= kFirstChange && step % 2 == 0) weight.grad().data().mul_(-0.5);
+      optimizer.step();
+      expected[step] = sum_of_products(gradient, weight.detach() - before);
+      session.step(loss, 8);
+    }
+  }
+  const RunContents run(directory_);
+  const auto& series = run.values.at("grad_dot_update#0.weight");
+  for (const auto& [step, value] : expected) {
+    if (step == kFirstChange) {
+      EXPECT_EQ(series.count(step), 0U);
+    } else {
+      EXPECT_NEAR(run.at("grad_dot_update#0.weight", step), value, 1e-7) << step;
+    }
+  }
+  EXPECT_EQ(run.values.at("update_norm_sq#0.weight").size(), 12U);
+  EXPECT_EQ(run.events.at("gradient_changed_before_step").step(), kFirstChange);
+}
+
+TEST_F(SessionTest, NonFiniteGradientsThatAreDroppedLateAreSaid) {
+  if (!test_device().is_cpu()) return;
+  auto model = small_model();
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  {
+    Session session(*model, optimizer, every_step());
+    for (int step = 0; step < 8; ++step) {
+      const Batch batch;
+      optimizer.zero_grad();
+      auto loss = loss_of(model, batch) * (step == 6 ? INFINITY : 1.0);
+      loss.backward();
+      if (step == 6) {
+        for (auto& parameter : model->parameters()) parameter.grad().data().zero_();
+      }
+      optimizer.step();
+      session.step(loss, 8);
+    }
+  }
+  EXPECT_EQ(RunContents(directory_).events.at("non_finite_gradient").step(), 6);
+}
+
 TEST_F(SessionTest, GradientNoiseAgreesWithOneBackwardPerExample) {
   auto model = small_model();
   model->to(torch::kFloat64);

@@ -24,7 +24,7 @@ struct Needs {
   bool activations = false;                 ///< LayerObservation, forward part
   bool output_gradients = false;            ///< LayerObservation, backward part
   bool probe_loss = false;                  ///< StepView::probe_loss
-  bool parameter_sums = false;              ///< StepView::parameter_sums (implies gradients)
+  bool parameter_sums = false;              ///< StepView::parameter_sums
   bool adam_state = false;                  ///< ParameterObservation::adam_*
   bool symmetries = false;                  ///< StepView::symmetries
 
@@ -68,7 +68,7 @@ struct ModelInfo {
 struct ParameterObservation {
   /// Sum over the step's microbatches of what backward delivered, divided by the loss scale where
   /// that is not 1: before clipping, weight decay and the optimizer. Undefined: none, or not to be
-  /// had exactly.
+  /// had exactly. Where only parameter sums were asked for it may be `.grad` itself.
   at::Tensor gradient;
   /// |gradient|^2, a float64 scalar tensor: cheaper where only this is asked for.
   at::Tensor gradient_norm_sq;
