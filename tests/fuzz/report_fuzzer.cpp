@@ -61,7 +61,7 @@ class Instructions {
   uint32_t id(uint32_t known) {
     return below(16) == 0 ? static_cast<uint32_t>(word()) : below(known + 1);
   }
-  v1::Scope scope() { return static_cast<v1::Scope>(below(5)); }
+  v1::Scope scope() { return static_cast<v1::Scope>(below(6)); }
   std::string text() {
     static const char* const kTexts[] = {
         "",
