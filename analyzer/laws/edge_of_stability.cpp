@@ -13,9 +13,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/edge_series.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
-#include "laws/training_regime.h"
 #include "src/statistics/recent_half.h"
 #include "src/statistics/thinned_series.h"
 
@@ -71,14 +71,9 @@ class EdgeOfStability : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
-    sharpness_ = context.column("preconditioned_sharpness", v1::SCOPE_RUN);
-    error_ = context.column("preconditioned_sharpness_error_bound", v1::SCOPE_RUN);
-    threshold_ = context.column("stability_threshold", v1::SCOPE_RUN);
     share_ = context.column("preconditioned_eigenvector_share", v1::SCOPE_LAYER);
     epsilon_share_ = context.column("epsilon_floor_share", v1::SCOPE_PARAMETER);
-    learning_rate_ = context.column("learning_rate", v1::SCOPE_RUN);
-    regime_.begin(context);
-    loss_.begin(context);
+    edge_.begin(context);
     layer_.clear();
     for (const v1::Layer& layer : context.model().layer()) layer_.push_back(layer.path());
     elements_.clear();
@@ -88,31 +83,20 @@ class EdgeOfStability : public Law {
   }
 
   void observe(const Frame& frame) override {
-    regime_.observe(frame);
-    loss_.observe(frame, regime_.kind() == BatchRegime::Kind::kFull);
-    if (frame.optimizer() != nullptr) {
-      adaptive_ = frame.optimizer()->optimizer() != "SGD";
-      if (frame.optimizer()->group_size() > 0)
-        last_rate_ = frame.optimizer()->group(0).learning_rate();
-    }
-    if (const double rate = frame.column(learning_rate_)[0]; std::isfinite(rate)) last_rate_ = rate;
+    edge_.observe(frame);
     take_epsilon_share(frame);
-    if (current_.begin >= 0) current_.rises.add({loss_.rose()}, frame.step());
-    if (!std::isnan(loss_.level())) last_level_ = loss_.level();
-    const double threshold = frame.column(threshold_)[0];
-    const double ratio = frame.column(sharpness_)[0] / threshold;
-    if (!(threshold > 0) || !std::isfinite(ratio)) return;
-    const double bound = frame.column(error_)[0] / threshold;
+    if (current_.begin >= 0) current_.rises.add({edge_.loss().rose()}, frame.step());
+    if (!edge_.measured()) return;
+    const double threshold = edge_.threshold();
     if (current_.begin < 0 || std::fabs(threshold / current_.threshold - 1) > kSameSettings) {
       if (observations(current_) > observations(longest_)) longest_ = current_;
       current_ = Stretch();
       current_.begin = frame.step();
       current_.threshold = threshold;
     }
-    current_.learning_rate = last_rate_;
-    const double error = bound >= 0 ? bound : 0;
-    current_.ratio.add({ratio, error}, frame.step());
-    current_.points.add({ratio, error, last_level_}, frame.step());
+    current_.learning_rate = edge_.learning_rate();
+    current_.ratio.add({edge_.ratio(), edge_.ratio_error()}, frame.step());
+    current_.points.add({edge_.ratio(), edge_.ratio_error(), edge_.last_level()}, frame.step());
     if (const ColumnValues share = frame.column(share_); share.present)
       last_share_.assign(share.value, share.value + share.size);
   }
@@ -185,7 +169,7 @@ class EdgeOfStability : public Law {
   }
 
   void judge_stretch(const Stretch& stretch, Finding* finding) const {
-    const double tolerance = adaptive_ ? kAdaptiveTolerance : kTolerance;
+    const double tolerance = edge_.adaptive() ? kAdaptiveTolerance : kTolerance;
     const auto& points = stretch.points.points();
     const Estimate mean = stretch.ratio.blocks().mean({1, 0});
     const double median = stretch.points.median(0, points.size() / 2, points.size());
@@ -211,7 +195,7 @@ class EdgeOfStability : public Law {
     const std::string rate = std::isfinite(stretch.learning_rate)
                                  ? " at learning rate " + format_number(stretch.learning_rate)
                                  : "";
-    if (adaptive_ && floor_share_ > kLargestEpsilonShare) {
+    if (edge_.adaptive() && floor_share_ > kLargestEpsilonShare) {
       set_verdict(*finding, Verdict::kNotApplicable);
       finding->gate = fmt::format(
           "epsilon dominates the preconditioner in {:.0f} % of the entries: the number is an "
@@ -219,13 +203,13 @@ class EdgeOfStability : public Law {
           100 * floor_share_);
       return;
     }
-    if (!regime_.is_large()) {
+    if (!edge_.regime().is_large()) {
       set_verdict(*finding, Verdict::kNotApplicable);
-      finding->gate = regime_.describe() +
+      finding->gate = edge_.regime().describe() +
                       "; with gradient noise training becomes unstable at a lower sharpness";
       return;
     }
-    finding->gate = regime_.describe();
+    finding->gate = edge_.regime().describe();
     const bool rising = loss_rises(stretch.points);
     if (finding->ci_low > 1 + tolerance && (median > kCatapult || rising)) {
       if (rising) {
@@ -296,17 +280,9 @@ class EdgeOfStability : public Law {
         rate, limiting_layer());
   }
 
-  ColumnIndex sharpness_ = kNoColumn;
-  ColumnIndex error_ = kNoColumn;
-  ColumnIndex threshold_ = kNoColumn;
   ColumnIndex share_ = kNoColumn;
   ColumnIndex epsilon_share_ = kNoColumn;
-  ColumnIndex learning_rate_ = kNoColumn;
-  BatchRegime regime_;
-  LossWitness loss_;
-  bool adaptive_ = false;
-  double last_rate_ = kUnknown;
-  double last_level_ = kUnknown;
+  EdgeSeries edge_;
   double floor_share_ = 0;
   Stretch current_;
   Stretch longest_;  // of those before
