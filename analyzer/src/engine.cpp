@@ -15,7 +15,9 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr uint32_t kNoEntity = std::numeric_limits<uint32_t>::max();
 /// Statistic ids come from a file: a table indexed by them must not be as large as a hostile id.
 constexpr uint32_t kLargestStatisticId = 1u << 16;
-constexpr size_t kScopes = 4;
+constexpr size_t kScopes = 5;
+/// Positions of a list come from a file too: no list is longer.
+constexpr uint32_t kLongestList = 4096;
 constexpr size_t kMostEvents = 4096;
 constexpr double kFalseDiscoveryRate = 0.05;
 
@@ -50,12 +52,15 @@ class Context : public RunContext {
     return found->second;
   }
 
+  /// 0 at scope index, where every step says its own length.
   size_t entities(v1::Scope scope) const {
     switch (scope) {
       case v1::SCOPE_LAYER:
         return static_cast<size_t>(model_.layer_size());
       case v1::SCOPE_PARAMETER:
         return static_cast<size_t>(model_.parameter_size());
+      case v1::SCOPE_INDEX:
+        return 0;
       default:
         return 1;
     }
@@ -221,7 +226,8 @@ void Engine::Impl::merge_registry(const v1::StatisticRegistry& registry) {
     }
     const size_t slot = definition.id();
     if (column_of.size() <= slot * kScopes) column_of.resize((slot + 1) * kScopes, kNoColumn);
-    for (const v1::Scope scope : {v1::SCOPE_RUN, v1::SCOPE_LAYER, v1::SCOPE_PARAMETER}) {
+    for (const v1::Scope scope :
+         {v1::SCOPE_RUN, v1::SCOPE_LAYER, v1::SCOPE_PARAMETER, v1::SCOPE_INDEX}) {
       column_of[slot * kScopes + static_cast<size_t>(scope)] =
           context.column(definition.name(), scope);
     }
@@ -267,7 +273,7 @@ void Engine::Impl::accept(const v1::Column& column) {
   const double* value = column.value().data();
   const double* error = has_error ? column.standard_error().data() : nullptr;
   // The common case, all entities in order, is a copy.
-  bool dense = !run_scope && static_cast<size_t>(count) == size &&
+  bool dense = !run_scope && size > 0 && static_cast<size_t>(count) == size &&
                (is_layer ? layers_identical : parameters_identical);
   if (dense) {
     uint32_t difference = 0;
@@ -296,8 +302,25 @@ void Engine::Impl::accept(const v1::Column& column) {
     if (has_error) store.standard_error[0] = column.standard_error(0);
     return;
   }
-  const std::vector<uint32_t>& table = is_layer ? layer_of : parameter_of;
   bool complete = true;
+  if (column.scope() == v1::SCOPE_INDEX) {
+    for (int i = 0; i < count; ++i) {
+      if (entity[i] >= kLongestList) {
+        complete = false;
+        continue;
+      }
+      const size_t length = size_t{entity[i]} + 1;
+      if (store.value.size() < length) store.value.resize(length, not_measured());
+      store.value[entity[i]] = value[i];
+      if (error == nullptr) continue;
+      if (store.standard_error.size() < length) store.standard_error.resize(length, kNan);
+      store.standard_error[entity[i]] = error[i];
+    }
+    store.standard_error.resize(store.value.size(), kNan);
+    if (!complete) ++ignored.malformed;
+    return;
+  }
+  const std::vector<uint32_t>& table = is_layer ? layer_of : parameter_of;
   for (int i = 0; i < count; ++i) {
     if (entity[i] >= table.size()) {
       complete = false;
@@ -538,6 +561,7 @@ std::string RunContext::scope_name(v1::Scope scope, uint32_t entity) const {
   if (scope == v1::SCOPE_PARAMETER && entity < static_cast<uint32_t>(model().parameter_size())) {
     return "param:" + model().parameter(static_cast<int>(entity)).name();
   }
+  if (scope == v1::SCOPE_INDEX) return "index:" + std::to_string(entity);
   return "run";
 }
 

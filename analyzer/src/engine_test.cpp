@@ -164,6 +164,57 @@ TEST_F(EngineTest, UnusableColumnsAreCountedAndTheRestIsKept) {
   EXPECT_EQ(engine_.ignored().malformed, 3u);
 }
 
+TEST_F(EngineTest, AListHasItsOwnLengthAtEachStep) {
+  std::vector<std::vector<double>> lists;
+  engine_.add_consumer([&](const RunContext& context, const Frame& frame) {
+    const ColumnValues list = frame.column(context.column("eigenvalue", v1::SCOPE_INDEX));
+    lists.emplace_back(list.value, list.value + (list.present ? list.size : 0));
+  });
+  run_.statistic("eigenvalue");
+  run_.open();
+  run_.step(0);
+  run_.put("eigenvalue", v1::SCOPE_INDEX, {3.0, 2.0, 1.0});
+  run_.step(1);
+  run_.put("loss", 1);
+  run_.step(2);
+  run_.put("eigenvalue", v1::SCOPE_INDEX, {5.0});
+  run_.finish();
+  EXPECT_EQ(lists, (std::vector<std::vector<double>>{{3, 2, 1}, {}, {5}}));
+  EXPECT_EQ(engine_.context().scope_name(v1::SCOPE_INDEX, 7), "index:7");
+}
+
+TEST_F(EngineTest, AListIsNotAsLongAsAHostileTraceSays) {
+  size_t size = 0;
+  engine_.add_consumer([&](const RunContext& context, const Frame& frame) {
+    const ColumnValues list = frame.column(context.column("eigenvalue", v1::SCOPE_INDEX));
+    size = list.size;
+    EXPECT_FALSE(is_measured(list.value[0]));
+    EXPECT_EQ(list[1], 2.0);
+    ASSERT_NE(list.standard_error, nullptr);
+    EXPECT_TRUE(std::isnan(list.standard_error[1]));
+  });
+  const uint32_t statistic = run_.statistic("eigenvalue");
+  run_.open();
+  v1::Record record;
+  v1::Column* column = record.add_column();
+  column->set_statistic(statistic);
+  column->set_scope(v1::SCOPE_INDEX);
+  column->add_entity(1);
+  column->add_value(2);
+  // Nothing of the second column is within bounds: its errors must be as many as the values all
+  // the same.
+  column = record.add_column();
+  column->set_statistic(statistic);
+  column->set_scope(v1::SCOPE_INDEX);
+  column->add_entity(4000000000u);
+  column->add_value(3);
+  column->add_standard_error(1);
+  engine_.on_record("p", record, 0);
+  engine_.finish();
+  EXPECT_EQ(size, 2u);
+  EXPECT_EQ(engine_.ignored().malformed, 1u);
+}
+
 TEST_F(EngineTest, EntitiesMayComeInAnyOrder) {
   run_.open();
   v1::Record record;

@@ -5,6 +5,9 @@ namespace tycho::analyzer {
 std::vector<std::unique_ptr<Law>> make_laws() {
   std::vector<std::unique_ptr<Law>> laws;
   laws.push_back(make_gradient_noise_scale());
+  laws.push_back(make_edge_of_stability());
+  laws.push_back(make_catapult());
+  laws.push_back(make_one_step_loss_change());
   laws.push_back(make_rotational_equilibrium());
   laws.push_back(make_norm_stationarity());
   laws.push_back(make_fluctuation_dissipation());

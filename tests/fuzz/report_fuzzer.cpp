@@ -61,7 +61,7 @@ class Instructions {
   uint32_t id(uint32_t known) {
     return below(16) == 0 ? static_cast<uint32_t>(word()) : below(known + 1);
   }
-  v1::Scope scope() { return static_cast<v1::Scope>(below(5)); }
+  v1::Scope scope() { return static_cast<v1::Scope>(below(6)); }
   std::string text() {
     static const char* const kTexts[] = {
         "",
@@ -112,6 +112,24 @@ const char* const kStatistics[] = {
     "epsilon_floor_share",
     "symmetry_residual",
     "conservation_error",
+    "sharpness",
+    "preconditioned_sharpness",
+    "preconditioned_sharpness_error_bound",
+    "stability_threshold",
+    "preconditioned_eigenvector_share",
+    "hessian_eigenvalue",
+    "hessian_eigenvalue_error_bound",
+    "hessian_trace",
+    "spectral_density_node",
+    "spectral_density_weight",
+    "batch_sharpness",
+    "batch_sharpness_pooled",
+    "top_subspace_fraction",
+    "gradient_curvature_overlap",
+    "loss_change",
+    "loss_change_first_order",
+    "loss_change_second_order",
+    "gain_ratio",
     "of_ones_own",
 };
 constexpr uint32_t kStatisticCount = sizeof(kStatistics) / sizeof(kStatistics[0]);

@@ -51,6 +51,21 @@ TEST(ExportTest, CsvIsLongFormWithNumbersThatRoundTrip) {
   EXPECT_EQ(exported(analyzer::export_csv, scratch), kGoldenCsv);
 }
 
+TEST(ExportTest, PositionsOfAListAreScopes) {
+  const ScratchDirectory scratch;
+  write_list_run(scratch.path("run"));
+  const std::string path = scratch.path("exported");
+  std::FILE* out = std::fopen(path.c_str(), "wb");
+  const auto outcome = analyzer::export_csv(scratch.path("run"), out);
+  std::fclose(out);
+  EXPECT_TRUE(outcome.ok());
+  EXPECT_EQ(read_file(path),
+            "step,scope,statistic,value,stderr\n"
+            "0,index:0,hessian_eigenvalue,3,\n"
+            "0,index:1,hessian_eigenvalue,2,\n"
+            "1,index:0,hessian_eigenvalue,4,\n");
+}
+
 TEST(ExportTest, CsvDoesNotDependOnTheLocale) {
   const std::locale before = std::locale::global(std::locale(std::locale(), new DecimalComma));
   std::ostringstream text;

@@ -65,6 +65,30 @@ void write_golden_run(const std::string& directory) {
   EXPECT_TRUE(writer->close().ok());
 }
 
+void write_list_run(const std::string& directory) {
+  v1::StatisticRegistry registry;
+  v1::StatisticDefinition* definition = registry.add_statistic();
+  definition->set_name("hessian_eigenvalue");
+  definition->add_scope(v1::SCOPE_INDEX);
+  trace::RunWriterOptions options;
+  options.directory = directory;
+  auto writer = trace::RunWriter::open(options, sample_run("list"), sample_model(1), registry);
+  ASSERT_TRUE(writer.ok()) << writer.status().message();
+  const std::vector<std::vector<double>> lists = {{3, 2}, {4}};
+  for (size_t step = 0; step < lists.size(); ++step) {
+    v1::Record record;
+    record.set_step(static_cast<int64_t>(step));
+    auto* column = record.add_column();
+    column->set_scope(v1::SCOPE_INDEX);
+    for (size_t i = 0; i < lists[step].size(); ++i) {
+      column->add_entity(static_cast<uint32_t>(i));
+      column->add_value(lists[step][i]);
+    }
+    writer.value()->write("curvature", record, 1000);
+  }
+  EXPECT_TRUE(writer.value()->close().ok());
+}
+
 void write_long_run(const std::string& directory, int64_t steps) {
   auto writer = open_run(directory, sample_run("long"), sample_model(4));
   for (int64_t step = 0; step < steps; ++step) {

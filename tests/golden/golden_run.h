@@ -14,6 +14,9 @@ inline const char* const kHostileName = "</script><img src=x onerror=\"alert('1'
 /// smallest and the largest double, and one standard error.
 void write_golden_run(const std::string& directory);
 
+/// Eigenvalues 3 and 2 at step 0, 4 at step 1.
+void write_list_run(const std::string& directory);
+
 /// `steps` steps of four layers, with a loss, sealed.
 void write_long_run(const std::string& directory, int64_t steps);
 

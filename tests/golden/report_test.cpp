@@ -100,6 +100,20 @@ TEST(ReportTest, SeriesKeepsExtremesMeansAndCountsOfAllSteps) {
   }
 }
 
+TEST(ReportTest, ListsHaveASeriesForEachPosition) {
+  const ScratchDirectory scratch;
+  write_list_run(scratch.path("run"));
+  const analyzer::Report report = read(scratch.path("run"));
+  const auto first = report.series.series({"hessian_eigenvalue", v1::SCOPE_INDEX}, 0);
+  const auto second = report.series.series({"hessian_eigenvalue", v1::SCOPE_INDEX}, 1);
+  ASSERT_EQ(first.size(), 2u);
+  EXPECT_EQ(first[1].sum, 4);
+  ASSERT_FALSE(second.empty());
+  EXPECT_EQ(second[0].sum, 2);
+  EXPECT_EQ(second.back().count, second.size() == 1 ? 1u : 0u);
+  EXPECT_THAT(analyzer::html_report(report), HasSubstr("\"scope\":\"index:1\""));
+}
+
 TEST(ReportTest, TextHasNoControlCharactersOfTheTraceAndColoursOnlyOnRequest) {
   const ScratchDirectory scratch;
   write_golden_run(scratch.path("run"));

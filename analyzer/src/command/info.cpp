@@ -28,7 +28,10 @@ std::string describe(const v1::StatisticRegistry& registry) {
     std::string scopes;
     for (const int scope : statistic.scope()) {
       scopes += scopes.empty() ? "" : ", ";
-      scopes += scope == v1::SCOPE_RUN ? "run" : scope == v1::SCOPE_LAYER ? "layer" : "parameter";
+      scopes += scope == v1::SCOPE_RUN     ? "run"
+                : scope == v1::SCOPE_LAYER ? "layer"
+                : scope == v1::SCOPE_INDEX ? "index"
+                                           : "parameter";
     }
     text += fmt::format("`{}` = {}  [{}]  {}; probe {}\n  {}\n  Source: {}\n\n", statistic.name(),
                         statistic.symbol(), statistic.unit(), scopes, statistic.probe(),

@@ -15,9 +15,9 @@ struct ExportOutcome {
 };
 
 /// Long form, one value a line: `step,scope,statistic,value,stderr`. Scope is `run`, `layer:<module
-/// path>` or `param:<parameter name>`; numbers have 17 digits and do not depend on the locale;
-/// `nan` and `inf` are spelled so; an unknown standard error is empty. Fields with commas, quotes
-/// or line ends are quoted as in RFC 4180.
+/// path>`, `param:<parameter name>` or `index:<position>`; numbers have 17 digits and do not depend
+/// on the locale; `nan` and `inf` are spelled so; an unknown standard error is empty. Fields with
+/// commas, quotes or line ends are quoted as in RFC 4180.
 Result<ExportOutcome> export_csv(const std::string& run, std::FILE* out);
 /// One JSON object a line with the fields of the CSV; NaN and infinity are the strings "nan",
 /// "inf", "-inf".

@@ -46,16 +46,19 @@ class Stream : public trace::MessageHandler {
                           : column.scope() == v1::SCOPE_PARAMETER ? &parameters_
                                                                   : nullptr;
       for (int i = 0; i < column.value_size(); ++i) {
-        std::string unknown_scope;
-        if (names == nullptr) {
+        std::string own_scope;
+        if (column.scope() == v1::SCOPE_INDEX && i < column.entity_size()) {
+          own_scope = fmt::format("index:{}", column.entity(i));
+          value.scope = &own_scope;
+        } else if (names == nullptr) {
           value.scope = &run_;
         } else if (i < column.entity_size() && column.entity(i) < names->size()) {
           value.scope = &(*names)[column.entity(i)];
         } else {
-          unknown_scope =
+          own_scope =
               fmt::format("{}:#{}", column.scope() == v1::SCOPE_LAYER ? "layer" : "param",
                           i < column.entity_size() ? column.entity(i) : static_cast<uint32_t>(i));
-          value.scope = &unknown_scope;
+          value.scope = &own_scope;
         }
         value.value = column.value(i);
         value.standard_error = i < column.standard_error_size()

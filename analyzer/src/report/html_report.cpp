@@ -95,6 +95,7 @@ std::string chart_link(const Report& report, const std::string& statistic,
                        const std::string& scope) {
   const v1::Scope kind = scope == "run"                  ? v1::SCOPE_RUN
                          : scope.rfind("layer:", 0) == 0 ? v1::SCOPE_LAYER
+                         : scope.rfind("index:", 0) == 0 ? v1::SCOPE_INDEX
                                                          : v1::SCOPE_PARAMETER;
   const auto& recorded = report.series.recorded();
   const auto has = [&](v1::Scope at) {
@@ -103,7 +104,8 @@ std::string chart_link(const Report& report, const std::string& statistic,
     });
   };
   if (statistic.empty() || (!has(kind) && kind != v1::SCOPE_RUN)) return "";
-  if (!has(kind) && !has(v1::SCOPE_LAYER) && !has(v1::SCOPE_PARAMETER)) return "";
+  if (!has(kind) && !has(v1::SCOPE_LAYER) && !has(v1::SCOPE_PARAMETER) && !has(v1::SCOPE_INDEX))
+    return "";
   return fmt::format(
       " <a class=\"noprint\" href=\"#views\" data-statistic=\"{}\" data-scope=\"{}\">see the "
       "chart</a>",
@@ -296,6 +298,7 @@ json view_data(const Report& report) {
     }
     entry["scope"] = key.scope == v1::SCOPE_RUN     ? "run"
                      : key.scope == v1::SCOPE_LAYER ? "layers"
+                     : key.scope == v1::SCOPE_INDEX ? "positions"
                                                     : "parameters";
     for (size_t entity = 0; entity < entities; ++entity) {
       json mean = json::array();
@@ -333,6 +336,9 @@ json view_data(const Report& report) {
                    ? report.model.parameter(static_cast<int>(entity)).name()
                    : fmt::format("parameter {}", entity);
         scope = "param:" + name;
+      } else if (key.scope == v1::SCOPE_INDEX) {
+        name = fmt::format("number {}", entity + 1);
+        scope = fmt::format("index:{}", entity);
       }
       json item = {{"name", name}, {"scope", scope}, {"mean", mean}};
       if (band) {
@@ -345,10 +351,10 @@ json view_data(const Report& report) {
     }
     if (!entry["entities"].empty()) series.push_back(entry);
   }
-  // Layers first: that is what the section is for; then parameters, then the run.
+  // Layers first: that is what the section is for; then parameters and lists, then the run.
   std::stable_sort(series.begin(), series.end(), [](const json& a, const json& b) {
     const auto rank = [](const json& entry) {
-      return entry["scope"] == "layers" ? 0 : entry["scope"] == "parameters" ? 1 : 2;
+      return entry["scope"] == "layers" ? 0 : entry["scope"] == "run" ? 3 : 1;
     };
     return rank(a) < rank(b);
   });

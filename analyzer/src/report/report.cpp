@@ -55,9 +55,11 @@ std::vector<const Finding*> what_to_do(const Report& report) {
   std::vector<const Finding*> chosen;
   for (const Finding& finding : report.findings) {
     const bool speaks = finding.verdict == Verdict::kHolds || finding.verdict == Verdict::kViolated;
-    // An estimate with its interval may be worth acting upon though the law could not be tested.
+    // An estimate with its interval may be worth acting upon though the law could not be tested, or
+    // has nothing to say yet.
     const bool estimates =
-        finding.verdict == Verdict::kUnderpowered && std::isfinite(finding.ci_low);
+        (finding.verdict == Verdict::kUnderpowered || finding.verdict == Verdict::kNotYet) &&
+        std::isfinite(finding.ci_low);
     if ((!speaks && !estimates) || finding.advice.empty() || finding.importance < kWorthIt)
       continue;
     // One scope of a law stands for its peers: the most important comes first.

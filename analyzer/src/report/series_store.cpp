@@ -6,6 +6,9 @@
 namespace tycho::analyzer {
 namespace {
 
+/// More lines than that are no chart; the list comes from a file and may be long.
+constexpr size_t kMostPositions = 64;
+
 void add(double value, double error, Bucket* bucket) {
   if (!std::isfinite(value)) {
     ++bucket->non_finite;
@@ -45,7 +48,8 @@ void SeriesStore::prepare(const RunContext& context) {
   prepared_for_ = &registry;
   prepared_statistics_ = registry.statistic_size();
   for (const auto& statistic : registry.statistic()) {
-    for (const v1::Scope scope : {v1::SCOPE_RUN, v1::SCOPE_LAYER, v1::SCOPE_PARAMETER}) {
+    for (const v1::Scope scope :
+         {v1::SCOPE_RUN, v1::SCOPE_LAYER, v1::SCOPE_PARAMETER, v1::SCOPE_INDEX}) {
       const bool known = std::any_of(columns_.begin(), columns_.end(), [&](const Column& column) {
         return column.key.statistic == statistic.name() && column.key.scope == scope;
       });
@@ -80,11 +84,13 @@ void SeriesStore::observe(const RunContext& context, const Frame& frame) {
   for (Column& column : columns_) {
     const ColumnValues values = frame.column(column.index);
     if (!values.present) continue;
-    if (column.entities < values.size) {
-      column.entities = values.size;
-      column.open.resize(values.size);
+    const size_t size =
+        column.key.scope == v1::SCOPE_INDEX ? std::min(values.size, kMostPositions) : values.size;
+    if (column.entities < size) {
+      column.entities = size;
+      column.open.resize(size);
     }
-    for (size_t i = 0; i < values.size; ++i) {
+    for (size_t i = 0; i < size; ++i) {
       if (!is_measured(values.value[i])) continue;
       const double error =
           values.standard_error != nullptr ? values.standard_error[i] : not_measured();

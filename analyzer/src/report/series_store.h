@@ -27,7 +27,8 @@ struct Bucket {
 
 /// Minimum, maximum and mean of every series over stretches of equal length: what a screen can
 /// show. The number of stretches stays between half of and all of `capacity` however long the run
-/// is; memory depends on the number of series only.
+/// is; memory depends on the number of series only. Of lists (scope index) the first 64 positions
+/// are kept.
 class SeriesStore {
  public:
   /// `capacity`: even, at least 2.

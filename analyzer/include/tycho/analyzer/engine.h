@@ -13,8 +13,9 @@ namespace tycho::analyzer {
 /// Records that could not be used, by reason.
 struct IgnoredRecords {
   uint64_t unknown_statistic = 0;  ///< columns whose statistic no registry defines
-  uint64_t malformed = 0;  ///< columns with unequal lengths, unknown entities or an unknown scope
-  uint64_t late = 0;       ///< records of a step whose frame was already complete
+  uint64_t malformed =
+      0;  ///< columns with unequal lengths, unknown entities, too long a list or an unknown scope
+  uint64_t late = 0;  ///< records of a step whose frame was already complete
 };
 
 /// Turns messages into frames and feeds them to laws and to other consumers. It is a

@@ -32,8 +32,10 @@ inline bool is_measured(double value) {
 struct ColumnValues {
   const double* value = nullptr;
   const double* standard_error = nullptr;  ///< nullptr where not recorded
-  size_t size = 0;                         ///< number of layers or parameters; 1 at scope run
-  bool present = false;                    ///< measured at this step
+  /// Number of layers or parameters; 1 at scope run; at scope index the length of the list at this
+  /// step.
+  size_t size = 0;
+  bool present = false;  ///< measured at this step
   double operator[](size_t entity) const {
     return present && entity < size ? value[entity] : __builtin_nan("");
   }
@@ -65,7 +67,7 @@ class RunContext {
   /// Index of a statistic at a scope; the same for the whole run. Valid for names not (yet)
   /// recorded too: their values are never present.
   virtual ColumnIndex column(const std::string& statistic, v1::Scope scope) const = 0;
-  /// "run", "layer:<path>" or "param:<name>".
+  /// "run", "layer:<path>", "param:<name>" or "index:<position>".
   std::string scope_name(v1::Scope scope, uint32_t entity) const;
 };
 

@@ -27,7 +27,7 @@ inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 struct Finding {
   std::string law;  ///< stable id, lower_snake_case: gradient_noise_scale
   Line line = Line::kEmpiricalLaws;
-  std::string scope;  ///< "run", "layer:<path>", "param:<name>"
+  std::string scope;  ///< "run", "layer:<path>", "param:<name>", "index:<position>"
   Verdict verdict = Verdict::kNotYet;
   double measured = kUnknown;
   double predicted = kUnknown;

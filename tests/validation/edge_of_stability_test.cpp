@@ -1,0 +1,188 @@
+// A small network trained by full-batch gradient descent, with momentum and with Adam: whether it
+// is at its edge is known from its exact curvature.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "toy_network.h"
+
+namespace tycho::analyzer {
+namespace {
+
+Finding edge(const ToyRun& options) { return find(train(options), "edge_of_stability", "run"); }
+
+std::string told(const Finding& f) {
+  return verdict(f) + " " + std::to_string(f.measured) + " [" + std::to_string(f.ci_low) + ", " +
+         std::to_string(f.ci_high) + "] " + f.gate + " / " + f.advice;
+}
+
+TEST(EdgeOfStabilityTest, GradientDescentHoldsAtItsEdge) {
+  for (const uint32_t seed : {1u, 2u, 3u}) {
+    ToyRun options;
+    options.learning_rate = 0.4;
+    options.steps = 12000;
+    options.seed = seed;
+    const Finding finding = edge(options);
+    EXPECT_EQ(verdict(finding), "HOLDS") << told(finding);
+    EXPECT_NEAR(finding.measured, 1, 0.03) << told(finding);
+  }
+}
+
+TEST(EdgeOfStabilityTest, AdamHoldsAtItsEdge) {
+  ToyRun options;
+  options.optimizer = "Adam";
+  options.learning_rate = 3e-3;
+  options.steps = 8000;
+  const Finding finding = edge(options);
+  EXPECT_EQ(verdict(finding), "HOLDS") << told(finding);
+  EXPECT_NEAR(finding.measured, 0.93, 0.1) << told(finding);
+}
+
+TEST(EdgeOfStabilityTest, MomentumBelowItsEdgeIsNoViolationAndSaysTheHeadRoom) {
+  ToyRun options;
+  options.learning_rate = 0.02;
+  options.momentum = 0.9;
+  options.steps = 3000;
+  const Finding finding = edge(options);
+  EXPECT_EQ(verdict(finding), "NOT_YET") << told(finding);
+  EXPECT_LT(finding.measured, 0.5);
+  EXPECT_NE(finding.advice.find("times larger"), std::string::npos) << told(finding);
+}
+
+TEST(EdgeOfStabilityTest, ClippedStepsAreAViolation) {
+  // The optimizer is told four times the learning rate that acts: the run sits at what it thinks is
+  // four times the edge, and trains on.
+  ToyRun options;
+  options.learning_rate = 0.4;
+  options.told_factor = 4;
+  options.steps = 12000;
+  const Finding finding = edge(options);
+  EXPECT_EQ(verdict(finding), "VIOLATED") << told(finding);
+  EXPECT_NE(finding.advice.find("clipped"), std::string::npos) << told(finding);
+}
+
+// One direction of a quadratic with curvature s times the edge, a full batch, plus a constant
+// slope. For `rises` the loss goes up and down by a tenth at every step.
+struct Series {
+  double ratio = 1;
+  double error = 0.01;
+  double growth = 1;  // of the loss, per step
+  bool rises = true;
+  int steps = 200;
+  bool full_batch = true;
+  double noise_scale = 0;  // over the batch size; 0: not measured
+  double epsilon_share = 0;
+  std::string optimizer = "SGD";
+  bool interaction = false;  // E[g_B'H g_B]/|G|^2 at exactly 2/eta
+  double decay_at = 2;       // share of the run after which the learning rate is a tenth
+};
+
+Finding judge_series(const Series& options) {
+  std::mt19937 generator(3);
+  std::normal_distribution<double> normal;
+  Engine engine;
+  SimulatedRun run(engine);
+  run.add_parameter(run.add_layer("0"), "weight", {10, 10});
+  for (const char* name :
+       {"loss", "probe_loss", "batch_size", "preconditioned_sharpness", "stability_threshold",
+        "preconditioned_sharpness_error_bound", "gradient_noise_interaction", "grad_noise_trace",
+        "grad_signal_sq", "epsilon_floor_share"}) {
+    run.statistic(name);
+  }
+  run.open();
+  v1::ParameterGroup group;
+  group.set_learning_rate(0.1);
+  run.settings(0, options.optimizer, group);
+  double level = 1;
+  double before = 1;
+  for (int step = 0; step < options.steps; ++step) {
+    level *= options.growth;
+    const double after = level * (options.rises && step % 2 == 0 ? 1.1 : 1);
+    run.step(step);
+    run.put("loss", options.full_batch ? before : before * (1 + 0.1 * normal(generator)));
+    run.put("probe_loss", after);
+    before = after;
+    run.put("batch_size", 32);
+    if (options.noise_scale > 0) {
+      run.put("grad_noise_trace", 32 * options.noise_scale);
+      run.put("grad_signal_sq", 1 + 0.01 * normal(generator));
+    }
+    const double threshold = step < options.decay_at * options.steps ? 20 : 200;
+    run.put("preconditioned_sharpness", 20 * options.ratio * (1 + 0.01 * normal(generator)));
+    run.put("preconditioned_sharpness_error_bound", 20 * options.error);
+    run.put("stability_threshold", threshold);
+    if (options.interaction) run.put("gradient_noise_interaction", 20);
+    run.put("epsilon_floor_share", v1::SCOPE_PARAMETER, {options.epsilon_share});
+  }
+  run.finish();
+  return find(engine.findings(), "edge_of_stability", "run");
+}
+
+TEST(EdgeOfStabilityTest, StatesHaveTheirVerdicts) {
+  Series at;
+  EXPECT_EQ(verdict(judge_series(at)), "HOLDS") << told(judge_series(at));
+  Series monotone;
+  monotone.rises = false;
+  monotone.growth = 0.99;
+  EXPECT_EQ(verdict(judge_series(monotone)), "NOT_YET") << told(judge_series(monotone));
+  Series catapult;
+  catapult.ratio = 1.6;
+  catapult.growth = 1.02;
+  const Finding rising = judge_series(catapult);
+  EXPECT_EQ(verdict(rising), "NOT_YET");
+  EXPECT_NE(rising.advice.find("lower the learning rate"), std::string::npos) << told(rising);
+  EXPECT_GT(rising.importance, 0.8);
+  Series below;
+  below.ratio = 0.4;
+  const Finding room = judge_series(below);
+  EXPECT_EQ(verdict(room), "NOT_YET");
+  EXPECT_NE(room.advice.find("about 2.5 times larger"), std::string::npos) << told(room);
+  below.ratio = -0.1;
+  EXPECT_NE(judge_series(below).advice.find("No positive curvature"), std::string::npos);
+}
+
+TEST(EdgeOfStabilityTest, TheErrorBoundWidensTheInterval) {
+  Series coarse;
+  coarse.error = 0.3;
+  const Finding finding = judge_series(coarse);
+  EXPECT_EQ(verdict(finding), "UNDERPOWERED") << told(finding);
+  EXPECT_LT(finding.ci_low, 0.71);
+  EXPECT_GT(finding.ci_high, 1.29);
+}
+
+TEST(EdgeOfStabilityTest, ALaterDecayDoesNotEraseTheEdge) {
+  Series decayed;
+  decayed.decay_at = 0.7;
+  EXPECT_EQ(verdict(judge_series(decayed)), "HOLDS") << told(judge_series(decayed));
+}
+
+TEST(EdgeOfStabilityTest, StaysSilentWithoutItsGate) {
+  Series small;
+  small.full_batch = false;
+  small.noise_scale = 10;
+  const Finding noisy = judge_series(small);
+  EXPECT_EQ(verdict(noisy), "NOT_APPLICABLE") << told(noisy);
+  EXPECT_NEAR(noisy.measured, 1, 0.05);
+  EXPECT_NE(noisy.gate.find("small batch"), std::string::npos);
+  small.noise_scale = 0.01;
+  EXPECT_EQ(verdict(judge_series(small)), "HOLDS") << told(judge_series(small));
+  small.noise_scale = 0;
+  EXPECT_EQ(verdict(judge_series(small)), "NOT_APPLICABLE");
+  Series floored;
+  floored.optimizer = "Adam";
+  floored.epsilon_share = 0.5;
+  EXPECT_EQ(verdict(judge_series(floored)), "NOT_APPLICABLE");
+  EXPECT_NE(judge_series(floored).gate.find("artifact"), std::string::npos);
+  // A stationary SGD below its edge has g'Hg/|G|^2 near 2/eta: that is no edge.
+  Series stationary;
+  stationary.ratio = 0.3;
+  stationary.interaction = true;
+  EXPECT_EQ(verdict(judge_series(stationary)), "NOT_YET");
+  Series brief;
+  brief.steps = 10;
+  EXPECT_EQ(verdict(judge_series(brief)), "NOT_YET");
+}
+
+}  // namespace
+}  // namespace tycho::analyzer
