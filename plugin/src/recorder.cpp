@@ -46,6 +46,11 @@ void RecordBuilder::parameter(const std::string& statistic, uint32_t parameter, 
   add(statistic, v1::SCOPE_PARAMETER, parameter, value, standard_error);
 }
 
+void RecordBuilder::index(const std::string& statistic, uint32_t position, double value,
+                          double standard_error) {
+  add(statistic, v1::SCOPE_INDEX, position, value, standard_error);
+}
+
 void RecordBuilder::event(v1::Event::Kind kind, const std::string& code, const std::string& message,
                           v1::Scope scope, uint32_t entity) {
   say_(kind, code, message, scope, entity);

@@ -26,6 +26,8 @@ class RecordBuilder : public Recorder {
              double standard_error) override;
   void parameter(const std::string& statistic, uint32_t parameter, double value,
                  double standard_error) override;
+  void index(const std::string& statistic, uint32_t position, double value,
+             double standard_error) override;
   void event(v1::Event::Kind kind, const std::string& code, const std::string& message,
              v1::Scope scope, uint32_t entity) override;
 

@@ -40,10 +40,12 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const
                                std::floor(number * std::log10(static_cast<double>(step - 1)));
     }
     const bool free = !entry.schedule.every && !entry.schedule.log_spaced;
-    bool take = fixed || (free && (first || !budget_));
+    const bool dear = !entry.measured && entry.schedule.expected_steps > 0;
+    bool take = fixed || (free && ((first && !dear) || !budget_));
     if (!take && free && step % entry.interval == 0) {
-      take = spent_ + excess_ + reserved + entry.cost <= *budget_ * bare_seconds();
-      if (take) reserved += entry.cost;
+      const double cost = cost_of(entry);
+      take = spent_ + excess_ + reserved + cost <= *budget_ * bare_seconds();
+      if (take) reserved += cost;
     }
     if (take) probes->push_back(i);
   }
@@ -80,6 +82,12 @@ void Scheduler::observed(size_t probe, double seconds) {
   plan();
 }
 
+double Scheduler::cost_of(const Entry& entry) const {
+  if (entry.measured || entry.schedule.expected_steps == 0) return entry.cost;
+  if (bare_.empty()) return std::numeric_limits<double>::infinity();
+  return entry.schedule.expected_steps * bare_.median();
+}
+
 void Scheduler::plan() {
   if (!budget_ || steps_ == 0) return;
   const double step = bare_.empty() ? bare_seconds() / static_cast<double>(steps_) : bare_.median();
@@ -87,6 +95,7 @@ void Scheduler::plan() {
   std::vector<Entry*> open;
   for (Entry& entry : probes_) {
     if (entry.disabled) continue;
+    if (!entry.measured && !bare_.empty()) entry.cost = cost_of(entry);
     if (entry.schedule.every) allowed -= entry.cost / static_cast<double>(*entry.schedule.every);
     if (!entry.schedule.every && !entry.schedule.log_spaced) open.push_back(&entry);
   }

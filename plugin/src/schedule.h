@@ -16,6 +16,9 @@ struct ProbeSchedule {
   std::optional<int64_t>
       log_spaced;    ///< at about this many steps per factor of ten, whatever the budget
   double share = 1;  ///< of the budget, relative to the other probes
+  /// What the first observation may cost, in bare training steps. Above 0 a budget does not let it
+  /// happen at the first step, but when that much is there to be spent.
+  double expected_steps = 0;
   /// Also observed whenever another probe is: what others are read against (loss, batch size).
   bool accompanies = false;
 };
@@ -77,6 +80,8 @@ class Scheduler {
     bool disabled = false;
     int64_t interval = 1;
   };
+  /// Measured, or expected.
+  double cost_of(const Entry& entry) const;
   void plan();
 
   std::optional<double> budget_;

@@ -40,6 +40,32 @@ TEST(Scheduler, LogSpacingGivesAboutAsManyStepsInEveryDecade) {
   EXPECT_EQ(in_decade[1], 5);
 }
 
+TEST(Scheduler, ADearProbeWaitsUntilItsFirstObservationCanBePaidFor) {
+  constexpr double kBare = 1e-3;
+  Scheduler scheduler(0.02);
+  scheduler.add({});
+  ProbeSchedule dear;
+  dear.expected_steps = 50;
+  scheduler.add(dear);
+  std::vector<size_t> due;
+  std::vector<int64_t> taken;
+  for (int64_t step = 0; step < 60000; ++step) {
+    scheduler.due(step, step == 0, &due);
+    double cost = 0;
+    for (const size_t probe : due) {
+      const double each = probe == 0 ? 1e-6 : 50 * kBare;
+      cost += each;
+      scheduler.observed(probe, each);
+      if (probe == 1) taken.push_back(step);
+    }
+    scheduler.spent(cost);
+    scheduler.step_took(kBare, !due.empty());
+  }
+  ASSERT_GE(taken.size(), 5U);
+  EXPECT_GE(taken.front(), 2500);  // 50 steps of 2 %
+  EXPECT_LE(scheduler.spent_seconds(), 0.02 * scheduler.bare_seconds());
+}
+
 TEST(Scheduler, WithoutABudgetEveryStepIsDue) {
   Scheduler scheduler(std::nullopt);
   scheduler.add({});

@@ -17,12 +17,12 @@
 #include <utility>
 
 #include "built_in.h"
+#include "curvature/user_losses.h"
 #include "model_info.h"
 #include "observer.h"
 #include "optimizer_settings.h"
 #include "options.h"
 #include "parameter_sums.h"
-#include "probe_loss.h"
 #include "recorder.h"
 #include "run_trace.h"
 #include "schedule.h"
@@ -103,6 +103,7 @@ struct Session::Impl {
     std::unordered_map<std::string, uint32_t> ids;
     uint64_t faults = 0;
     bool disabled = false;
+    bool asked = false;         // by name, with every() or log_spaced()
     double seconds = 0;         // since the last Health message
     uint64_t observations = 0;  // since the last Health message
   };
@@ -128,8 +129,7 @@ struct Session::Impl {
   uint64_t fork_of_birth = fork_generation().load();
   RecordBuilder::Say say;
 
-  std::function<at::Tensor()> probe_loss;
-  bool probe_loss_suspended = false;
+  std::unique_ptr<UserLosses> losses;
   double loss_scale = 1;
   int pauses = 0;
 
@@ -172,9 +172,15 @@ struct Session::Impl {
                      [](const v1::Parameter& p) { return p.parameter_group() >= 0; })) {
       throw OptionError("tycho: the optimizer holds none of the model's parameters");
     }
+    const ModelInfo all = facts.info;
     select_layers(options, &facts);
     say = [this](v1::Event::Kind kind, const std::string& code, const std::string& message,
                  v1::Scope scope, uint32_t entity) { event(kind, code, message, scope, entity); };
+    losses = std::make_unique<UserLosses>(
+        *model_state, parameters_of_losses(all),
+        [this](v1::Event::Kind kind, const std::string& code, const std::string& message) {
+          event(kind, code, message, v1::SCOPE_RUN, 0);
+        });
     add_built_in_probes();
     check_directory(options);
     trace = std::make_unique<RunTrace>(options.durability(), [this] {
@@ -209,6 +215,7 @@ struct Session::Impl {
       ProbeSchedule schedule;
       schedule.share = name == "loss" ? 2 : 1;
       schedule.accompanies = name == "loss";
+      schedule.expected_steps = built_in.expected_steps;
       for (const std::string& each : names) {
         asked = asked || wanted.count(each) > 0;
         wanted.erase(each);
@@ -220,6 +227,7 @@ struct Session::Impl {
       const bool in_preset = static_cast<int>(built_in.tier) <= static_cast<int>(options.preset());
       if (!asked && !in_preset) continue;
       add(std::move(built_in.probe), schedule);
+      probes.back().asked = asked;
     }
     if (!wanted.empty()) {
       throw OptionError(
@@ -234,6 +242,7 @@ struct Session::Impl {
     ProbeEntry entry;
     entry.name = probe->name();
     entry.needs = probe->needs();
+    entry.needs.previous_weights = entry.needs.previous_weights || entry.needs.update;
     std::vector<v1::StatisticDefinition> definitions = probe->statistics();
     for (const ProbeEntry& other : probes) {
       if (other.name == entry.name) {
@@ -258,6 +267,17 @@ struct Session::Impl {
     entry.probe = std::move(probe);
     probes.push_back(std::move(entry));
     scheduler.add(schedule);
+  }
+
+  /// Losses depend on layers that are not selected too.
+  std::vector<ProbeLossSurface::Parameter> parameters_of_losses(const ModelInfo& all) const {
+    std::vector<ProbeLossSurface::Parameter> parameters;
+    for (const ParameterInfo& parameter : all.parameters) {
+      const auto known = facts.ids.find(parameter.tensor.unsafeGetTensorImpl());
+      parameters.push_back(
+          {parameter.tensor, known == facts.ids.end() ? LossSurface::kNoParameter : known->second});
+    }
+    return parameters;
   }
 
   v1::RunDescription run_description() const {
@@ -338,6 +358,8 @@ struct Session::Impl {
   void guarded(size_t index, const Action& action) {
     try {
       action();
+    } catch (const LossError& error) {
+      losses->suspend(error);
     } catch (const std::exception& error) {
       fault(&probes[index], error.what());
     } catch (...) {
@@ -348,10 +370,28 @@ struct Session::Impl {
   bool needs_snapshot() const { return due_needs.previous_weights || due_needs.parameter_sums; }
 
   /// Decides what is observed at the step that begins now, and installs it.
-  void prepare_step() {
-    scheduler.due(step_number, step_number == first_step, &due);
-    due_needs = Needs();
-    for (const size_t index : due) due_needs |= probes[index].needs;
+  void prepare_step() { due_needs = due_at(step_number, step_number == first_step, &due); }
+
+  /// A probe of a loss that was not given, or is suspended, is not due.
+  Needs due_at(int64_t step, bool first, std::vector<size_t>* indices) const {
+    scheduler.due(step, first, indices);
+    indices->erase(std::remove_if(indices->begin(), indices->end(),
+                                  [&](size_t i) { return !losses->serve(probes[i].needs); }),
+                   indices->end());
+    Needs needs;
+    for (const size_t index : *indices) needs |= probes[index].needs;
+    return needs;
+  }
+
+  /// Once, when training begins: what was asked for by name but cannot be had.
+  void check_losses() {
+    for (size_t i = 0; i < probes.size(); ++i) {
+      if (!probes[i].asked || losses->serve(probes[i].needs)) continue;
+      event(v1::Event::NOT_OBSERVED, "loss_missing_" + probes[i].name,
+            fmt::format("{} is not observed: it needs {}", probes[i].name,
+                        losses->missing(probes[i].needs)),
+            v1::SCOPE_RUN, 0);
+    }
   }
 
   void install() {
@@ -377,6 +417,24 @@ struct Session::Impl {
       if (described.parameter_group() >= 0) return parameter->tensor;
     }
     return {};
+  }
+
+  /// Before the first step: what is observed at it has changed.
+  void begin_again() {
+    const at::NoGradGuard no_grad;
+    const at::DisableRecordFunctionGuard unobserved;
+    if (hooked) (void)observer->uninstall(0);
+    hooked = false;
+    prepare_step();
+    install();
+  }
+
+  /// A loss that comes between steps counts from the next observed step on.
+  template <typename Change>
+  void change_losses(const Change& change) {
+    protect([&] {
+      if (usable() && change() && !had_step) begin_again();
+    });
   }
 
   void take_snapshot() {
@@ -431,12 +489,13 @@ struct Session::Impl {
       refreshed = snapshot_next && snapshot_valid && !due_needs.previous_weights;
       view->parameter_sums = sum_parameters(&seen, refreshed);
     }
-    if (due_needs.probe_loss && probe_loss && !probe_loss_suspended) evaluate_probe(view);
     view->model = &facts.info;
     view->optimizer = &settings;
     view->parameters = &seen.parameters;
     view->layers = &seen.layers;
     view->symmetries = &seen.symmetries;
+    view->seed = options.seed();
+    open_losses(view);
 
     Pending step;
     step.step = view->step;
@@ -449,8 +508,10 @@ struct Session::Impl {
         Probe::Finish finish = probes[index].probe->observe(*view, *step.transfer);
         if (finish) step.finishes.emplace_back(index, std::move(finish));
       });
+      losses->settle(view);
       charge(index, seconds_between(begin, Clock::now()));
     }
+    losses->close();
     step.transfer->start();
     pending.push_back(std::move(step));
     snapshot_valid = refreshed;
@@ -511,14 +572,15 @@ struct Session::Impl {
   }
   std::map<size_t, double> own_seconds;  // of the step that is being recorded
 
-  void evaluate_probe(StepView* view) {
+  void open_losses(StepView* view) {
     try {
-      view->probe_loss = evaluate_probe_loss(probe_loss, *model_state, facts.info);
-    } catch (const std::exception& error) {
-      probe_loss_suspended = true;
-      event(v1::Event::FAULT, "probe_loss_failed",
-            fmt::format("the probe loss failed and is not evaluated any more: {}", error.what()),
-            v1::SCOPE_RUN, 0);
+      losses->open(due_needs, *optimizer, view);
+      if (due_needs.probe_loss && view->surface != nullptr) {
+        view->probe_loss = view->surface->value();
+      }
+    } catch (const LossError& error) {
+      view->surface = nullptr;
+      losses->suspend(error);
     }
   }
 
@@ -609,12 +671,10 @@ struct Session::Impl {
       scheduler.step_took(outside, observed, hooks_installed(), combination_of(due));
       training_seconds += step_seconds;
     }
-    ++steps_seen;
+    if (steps_seen++ == 0) check_losses();
     const int64_t this_step = step_number;
     std::vector<size_t> next_due;
-    Needs next_needs;
-    scheduler.due(this_step + 1, false, &next_due);
-    for (const size_t index : next_due) next_needs |= probes[index].needs;
+    const Needs next_needs = due_at(this_step + 1, false, &next_due);
     const std::vector<size_t> observed_probes = observed ? due : std::vector<size_t>();
     if (observed) {
       const at::NoGradGuard no_grad;
@@ -813,21 +873,31 @@ void Session::add_probe(std::unique_ptr<Probe> probe, int64_t every) {
                                fmt::format("a probe was not added: {}", error.what()));
       return;
     }
-    const at::NoGradGuard no_grad;
-    const at::DisableRecordFunctionGuard unobserved;
-    if (impl_->hooked) (void)impl_->observer->uninstall(0);
-    impl_->hooked = false;
-    impl_->prepare_step();
-    impl_->install();
+    impl_->begin_again();
   });
 }
 
 void Session::set_probe_loss(std::function<at::Tensor()> probe_loss) {
+  ProbeLoss loss;
+  if (probe_loss) {
+    loss.loss = [f = std::move(probe_loss)](const at::Tensor&, int64_t) { return f(); };
+  }
+  set_probe_loss(std::move(loss));
+}
+
+void Session::set_probe_loss(ProbeLoss probe_loss) {
   if (!impl_) return;
-  impl_->protect([&] {
-    impl_->probe_loss = std::move(probe_loss);
-    impl_->probe_loss_suspended = false;
-  });
+  impl_->change_losses([&] { return impl_->losses->set_probe(std::move(probe_loss)); });
+}
+
+void Session::set_step_loss(std::function<at::Tensor()> step_loss) {
+  if (!impl_) return;
+  impl_->change_losses([&] { return impl_->losses->set_step(std::move(step_loss)); });
+}
+
+void Session::set_batch_loss(std::function<at::Tensor(int64_t)> batch_loss) {
+  if (!impl_) return;
+  impl_->change_losses([&] { return impl_->losses->set_batches(std::move(batch_loss)); });
 }
 
 void Session::set_loss_scale(double scale) {

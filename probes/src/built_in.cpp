@@ -11,6 +11,15 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_activations_probe(), Tier::kStandard});
   probes.push_back({make_adam_probe(), Tier::kStandard});
   probes.push_back({make_symmetry_probe(), Tier::kStandard});
+  probes.push_back({make_critical_sharpness_probe(), Tier::kStandard, 4});
+  probes.push_back({make_loss_change_probe(), Tier::kFull, 6});
+  probes.push_back({make_directional_sharpness_probe(), Tier::kFull, 5});
+  probes.push_back({make_sharpness_probe(), Tier::kFull, 80});
+  probes.push_back({make_preconditioned_sharpness_probe(), Tier::kFull, 80});
+  probes.push_back({make_block_sharpness_probe(), Tier::kFull, 150});
+  probes.push_back({make_batch_sharpness_probe(), Tier::kFull, 40});
+  probes.push_back({make_hessian_trace_probe(), Tier::kFull, 50});
+  probes.push_back({make_hessian_spectrum_probe(), Tier::kFull, 400});
   return probes;
 }
 

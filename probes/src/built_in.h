@@ -14,6 +14,7 @@ enum class Tier { kEconomy, kStandard, kFull };
 struct BuiltInProbe {
   std::unique_ptr<Probe> probe;
   Tier tier;
+  double expected_steps = 0;  ///< of training that its first observation costs; 0: little
 };
 
 /// Every built-in probe, in the order in which they are observed and recorded.
@@ -27,5 +28,14 @@ std::unique_ptr<Probe> make_noise_probe();
 std::unique_ptr<Probe> make_activations_probe();
 std::unique_ptr<Probe> make_adam_probe();
 std::unique_ptr<Probe> make_symmetry_probe();
+std::unique_ptr<Probe> make_critical_sharpness_probe();
+std::unique_ptr<Probe> make_loss_change_probe();
+std::unique_ptr<Probe> make_directional_sharpness_probe();
+std::unique_ptr<Probe> make_sharpness_probe();
+std::unique_ptr<Probe> make_preconditioned_sharpness_probe();
+std::unique_ptr<Probe> make_block_sharpness_probe();
+std::unique_ptr<Probe> make_batch_sharpness_probe();
+std::unique_ptr<Probe> make_hessian_trace_probe();
+std::unique_ptr<Probe> make_hessian_spectrum_probe();
 
 }  // namespace tycho

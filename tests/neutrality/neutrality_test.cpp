@@ -61,6 +61,8 @@ std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>
   auto optimizer = test.make(model->parameters());
   std::unique_ptr<Session> session;
   const auto classes = torch::dtype(torch::kInt64).device(test_device());
+  at::Tensor data;
+  at::Tensor target;
   const auto probe_data = torch::randn({4, 1, 6, 6}, test_device());
   const auto probe_target = torch::randint(3, {4}, classes);
   if (directory) {
@@ -69,12 +71,16 @@ std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>
         SessionOptions(*directory).preset(Preset::full).overhead_budget(std::nullopt));
     session->set_probe_loss(
         [&] { return torch::cross_entropy_loss(model->forward(probe_data), probe_target); });
+    session->set_step_loss([&] { return torch::cross_entropy_loss(model->forward(data), target); });
+    session->set_batch_loss([&](int64_t index) {
+      return torch::cross_entropy_loss(model->forward(probe_data * (1 + index % 3)), probe_target);
+    });
   }
   std::vector<at::Tensor> left;
   for (int step = 0; step < 12; ++step) {
     at::Tensor loss;
-    const auto data = torch::randn({8, 1, 6, 6}, test_device());
-    const auto target = torch::randint(3, {8}, classes);
+    data = torch::randn({8, 1, 6, 6}, test_device());
+    target = torch::randint(3, {8}, classes);
     if (test.closure) {
       loss = optimizer->step([&] {
         optimizer->zero_grad();

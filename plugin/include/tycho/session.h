@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 
+#include "tycho/probe_loss.h"
 #include "tycho/session_options.h"
 
 namespace at {
@@ -36,9 +37,19 @@ class Session {
   /// that many steps whatever the budget; 0: as the preset's probes. Its name and statistics must
   /// be new.
   void add_probe(std::unique_ptr<Probe> probe, int64_t every = 0);
-  /// A loss on a fixed probe batch, evaluated with the observer off; RNG state, buffers, gradients
-  /// and training flags are restored bit for bit.
+  /// A loss on a fixed probe batch: unlocks statistics of the loss surface, such as sharpness.
+  /// Evaluated inside step() with the observer off; parameters, RNG state, buffers, gradients and
+  /// training flags are restored bit for bit. One that throws, is no scalar, not differentiable,
+  /// not finite or not repeatable is said once and not evaluated any more.
   void set_probe_loss(std::function<at::Tensor()> probe_loss);
+  /// The same in chunks, or with the network's output apart from the loss.
+  void set_probe_loss(ProbeLoss probe_loss);
+  /// The loss on the batch of the step that is ending, evaluated again inside step(): what did the
+  /// step do to the loss that it minimised? Without it that is asked of the probe loss.
+  void set_step_loss(std::function<at::Tensor()> step_loss);
+  /// The loss on batch `index` of fresh ones, drawn as training draws them; the same index always
+  /// means the same batch. Asked for with indices 0, 1, 2, ...
+  void set_batch_loss(std::function<at::Tensor(int64_t index)> batch_loss);
   /// The factor by which the loss is multiplied before backward (mixed precision); from the next
   /// backward on.
   void set_loss_scale(double scale);

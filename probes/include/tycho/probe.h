@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tycho/loss_surface.h"
 #include "tycho/v1/record.pb.h"
 #include "tycho/v1/run.pb.h"
 
@@ -27,6 +28,11 @@ struct Needs {
   bool parameter_sums = false;              ///< StepView::parameter_sums
   bool adam_state = false;                  ///< ParameterObservation::adam_*
   bool symmetries = false;                  ///< StepView::symmetries
+  bool loss_surface = false;                ///< StepView::surface
+  bool step_surface = false;                ///< StepView::step_surface, or else surface
+  bool batch_surface = false;               ///< StepView::batch_surface
+  bool update = false;                      ///< StepView::update
+  bool stability = false;                   ///< StepView::stability (with loss_surface)
 
   Needs& operator|=(const Needs& other) {
     gradients |= other.gradients;
@@ -40,6 +46,11 @@ struct Needs {
     parameter_sums |= other.parameter_sums;
     adam_state |= other.adam_state;
     symmetries |= other.symmetries;
+    loss_surface |= other.loss_surface;
+    step_surface |= other.step_surface;
+    batch_surface |= other.batch_surface;
+    update |= other.update;
+    stability |= other.stability;
     return *this;
   }
 };
@@ -167,6 +178,18 @@ struct StepView {
   const std::vector<ParameterObservation>* parameters = nullptr;  ///< by parameter id
   const std::vector<LayerObservation>* layers = nullptr;          ///< by layer id
   const std::vector<SymmetryGroup>* symmetries = nullptr;         ///< empty unless asked for
+  /// The probe loss around the parameters after the update; nullptr: none was given, or it could
+  /// not be used.
+  LossSurface* surface = nullptr;
+  /// The loss on the step's own batch, likewise.
+  LossSurface* step_surface = nullptr;
+  /// The loss on a batch that was not used before, at each call; empty: none was given.
+  std::function<std::unique_ptr<LossSurface>()> batch_surface;
+  /// Weights after minus weights before, flat as in LossSurface; undefined where some are not
+  /// known: at a first step, or where layers that train are not selected.
+  at::Tensor update;
+  const Stability* stability = nullptr;  ///< of the optimizer as it stands after the step
+  uint64_t seed = 0;                     ///< SessionOptions::seed, for random numbers of one's own
 };
 
 /// Where a probe's numbers are written once they are on the host.
@@ -179,6 +202,9 @@ class Recorder {
                      double standard_error) = 0;
   virtual void parameter(const std::string& statistic, uint32_t parameter, double value,
                          double standard_error) = 0;
+  /// Entry `position` of a list, from 0 (at most 4096), for example the rank of an eigenvalue.
+  virtual void index(const std::string& statistic, uint32_t position, double value,
+                     double standard_error) = 0;
   /// Said once per (code, entity), counted ever after.
   virtual void event(v1::Event::Kind kind, const std::string& code, const std::string& message,
                      v1::Scope scope, uint32_t entity) = 0;

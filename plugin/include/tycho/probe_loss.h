@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace at {
+class Tensor;
+}
+
+namespace tycho {
+
+/// A loss on data that stay the same, for statistics of the loss as a function of the parameters:
+///   L = sum over chunks k of weights[k] * loss(output(k), k).
+/// Chunks are evaluated one after the other, so that data need not fit in memory at once; with
+/// losses that are means over n_k of n examples, weights[k] = n_k / n.
+///
+/// Every evaluation begins with the same state of the random generators and of the model's buffers,
+/// which are put back afterwards. Dropout then is one fixed mask; switch the model to eval() inside
+/// if it should be off: training flags are put back too.
+struct ProbeLoss {
+  /// The network's output on chunk k. Optional: without it `loss` gets an undefined tensor,
+  /// evaluates everything, and Gauss-Newton products cannot be had.
+  std::function<at::Tensor(int64_t chunk)> output;
+  /// The loss of chunk k, a scalar.
+  std::function<at::Tensor(const at::Tensor& output, int64_t chunk)> loss;
+  std::vector<double> weights = {1.0};
+};
+
+}  // namespace tycho

@@ -1,0 +1,143 @@
+#include "curvature/model_state.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
+#include <torch/torch.h>
+
+#include <mutex>
+#include <utility>
+
+namespace tycho {
+namespace {
+
+/// Visits modules so that a parent comes before what it contains.
+template <typename Visit>
+void for_each_module(torch::nn::Module& module, const Visit& visit) {
+  visit(module);
+  for (const auto& child : module.children()) {
+    if (child) for_each_module(*child, visit);
+  }
+}
+
+}  // namespace
+
+std::vector<at::Tensor> ModelState::buffers() const {
+  if (module_ != nullptr) return module_->buffers();
+  std::vector<at::Tensor> buffers;
+  for (const at::Tensor& buffer : script_->buffers()) buffers.push_back(buffer);
+  return buffers;
+}
+
+std::vector<bool> ModelState::training_flags() const {
+  std::vector<bool> flags;
+  if (module_ != nullptr) {
+    for_each_module(*module_, [&](torch::nn::Module& m) { flags.push_back(m.is_training()); });
+  } else {
+    for (const auto& module : script_->modules()) flags.push_back(module.is_training());
+  }
+  return flags;
+}
+
+void ModelState::set_training_flags(const std::vector<bool>& flags) const {
+  size_t next = 0;
+  if (module_ != nullptr) {
+    for_each_module(*module_, [&](torch::nn::Module& m) {
+      if (next < flags.size()) m.train(flags[next++]);
+    });
+  } else {
+    for (auto module : script_->modules()) {
+      if (next < flags.size()) module.train(flags[next++]);
+    }
+  }
+}
+
+SavedState::SavedState(const ModelState& model, std::vector<at::Tensor> parameters)
+    : model_(model), parameters_(std::move(parameters)) {}
+
+SavedState::~SavedState() {
+  if (!begun_) return;
+  const at::NoGradGuard no_grad;
+  try {
+    move({});
+    rewind();
+    for (auto& [parameter, gradient] : gradients_) parameter.mutable_grad() = gradient;
+  } catch (const std::exception&) {
+    // Copies between tensors of equal size: they fail only where everything does.
+  }
+}
+
+void SavedState::begin() {
+  if (begun_) return;
+  begun_ = true;
+  flags_ = model_.training_flags();
+  std::vector<at::Device> devices = {at::Device(at::kCPU)};
+  const auto note = [&](const at::Tensor& tensor) {
+    for (const at::Device& device : devices) {
+      if (device == tensor.device()) return;
+    }
+    devices.push_back(tensor.device());
+  };
+  for (const at::Tensor& buffer : model_.buffers()) {
+    if (!buffer.defined()) continue;
+    note(buffer);
+    buffers_.emplace_back(buffer, buffer.detach().clone());
+  }
+  for (const at::Tensor& parameter : parameters_) {
+    note(parameter);
+    gradients_.emplace_back(parameter, parameter.grad());
+    gradients_.back().first.mutable_grad().reset();
+  }
+  for (const at::Device& device : devices) {
+    at::Generator generator = device.is_cpu() ? at::detail::getDefaultCPUGenerator()
+                                              : at::globalContext().defaultGenerator(device);
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    at::Tensor state = generator.get_state();
+    generators_.emplace_back(std::move(generator), std::move(state));
+  }
+}
+
+void SavedState::rewind() {
+  for (auto& [generator, state] : generators_) {
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_state(state);
+  }
+  for (auto& [buffer, values] : buffers_) {
+    if (buffer.sizes() != values.sizes()) buffer.resize_(values.sizes());
+    // Past the version counter, which graphs that saved the buffer look at.
+    buffer.variable_data().copy_(values);
+  }
+  if (model_.training_flags() != flags_) model_.set_training_flags(flags_);
+}
+
+void SavedState::move(const at::Tensor& displacement) {
+  if (!displacement.defined() && !displacement_.defined()) return;
+  const at::NoGradGuard no_grad;
+  if (weights_.empty()) {
+    for (const at::Tensor& parameter : parameters_) {
+      if (parameter.requires_grad()) {
+        weights_.emplace_back(parameter.variable_data(), parameter.detach().clone());
+      }
+    }
+  }
+  write_parameters(displacement);
+  displacement_ = displacement;
+  ++position_;
+}
+
+void SavedState::write_parameters(const at::Tensor& displacement) {
+  int64_t begin = 0;
+  for (auto& [parameter, weight] : weights_) {
+    if (displacement.defined()) {
+      const at::Tensor shift = displacement.narrow(0, begin, weight.numel())
+                                   .to(parameter.device(), at::kDouble)
+                                   .reshape(weight.sizes());
+      // One rounding, so that the way back over an update ends exactly where it began.
+      parameter.copy_(weight.to(at::kDouble) + shift);
+    } else {
+      parameter.copy_(weight);
+    }
+    begin += weight.numel();
+  }
+}
+
+}  // namespace tycho

@@ -1,0 +1,176 @@
+#include "curvature/user_losses.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <utility>
+
+namespace tycho {
+namespace {
+
+// Of a loss's surfaces these are checked to be repeatable: the first ones, and then now and then.
+constexpr int64_t kAlwaysChecked = 2;
+constexpr int64_t kCheckedEvery = 16;
+
+const char* name_of(size_t kind) {
+  constexpr const char* names[] = {"probe_loss", "step_loss", "batch_loss"};
+  return names[kind];
+}
+
+std::string words_of(const std::string& name) {
+  std::string words = "the " + name;
+  for (char& letter : words) letter = letter == '_' ? ' ' : letter;
+  return words;
+}
+
+}  // namespace
+
+UserLosses::UserLosses(const ModelState& model, std::vector<ProbeLossSurface::Parameter> parameters,
+                       Say say)
+    : model_(model), parameters_(std::move(parameters)), say_(std::move(say)) {}
+
+bool UserLosses::set(Kind kind, ProbeLoss loss) {
+  bool legal = static_cast<bool>(loss.loss) && !loss.weights.empty();
+  for (const double weight : loss.weights) legal = legal && std::isfinite(weight);
+  if (!legal) {
+    say_(v1::Event::NOTICE, fmt::format("{}_refused", name_of(kind)),
+         fmt::format("{} needs a function and at least one weight, all finite: it is not used",
+                     words_of(name_of(kind))));
+    return false;
+  }
+  Entry& entry = entries_[kind];
+  entry = Entry();
+  entry.loss = std::move(loss);
+  entry.given = true;
+  return true;
+}
+
+bool UserLosses::set_probe(ProbeLoss loss) { return set(kProbe, std::move(loss)); }
+
+bool UserLosses::set_step(std::function<at::Tensor()> loss) {
+  ProbeLoss wrapped;
+  if (loss) wrapped.loss = [f = std::move(loss)](const at::Tensor&, int64_t) { return f(); };
+  return set(kStep, std::move(wrapped));
+}
+
+bool UserLosses::set_batches(std::function<at::Tensor(int64_t)> loss) {
+  batches_ = std::move(loss);
+  ProbeLoss wrapped;
+  if (batches_) {
+    // next_batch_ moves on when a surface is made, so that a surface sees one batch.
+    wrapped.loss = [this](const at::Tensor&, int64_t) { return batches_(next_batch_); };
+  }
+  return set(kBatch, std::move(wrapped));
+}
+
+bool UserLosses::serve(const Needs& needs) const {
+  if (needs.loss_surface && !entries_[kProbe].usable()) return false;
+  if (needs.step_surface && !entries_[kStep].usable() && !entries_[kProbe].usable()) return false;
+  return !needs.batch_surface || entries_[kBatch].usable();
+}
+
+std::string UserLosses::missing(const Needs& needs) const {
+  if (needs.batch_surface) return "Session::set_batch_loss";
+  return needs.step_surface ? "Session::set_step_loss or set_probe_loss"
+                            : "Session::set_probe_loss";
+}
+
+LossSurface* UserLosses::open(Kind kind, bool checked) {
+  Entry& entry = entries_[kind];
+  if (!entry.usable()) return nullptr;
+  entry.surface = std::make_unique<ProbeLossSurface>(name_of(kind), entry.loss, *state_,
+                                                     parameters_, &entry.method);
+  try {
+    if (checked && (entry.opened < kAlwaysChecked || entry.opened % kCheckedEvery == 0)) {
+      entry.surface->check_repeatable();
+    }
+  } catch (const LossError& error) {
+    suspend(error);
+    return nullptr;
+  }
+  entry.opened += checked;
+  return entry.surface.get();
+}
+
+/// The origin of a surface is after the update, so the way back is minus this, exactly.
+at::Tensor UserLosses::update_of(const StepView& view, const LossSurface& surface) const {
+  std::vector<at::Tensor> parts;
+  for (const ProbeLossSurface::Parameter& parameter : parameters_) {
+    if (!parameter.tensor.requires_grad()) continue;
+    if (parameter.id == LossSurface::kNoParameter) return {};
+    const at::Tensor& before = (*view.parameters)[parameter.id].previous_weight;
+    if (!before.defined()) return {};
+    parts.push_back((parameter.tensor.detach().to(at::kDouble) - before.to(at::kDouble))
+                        .reshape({-1})
+                        .to(surface.options()));
+  }
+  return parts.empty() ? at::Tensor() : at::cat(parts);
+}
+
+void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, StepView* view) {
+  std::vector<at::Tensor> tensors;
+  for (const ProbeLossSurface::Parameter& parameter : parameters_) {
+    tensors.push_back(parameter.tensor);
+  }
+  state_ = std::make_unique<SavedState>(model_, std::move(tensors));
+  // A value that is only recorded may be what it likes.
+  const bool curved = needs.loss_surface || needs.step_surface;
+  if (curved || needs.probe_loss) view->surface = open(kProbe, curved);
+  if (needs.step_surface) view->step_surface = open(kStep, true);
+  if (needs.batch_surface && entries_[kBatch].usable()) {
+    view->batch_surface = [this] {
+      Entry& entry = entries_[kBatch];
+      ++next_batch_;
+      return std::make_unique<ProbeLossSurface>(name_of(kBatch), entry.loss, *state_, parameters_,
+                                                &entry.method);
+    };
+  }
+  const LossSurface* any = view->surface != nullptr ? view->surface : view->step_surface;
+  if (any == nullptr) return;
+  if (needs.update) view->update = update_of(*view, *any);
+  if (needs.stability) {
+    std::vector<at::Tensor> trained;
+    for (const ProbeLossSurface::Parameter& parameter : parameters_) {
+      if (parameter.tensor.requires_grad()) trained.push_back(parameter.tensor);
+    }
+    stability_ = stability_of(optimizer, *view->optimizer, *any, trained);
+    view->stability = &stability_;
+  }
+}
+
+void UserLosses::settle(StepView* view) {
+  if (state_) state_->move({});
+  if (entries_[kProbe].suspended) view->surface = nullptr;
+  if (entries_[kStep].suspended) view->step_surface = nullptr;
+  if (entries_[kBatch].suspended) view->batch_surface = nullptr;
+}
+
+void UserLosses::close() {
+  for (Entry& entry : entries_) entry.surface.reset();
+  state_.reset();
+  for (size_t kind = 0; kind < kKinds; ++kind) {
+    Entry& entry = entries_[kind];
+    if (entry.method_said || entry.method.kind == ProductMethod::kUndecided) continue;
+    entry.method_said = true;
+    const bool exact = entry.method.kind == ProductMethod::kDoubleBackward;
+    say_(v1::Event::METHOD, fmt::format("{}_products", name_of(kind)),
+         exact
+             ? fmt::format("Hessian-vector products of {} are exact, by double backward",
+                           words_of(name_of(kind)))
+             : fmt::format("Hessian-vector products of {} are finite differences of gradients: {}",
+                           words_of(name_of(kind)), entry.method.reason));
+  }
+}
+
+void UserLosses::suspend(const LossError& error) {
+  for (size_t kind = 0; kind < kKinds; ++kind) {
+    if (error.loss() != name_of(kind) || entries_[kind].suspended) continue;
+    entries_[kind].suspended = true;
+    say_(v1::Event::FAULT, fmt::format("{}_failed", name_of(kind)),
+         fmt::format("{} failed and is not evaluated any more: {}", words_of(name_of(kind)),
+                     error.what()));
+  }
+}
+
+}  // namespace tycho

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <torch/optim/optimizer.h>
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "curvature/model_state.h"
+#include "curvature/probe_loss_surface.h"
+#include "curvature/stability.h"
+#include "tycho/probe.h"
+#include "tycho/probe_loss.h"
+
+namespace tycho {
+
+/// The losses that the user gave to be measured beside training, and their surfaces at one step.
+class UserLosses {
+ public:
+  /// What there is to say, once per code.
+  using Say = std::function<void(v1::Event::Kind, const std::string& code, const std::string&)>;
+
+  /// `model` outlives this. `parameters`: all of the model's, with ids where they are selected.
+  UserLosses(const ModelState& model, std::vector<ProbeLossSurface::Parameter> parameters, Say say);
+
+  /// Losses without weights, or without a function, are refused: said, and false.
+  bool set_probe(ProbeLoss loss);
+  bool set_step(std::function<at::Tensor()> loss);
+  bool set_batches(std::function<at::Tensor(int64_t index)> loss);
+
+  /// Whether all that `needs` asks for in losses was given and can be used.
+  bool serve(const Needs& needs) const;
+  /// Why not, in words for the user.
+  std::string missing(const Needs& needs) const;
+
+  /// Puts surfaces, update and stability into `view`, whose parameters, optimizer and step are
+  /// there. They live until close().
+  void open(const Needs& needs, torch::optim::Optimizer& optimizer, StepView* view);
+  /// Parameters where training left them, whatever a probe did; no surface of a suspended loss.
+  void settle(StepView* view);
+  void close();
+  /// A loss could not be used: it is not evaluated any more, which is said.
+  void suspend(const LossError& error);
+
+ private:
+  enum Kind { kProbe, kStep, kBatch, kKinds };
+  struct Entry {
+    ProbeLoss loss;
+    bool given = false;
+    bool suspended = false;
+    ProductMethod method;
+    bool method_said = false;
+    int64_t opened = 0;
+    std::unique_ptr<ProbeLossSurface> surface;
+    bool usable() const { return given && !suspended; }
+  };
+
+  bool set(Kind kind, ProbeLoss loss);
+  LossSurface* open(Kind kind, bool checked);
+  at::Tensor update_of(const StepView& view, const LossSurface& surface) const;
+
+  const ModelState& model_;
+  std::vector<ProbeLossSurface::Parameter> parameters_;
+  Say say_;
+  std::unique_ptr<SavedState> state_;
+  std::array<Entry, kKinds> entries_;
+  std::function<at::Tensor(int64_t)> batches_;
+  int64_t next_batch_ = -1;
+  Stability stability_;
+};
+
+}  // namespace tycho

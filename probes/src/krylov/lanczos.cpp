@@ -1,0 +1,293 @@
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+
+#include "tycho/krylov.h"
+
+namespace tycho {
+namespace {
+
+double norm_of(const at::Tensor& vector) { return vector.norm(2, at::kDouble).item<double>(); }
+
+/// Eigenvalues descending, with eigenvectors as columns; float64 on the CPU.
+std::pair<at::Tensor, at::Tensor> small_eigen(const at::Tensor& matrix) {
+  const auto [values, vectors] = at::linalg_eigh(matrix);
+  return {values.flip(0).contiguous(), vectors.flip(1).contiguous()};
+}
+
+/// An orthonormal basis that grows, with the matrix as it acts inside.
+class Basis {
+ public:
+  Basis(const LinearMap& matrix, const at::Tensor& start, int64_t capacity)
+      : matrix_(matrix),
+        vectors_(at::empty({capacity, start.size(0)}, start.options())),
+        inside_(at::zeros({capacity, capacity}, at::kDouble)) {
+    const double length = norm_of(start);
+    next_ = start / length;
+    finite_ = std::isfinite(length) && length > 0;
+  }
+
+  int64_t size() const { return size_; }
+  bool finite() const { return finite_; }
+  /// Length of what the last product has outside the basis.
+  double outside() const { return outside_; }
+  at::Tensor inside() const { return inside_.narrow(0, 0, size_).narrow(1, 0, size_); }
+  at::Tensor vectors() const { return vectors_.narrow(0, 0, size_); }
+  bool full() const { return size_ == vectors_.size(0); }
+
+  /// Takes the next vector in and multiplies it.
+  void grow() {
+    vectors_[size_].copy_(next_);
+    at::Tensor product = matrix_(next_);
+    const double length = norm_of(product);
+    if (!std::isfinite(length)) {
+      finite_ = false;
+      return;
+    }
+    ++size_;
+    scale_ = std::max(scale_, length);
+    const at::Tensor known = vectors();
+    at::Tensor column = at::zeros({size_}, at::kDouble);
+    product = product.clone();
+    // Twice is enough (Giraud et al. 2005).
+    for (int pass = 0; pass < 2; ++pass) {
+      const at::Tensor part = at::mv(known, product);
+      product.sub_(at::mv(known.t(), part));
+      column.add_(part.to(at::kCPU, at::kDouble));
+    }
+    inside_[size_ - 1].narrow(0, 0, size_).copy_(column);
+    inside_.select(1, size_ - 1).narrow(0, 0, size_).copy_(column);
+    outside_ = norm_of(product);
+    const double rounding = product.scalar_type() == at::kDouble ? 1e-13 : 1e-6;
+    closed_ = !(outside_ > rounding * scale_);
+    if (!closed_) next_ = product.div_(outside_);
+  }
+
+  /// Whether the basis is invariant: nothing is outside.
+  bool closed() const { return closed_; }
+
+  /// Goes on from an invariant space in a random direction. False: there is none left.
+  bool escape(at::Generator generator) {
+    if (size_ >= vectors_.size(1)) return false;
+    at::Tensor direction =
+        at::randn({vectors_.size(1)}, generator, at::TensorOptions()).to(vectors_.options());
+    for (int pass = 0; pass < 2; ++pass) {
+      direction.sub_(at::mv(vectors().t(), at::mv(vectors(), direction)));
+    }
+    const double length = norm_of(direction);
+    if (!(length > 0)) return false;
+    next_ = direction.div_(length);
+    outside_ = 0;
+    closed_ = false;
+    return true;
+  }
+
+  /// Keeps the leading Ritz vectors (columns of `rotation`) and their values.
+  void restart(const at::Tensor& values, const at::Tensor& rotation, int64_t kept) {
+    const at::Tensor leading = rotation.narrow(1, 0, kept).t().to(vectors_.options());
+    const at::Tensor compressed = at::mm(leading, vectors());
+    vectors_.narrow(0, 0, kept).copy_(compressed);
+    inside_.zero_();
+    inside_.diagonal().narrow(0, 0, kept).copy_(values.narrow(0, 0, kept));
+    size_ = kept;
+  }
+
+ private:
+  const LinearMap& matrix_;
+  at::Tensor vectors_;
+  at::Tensor inside_;
+  at::Tensor next_;
+  int64_t size_ = 0;
+  double outside_ = 0;
+  double scale_ = 0;
+  bool closed_ = false;
+  bool finite_ = true;
+};
+
+/// Bounds from residuals, see largest_eigenpairs.
+std::vector<double> residual_bounds(const double* values, const std::vector<double>& residuals,
+                                    int64_t count) {
+  const auto size = static_cast<int64_t>(residuals.size());
+  std::vector<double> bounds;
+  for (int64_t i = 0; i < count; ++i) {
+    double bound = residuals[static_cast<size_t>(i)];
+    double squares = 0;
+    for (int64_t m = 0; m < size; ++m) {
+      squares += residuals[static_cast<size_t>(m)] * residuals[static_cast<size_t>(m)];
+      if (m < i || m + 1 >= size) continue;
+      const double beyond = values[m + 1] + residuals[static_cast<size_t>(m + 1)];
+      if (beyond < values[i]) bound = std::min(bound, squares / (values[i] - beyond));
+    }
+    // What lies beyond is an estimate: doubled.
+    bounds.push_back(2 * bound);
+  }
+  return bounds;
+}
+
+/// Where eigenvalues can be, given the logarithm of the largest |p| they may have.
+class ProbableIntervals {
+ public:
+  ProbableIntervals(const double* values, int64_t size, double log_limit)
+      : values_(values), size_(size), log_limit_(log_limit) {}
+
+  /// Distance from Ritz value i to the farther end of its interval.
+  double bound(int64_t i) const {
+    return std::max(end(i, -1) - values_[i], values_[i] - end(i, 1));
+  }
+
+ private:
+  double log_polynomial(double at) const {
+    double sum = 0;
+    for (int64_t i = 0; i < size_; ++i) {
+      sum += std::log(std::max(std::abs(at - values_[i]), std::numeric_limits<double>::min()));
+    }
+    return sum;
+  }
+  bool outside(double at) const { return log_polynomial(at) > log_limit_; }
+
+  /// The end of the interval of Ritz value i: upwards with direction -1, downwards with 1.
+  double end(int64_t i, int64_t direction) const {
+    for (;; i += direction) {
+      const int64_t next = i + direction;
+      double far = 0;
+      if (next >= 0 && next < size_) {
+        // Between two roots there is one maximum: by golden sections.
+        double a = values_[i];
+        double b = values_[next];
+        constexpr double kGolden = 0.6180339887498949;
+        for (int step = 0; step < 40; ++step) {
+          const double c = b - kGolden * (b - a);
+          const double d = a + kGolden * (b - a);
+          (log_polynomial(c) > log_polynomial(d) ? b : a) =
+              log_polynomial(c) > log_polynomial(d) ? d : c;
+        }
+        far = (a + b) / 2;
+        if (!outside(far)) continue;  // One interval holds both.
+      } else {
+        double step = std::max(std::abs(values_[0] - values_[size_ - 1]),
+                               std::max(std::abs(values_[0]), 1e-300));
+        const double away = direction < 0 ? 1 : -1;
+        far = values_[i] + away * step;
+        while (!outside(far) && std::isfinite(far)) far = values_[i] + away * (step *= 2);
+        if (!std::isfinite(far)) return far;
+      }
+      double near = values_[i];
+      for (int step = 0; step < 60; ++step) {
+        const double middle = (near + far) / 2;
+        (outside(middle) ? far : near) = middle;
+      }
+      return far;
+    }
+  }
+
+  const double* values_;
+  int64_t size_;
+  double log_limit_;
+};
+
+/// Logarithm of a lower bound on |v.q_1| for an eigenvector v, wrong with probability 1e-3.
+double log_least_overlap(double random_part, int64_t dimension) {
+  constexpr double kRisk = 1e-3;
+  constexpr double kHalfPi = 1.5707963267948966;
+  return std::log(kRisk * random_part * std::sqrt(kHalfPi / static_cast<double>(dimension)) /
+                  std::sqrt(1 + random_part * random_part));
+}
+
+}  // namespace
+
+Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
+                              const EigenOptions& options, at::Generator generator) {
+  const int64_t dimension = start.size(0);
+  const int64_t count = std::min(options.count, dimension);
+  constexpr int64_t kMemory = int64_t{1} << 30;
+  const int64_t affordable =
+      kMemory / std::max<int64_t>(1, dimension * static_cast<int64_t>(start.element_size()));
+  const int64_t least = std::max<int64_t>(24, 2 * count + 16);
+  const int64_t capacity =
+      std::min(dimension, std::min(std::max(least, affordable), options.max_products));
+  const int64_t kept = std::min(capacity - 1, count + (capacity - count) / 3);
+  Basis basis(matrix, start, capacity);
+  Eigenpairs result;
+  at::Tensor values;
+  at::Tensor rotation;
+  bool probable = options.random_part > 0;
+  double log_betas = 0;
+  while (basis.finite() && result.products < options.max_products) {
+    if (basis.full()) {
+      if (kept < count) break;
+      basis.restart(values, rotation, kept);
+      probable = false;
+    }
+    basis.grow();
+    ++result.products;
+    if (!basis.finite()) break;
+    std::tie(values, rotation) = small_eigen(basis.inside());
+    const bool complete = basis.size() == dimension;
+    const double* ritz = values.data_ptr<double>();
+    const int64_t found = std::min(count, basis.size());
+    result.values.assign(ritz, ritz + found);
+    log_betas += std::log(std::max(basis.outside(), 1e-300));
+    if (complete) {
+      result.bounds.assign(static_cast<size_t>(found), 0);
+    } else if (probable && !basis.closed()) {
+      const ProbableIntervals intervals(
+          ritz, basis.size(), log_betas - log_least_overlap(options.random_part, dimension));
+      result.bounds.clear();
+      for (int64_t i = 0; i < found; ++i) result.bounds.push_back(intervals.bound(i));
+    } else {
+      std::vector<double> residuals;
+      for (int64_t i = 0; i < basis.size(); ++i) {
+        residuals.push_back(basis.outside() *
+                            std::abs(rotation[basis.size() - 1][i].item<double>()));
+      }
+      result.bounds = residual_bounds(ritz, residuals, found);
+    }
+    const double size = std::max(std::abs(ritz[0]), std::abs(ritz[basis.size() - 1]) * 1e-3);
+    const bool tight = std::all_of(result.bounds.begin(), result.bounds.end(),
+                                   [&](double bound) { return bound <= options.tolerance * size; });
+    // A start with a random part has a part in every eigenspace, so that an invariant space misses
+    // repetitions only.
+    result.converged =
+        found == count && (complete || basis.closed() || (basis.size() > count && tight));
+    if (result.converged || complete) break;
+    if (basis.closed()) {
+      probable = false;
+      if (!basis.escape(generator)) break;
+    }
+  }
+  if (!basis.finite()) {
+    result = Eigenpairs();
+    result.finite = false;
+    return result;
+  }
+  const auto found = static_cast<int64_t>(result.values.size());
+  result.vectors = at::mm(rotation.narrow(1, 0, found).t().to(start.options()), basis.vectors());
+  // Those just below may have overtaken the others by the next time.
+  const int64_t leading = std::min(found + 2, basis.size());
+  at::Tensor weights = at::ones({leading}, at::kDouble);
+  for (int64_t i = found; i < leading; ++i) weights[i] = std::pow(0.3, i - found + 1);
+  const at::Tensor mixed = at::mv(rotation.narrow(1, 0, leading), weights / weights.norm());
+  result.restart = at::mv(basis.vectors().t(), mixed.to(start.options()));
+  return result;
+}
+
+Quadrature lanczos_quadrature(const LinearMap& matrix, const at::Tensor& start, int64_t steps) {
+  const int64_t capacity = std::min(steps, start.size(0));
+  Basis basis(matrix, start, capacity);
+  Quadrature result;
+  while (basis.finite() && !basis.full() && !basis.closed()) basis.grow();
+  result.finite = basis.finite();
+  if (!result.finite || basis.size() == 0) return result;
+  const auto [values, rotation] = small_eigen(basis.inside());
+  for (int64_t i = 0; i < basis.size(); ++i) {
+    const double overlap = rotation[0][i].item<double>();
+    result.nodes.push_back(values[i].item<double>());
+    result.weights.push_back(overlap * overlap);
+  }
+  return result;
+}
+
+}  // namespace tycho
