@@ -147,18 +147,6 @@ class EdgeOfStability : public Law {
         100 * last_share_[largest]);
   }
 
-  /// Does the loss rise over the recent half? Where it is no longer finite it has.
-  static bool loss_rises(const ThinnedSeries& points) {
-    const size_t size = points.points().size();
-    const size_t half = size / 2;
-    const size_t middle = half + (size - half) / 2;
-    if (size == 0) return false;
-    if (std::isinf(points.points().back().value[2])) return true;
-    const double before = points.median(2, half, middle);
-    const double after = points.median(2, middle, size);
-    return after > before + 0.02 * std::fabs(before);
-  }
-
   /// Is s within the tolerance of 1, its error included, at 95 % of the recent half?
   static bool stays_within(const ThinnedSeries& series, double tolerance) {
     const auto& points = series.points();
@@ -210,7 +198,7 @@ class EdgeOfStability : public Law {
       return;
     }
     finding->gate = edge_.regime().describe();
-    const bool rising = loss_rises(stretch.points);
+    const bool rising = stretch.points.rises(2);
     if (finding->ci_low > 1 + tolerance && (median > kCatapult || rising)) {
       if (rising) {
         finding->gate += "; above the edge, and the loss rises (catapult)";
