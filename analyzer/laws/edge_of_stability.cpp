@@ -87,6 +87,7 @@ class EdgeOfStability : public Law {
     take_epsilon_share(frame);
     if (current_.begin >= 0) current_.rises.add({edge_.loss().rose()}, frame.step());
     if (!edge_.measured()) return;
+    last_ratio_ = edge_.ratio();
     const double threshold = edge_.threshold();
     if (current_.begin < 0 || std::fabs(threshold / current_.threshold - 1) > kSameSettings) {
       if (observations(current_) > observations(longest_)) longest_ = current_;
@@ -198,6 +199,15 @@ class EdgeOfStability : public Law {
       return;
     }
     finding->gate = edge_.regime().describe();
+    if (std::isinf(edge_.last_level())) {
+      finding->gate += "; the loss is no longer finite";
+      finding->importance = 0.85;
+      finding->advice = fmt::format(
+          "Training diverged{}. When last measured the sharpness was {} of the edge; between two "
+          "measurements it may have passed it. Lower the learning rate, or warm up longer.{}",
+          rate, format_number(last_ratio_), limiting_layer());
+      return;
+    }
     const bool rising = stretch.points.rises(2);
     if (finding->ci_low > 1 + tolerance && (median > kCatapult || rising)) {
       if (rising) {
@@ -221,6 +231,10 @@ class EdgeOfStability : public Law {
     if (finding->ci_high < 1 - tolerance) {
       const bool below = finding->ci_high < kBelow;
       finding->gate += below ? "; below the edge" : "; approaching the edge";
+      if (rising) {
+        finding->gate += ", and yet the loss rises";
+        return;
+      }
       finding->importance = median < 0.5 ? 0.6 : below ? 0.45 : 0.3;
       if (!(finding->ci_high > 0)) {
         finding->advice = "No positive curvature was found: it sets no limit to the learning rate.";
@@ -272,6 +286,7 @@ class EdgeOfStability : public Law {
   ColumnIndex epsilon_share_ = kNoColumn;
   EdgeSeries edge_;
   double floor_share_ = 0;
+  double last_ratio_ = kUnknown;
   Stretch current_;
   Stretch longest_;  // of those before
   std::vector<double> last_share_;

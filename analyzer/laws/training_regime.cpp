@@ -28,8 +28,8 @@ void BatchRegime::begin(const RunContext& context) {
 
 void BatchRegime::observe(const Frame& frame) {
   const double loss = frame.column(loss_)[0];
-  if (last_step_ >= 0 && frame.step() == last_step_ + 1 && std::isfinite(loss) &&
-      std::isfinite(last_probe_loss_)) {
+  if (last_step_ >= 0 && frame.step() > 0 && frame.step() - 1 == last_step_ &&
+      std::isfinite(loss) && std::isfinite(last_probe_loss_)) {
     ++compared_;
     agreed_ += std::fabs(loss - last_probe_loss_) <= kAgreement * std::fabs(loss);
   }

@@ -50,6 +50,11 @@ const LawDescription& law() {
   return description;
 }
 
+/// Steps from a file may lie further apart than an integer can say.
+double between(int64_t from, int64_t to) {
+  return static_cast<double>(to) - static_cast<double>(from);
+}
+
 /// What was seen up to a moment.
 struct Passage {
   double largest = 0;        // s
@@ -70,7 +75,8 @@ class WarmUp : public Law {
   void observe(const Frame& frame) override {
     edge_.observe(frame);
     const double rate = edge_.learning_rate();
-    if (first_step_ < 0) first_step_ = frame.step();
+    if (!started_) first_step_ = frame.step();
+    started_ = true;
     last_step_ = frame.step();
     if (std::isfinite(rate) && !(first_rate_ > 0)) {
       first_rate_ = rate;
@@ -96,7 +102,7 @@ class WarmUp : public Law {
   std::vector<Finding> findings() const override {
     Finding finding = start_finding(law(), "run");
     finding.evidence_statistic = "preconditioned_sharpness";
-    if (first_measured_ < 0) {
+    if (so_far_.measurements == 0) {
       set_verdict(finding, Verdict::kNotApplicable);
       finding.gate = "the sharpness and its threshold were not measured (they need a probe loss)";
     } else if (!(first_rate_ > 0) || ramp_.measurements == 0) {
@@ -110,7 +116,7 @@ class WarmUp : public Law {
 
  private:
   void take_ratio(int64_t step) {
-    if (first_measured_ < 0) {
+    if (so_far_.measurements == 0) {
       first_measured_ = step;
       first_ratio_ = edge_.ratio();
       first_error_ = edge_.ratio_error();
@@ -135,16 +141,15 @@ class WarmUp : public Law {
     finding->confidence = 1;
     finding->window_begin = first_step_;
     finding->window_end = ramp_.end;
-    const double seen = static_cast<double>(last_step_ - first_step_ + 1);
+    const double seen = between(first_step_, last_step_) + 1;
     // A loss that is no longer finite has said what there is to say.
     const bool diverged = std::isinf(edge_.last_level());
-    if (!diverged &&
-        (static_cast<double>(last_step_ - raise_step_) < kSettled * seen || behind_ < kBehind)) {
+    if (!diverged && (between(raise_step_, last_step_) < kSettled * seen || behind_ < kBehind)) {
       finding->gate = ramp ? "the learning rate still rises" : "too few steps";
       return;
     }
-    const double length = static_cast<double>(raise_step_ - first_step_);
-    if (first_measured_ - first_step_ > std::max(1.0, kLateStart * length)) {
+    const double length = between(first_step_, raise_step_);
+    if (between(first_step_, first_measured_) > std::max(1.0, kLateStart * length)) {
       set_verdict(*finding, Verdict::kNotApplicable);
       finding->gate = fmt::format("the sharpness was first measured at step {}", first_measured_);
       return;
@@ -184,7 +189,7 @@ class WarmUp : public Law {
 
   bool measured_closely() const {
     return ramp_.measurements >= kEnough &&
-           static_cast<double>(ramp_.end - first_step_) <=
+           between(first_step_, ramp_.end) <=
                kStepsPerMeasurement * static_cast<double>(ramp_.measurements);
   }
 
@@ -242,6 +247,7 @@ class WarmUp : public Law {
   }
 
   EdgeSeries edge_;
+  bool started_ = false;
   int64_t first_step_ = -1;
   int64_t last_step_ = -1;
   double first_rate_ = kUnknown;

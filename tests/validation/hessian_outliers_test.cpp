@@ -51,8 +51,8 @@ std::string told(const Finding& f) {
 }
 
 /// Largest eigenvalues of the Hessian of softmax regression without bias at equal probabilities:
-/// H = (diag(1/C) - 1/C^2) x E[x x'], with x noise around a mean of norm 3: the first factor has C-1
-/// eigenvalues 1/C, the second one that is large.
+/// H = (diag(1/C) - 1/C^2) x E[x x'], with x noise around a mean of norm 3: the first factor has
+/// C-1 eigenvalues 1/C, the second one that is large.
 std::vector<double> softmax_spectrum(int classes, int dimension, uint32_t seed, int largest) {
   std::mt19937 generator(seed);
   std::normal_distribution<double> normal;
