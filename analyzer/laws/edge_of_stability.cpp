@@ -87,6 +87,7 @@ class EdgeOfStability : public Law {
     take_epsilon_share(frame);
     if (current_.begin >= 0) current_.rises.add({edge_.loss().rose()}, frame.step());
     if (!edge_.measured()) return;
+    last_ratio_ = edge_.ratio();
     const double threshold = edge_.threshold();
     if (current_.begin < 0 || std::fabs(threshold / current_.threshold - 1) > kSameSettings) {
       if (observations(current_) > observations(longest_)) longest_ = current_;
@@ -147,18 +148,6 @@ class EdgeOfStability : public Law {
         100 * last_share_[largest]);
   }
 
-  /// Does the loss rise over the recent half? Where it is no longer finite it has.
-  static bool loss_rises(const ThinnedSeries& points) {
-    const size_t size = points.points().size();
-    const size_t half = size / 2;
-    const size_t middle = half + (size - half) / 2;
-    if (size == 0) return false;
-    if (std::isinf(points.points().back().value[2])) return true;
-    const double before = points.median(2, half, middle);
-    const double after = points.median(2, middle, size);
-    return after > before + 0.02 * std::fabs(before);
-  }
-
   /// Is s within the tolerance of 1, its error included, at 95 % of the recent half?
   static bool stays_within(const ThinnedSeries& series, double tolerance) {
     const auto& points = series.points();
@@ -210,7 +199,16 @@ class EdgeOfStability : public Law {
       return;
     }
     finding->gate = edge_.regime().describe();
-    const bool rising = loss_rises(stretch.points);
+    if (std::isinf(edge_.last_level())) {
+      finding->gate += "; the loss is no longer finite";
+      finding->importance = 0.85;
+      finding->advice = fmt::format(
+          "Training diverged{}. When last measured the sharpness was {} of the edge; between two "
+          "measurements it may have passed it. Lower the learning rate, or warm up longer.{}",
+          rate, format_number(last_ratio_), limiting_layer());
+      return;
+    }
+    const bool rising = stretch.points.rises(2);
     if (finding->ci_low > 1 + tolerance && (median > kCatapult || rising)) {
       if (rising) {
         finding->gate += "; above the edge, and the loss rises (catapult)";
@@ -233,6 +231,10 @@ class EdgeOfStability : public Law {
     if (finding->ci_high < 1 - tolerance) {
       const bool below = finding->ci_high < kBelow;
       finding->gate += below ? "; below the edge" : "; approaching the edge";
+      if (rising) {
+        finding->gate += ", and yet the loss rises";
+        return;
+      }
       finding->importance = median < 0.5 ? 0.6 : below ? 0.45 : 0.3;
       if (!(finding->ci_high > 0)) {
         finding->advice = "No positive curvature was found: it sets no limit to the learning rate.";
@@ -284,6 +286,7 @@ class EdgeOfStability : public Law {
   ColumnIndex epsilon_share_ = kNoColumn;
   EdgeSeries edge_;
   double floor_share_ = 0;
+  double last_ratio_ = kUnknown;
   Stretch current_;
   Stretch longest_;  // of those before
   std::vector<double> last_share_;

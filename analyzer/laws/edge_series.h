@@ -22,7 +22,7 @@ class EdgeSeries {
 
   void observe(const Frame& frame) {
     regime_.observe(frame);
-    loss_.observe(frame, regime_.kind() == BatchRegime::Kind::kFull);
+    loss_.observe(frame, regime_.is_full());
     if (frame.optimizer() != nullptr) {
       adaptive_ = frame.optimizer()->optimizer() != "SGD";
       if (frame.optimizer()->group_size() > 0)

@@ -9,6 +9,9 @@ namespace tycho::analyzer {
 // One law per file; the comment in its source derives the prediction.
 std::unique_ptr<Law> make_edge_of_stability();
 std::unique_ptr<Law> make_catapult();
+std::unique_ptr<Law> make_warm_up();
+std::unique_ptr<Law> make_batch_sharpness();
+std::unique_ptr<Law> make_hessian_outliers();
 std::unique_ptr<Law> make_one_step_loss_change();
 std::unique_ptr<Law> make_gradient_noise_scale();
 std::unique_ptr<Law> make_symmetry();

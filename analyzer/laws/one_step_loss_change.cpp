@@ -68,12 +68,13 @@ class OneStepLossChange : public Law {
   }
 
   void observe(const Frame& frame) override {
+    const ColumnValues losses = frame.column(loss_);
+    if (losses.present) diverged_ = !std::isfinite(losses[0]);
     const double change = frame.column(change_)[0];
     const double first = frame.column(first_)[0];
     if (!std::isfinite(change) || !std::isfinite(first)) return;
     const double second = frame.column(second_)[0];
-    const double loss = frame.column(loss_)[0];
-    if (std::isfinite(loss)) last_loss_ = std::fabs(loss);
+    if (std::isfinite(losses[0])) last_loss_ = std::fabs(losses[0]);
     gain_.add({change, first, last_loss_, std::fabs(first)}, frame.step());
     const double rest = change - first - second;
     quadratic_.add({rest, first, second, std::fabs(rest)}, frame.step());
@@ -156,7 +157,9 @@ class OneStepLossChange : public Law {
           "Steps are so long that the loss is not quadratic along them: what is said about best "
           "learning rates from curvature is rough here.";
     }
-    if (!gain.bounded()) return;
+    if (diverged_) finding->gate += "; the loss is no longer finite";
+    // Of the steps before it there is nothing to recommend.
+    if (!gain.bounded() || diverged_) return;
     if (gain.high < 0 && gain.reliable) {
       finding->importance = 0.85;
       finding->advice = fmt::format(
@@ -232,6 +235,7 @@ class OneStepLossChange : public Law {
   ColumnIndex layer_second_ = kNoColumn;
   ColumnIndex loss_ = kNoColumn;
   double last_loss_ = 0;
+  bool diverged_ = false;
   double epsilon_ = 0;
   RecentHalf gain_{4};              // dL, g.u, |loss|, |g.u|
   RecentHalf quadratic_{4};         // dL - g.u - u'Hu/2, g.u, u'Hu/2, size of the first

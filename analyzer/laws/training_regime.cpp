@@ -28,8 +28,8 @@ void BatchRegime::begin(const RunContext& context) {
 
 void BatchRegime::observe(const Frame& frame) {
   const double loss = frame.column(loss_)[0];
-  if (last_step_ >= 0 && frame.step() == last_step_ + 1 && std::isfinite(loss) &&
-      std::isfinite(last_probe_loss_)) {
+  if (last_step_ >= 0 && frame.step() > 0 && frame.step() - 1 == last_step_ &&
+      std::isfinite(loss) && std::isfinite(last_probe_loss_)) {
     ++compared_;
     agreed_ += std::fabs(loss - last_probe_loss_) <= kAgreement * std::fabs(loss);
   }
@@ -40,11 +40,13 @@ void BatchRegime::observe(const Frame& frame) {
   noise_.add({trace[0], frame.column(signal_)[0], frame.column(batch_size_)[0]}, frame.step());
 }
 
+bool BatchRegime::is_full() const {
+  return compared_ >= kFewestComparisons &&
+         static_cast<double>(agreed_) >= kAgreeingShare * static_cast<double>(compared_);
+}
+
 BatchRegime::Kind BatchRegime::kind() const {
-  if (compared_ >= kFewestComparisons &&
-      static_cast<double>(agreed_) >= kAgreeingShare * static_cast<double>(compared_)) {
-    return Kind::kFull;
-  }
+  if (is_full()) return Kind::kFull;
   if (noise_.blocks().observations() < 2 * BlockAverages::kMinBlocks) return Kind::kUnknown;
   // As signal over noise, because the signal may vanish and the noise does not.
   const Estimate inverse = noise_.blocks().ratio({0, 1, 0}, {1, 0, 0});

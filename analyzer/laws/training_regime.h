@@ -20,6 +20,8 @@ class BatchRegime {
   void observe(const Frame& frame);
 
   Kind kind() const;
+  /// As kind() == kFull, at no cost: for every frame.
+  bool is_full() const;
   bool is_large() const { return kind() == Kind::kLarge || kind() == Kind::kFull; }
   /// How it was decided, in words.
   std::string describe() const;

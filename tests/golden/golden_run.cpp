@@ -89,6 +89,49 @@ void write_list_run(const std::string& directory) {
   EXPECT_TRUE(writer.value()->close().ok());
 }
 
+void write_curvature_run(const std::string& directory) {
+  struct List {
+    const char* statistic;
+    v1::Scope scope;
+    std::vector<double> values;
+  };
+  const std::vector<List> lists = {
+      {"preconditioned_sharpness", v1::SCOPE_RUN, {30}},
+      {"preconditioned_sharpness_error_bound", v1::SCOPE_RUN, {1}},
+      {"stability_threshold", v1::SCOPE_RUN, {40}},
+      {"preconditioned_eigenvector_share", v1::SCOPE_LAYER, {0.3, 0.7}},
+      {"hessian_eigenvalue", v1::SCOPE_INDEX, {30, 20, 10}},
+      {"spectral_density_node", v1::SCOPE_INDEX, {-1, 0, 29}},
+      {"spectral_density_weight", v1::SCOPE_INDEX, {0.1, 0.899, 0.001}},
+  };
+  v1::StatisticRegistry registry;
+  for (const List& list : lists) {
+    v1::StatisticDefinition* definition = registry.add_statistic();
+    definition->set_id(static_cast<uint32_t>(registry.statistic_size()) - 1);
+    definition->set_name(list.statistic);
+    definition->add_scope(list.scope);
+  }
+  trace::RunWriterOptions options;
+  options.directory = directory;
+  auto writer = trace::RunWriter::open(options, sample_run("curved"), sample_model(2), registry);
+  ASSERT_TRUE(writer.ok()) << writer.status().message();
+  for (int64_t step = 0; step < 10; ++step) {
+    v1::Record record;
+    record.set_step(step);
+    for (size_t i = 0; i < lists.size(); ++i) {
+      auto* column = record.add_column();
+      column->set_statistic(static_cast<uint32_t>(i));
+      column->set_scope(lists[i].scope);
+      for (size_t k = 0; k < lists[i].values.size(); ++k) {
+        if (lists[i].scope != v1::SCOPE_RUN) column->add_entity(static_cast<uint32_t>(k));
+        column->add_value(lists[i].values[k]);
+      }
+    }
+    writer.value()->write("curvature", record, 1000 + step);
+  }
+  EXPECT_TRUE(writer.value()->close().ok());
+}
+
 void write_long_run(const std::string& directory, int64_t steps) {
   auto writer = open_run(directory, sample_run("long"), sample_model(4));
   for (int64_t step = 0; step < steps; ++step) {

@@ -17,6 +17,10 @@ void write_golden_run(const std::string& directory);
 /// Eigenvalues 3 and 2 at step 0, 4 at step 1.
 void write_list_run(const std::string& directory);
 
+/// Ten steps whose curvature was measured: sharpness 30 with error bound 1, edge at 40, two layers
+/// holding 0.3 and 0.7 of the top eigenvector, three eigenvalues, and a spectral density.
+void write_curvature_run(const std::string& directory);
+
 /// `steps` steps of four layers, with a loss, sealed.
 void write_long_run(const std::string& directory, int64_t steps);
 

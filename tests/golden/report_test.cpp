@@ -114,6 +114,26 @@ TEST(ReportTest, ListsHaveASeriesForEachPosition) {
   EXPECT_THAT(analyzer::html_report(report), HasSubstr("\"scope\":\"index:1\""));
 }
 
+TEST(ReportTest, CurvatureIsShownWhereItWasMeasured) {
+  const ScratchDirectory scratch;
+  write_curvature_run(scratch.path("run"));
+  const analyzer::Report report = read(scratch.path("run"));
+  const std::string text = analyzer::text_report(report, false, 80);
+  EXPECT_THAT(text, HasSubstr("30 +- 1, edge of stability at 40 (ratio 0.75)"));
+  EXPECT_THAT(text, HasSubstr("top eigenvector by layer: layers.1 70 %, layers.0 30 %"));
+  EXPECT_THAT(text, HasSubstr("largest eigenvalues: 30 20 10"));
+  // 0.001 is three orders of magnitude, three characters of the ramp, below 0.899.
+  EXPECT_THAT(text, HasSubstr("-1 |%@"));
+  EXPECT_THAT(text, HasSubstr("*| 29"));
+  const std::string page = analyzer::html_report(report);
+  EXPECT_THAT(page, HasSubstr("id=\"curvature\""));
+  EXPECT_THAT(page, HasSubstr("\"node\":[-1.0,0.0,29.0]"));
+  write_long_run(scratch.path("plain"), 3);
+  const analyzer::Report plain = read(scratch.path("plain"));
+  EXPECT_THAT(analyzer::html_report(plain), Not(HasSubstr("id=\"curvature\"")));
+  EXPECT_THAT(analyzer::text_report(plain, false, 80), Not(HasSubstr("Curvature")));
+}
+
 TEST(ReportTest, TextHasNoControlCharactersOfTheTraceAndColoursOnlyOnRequest) {
   const ScratchDirectory scratch;
   write_golden_run(scratch.path("run"));

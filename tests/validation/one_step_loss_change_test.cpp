@@ -80,6 +80,12 @@ TEST(OneStepLossChangeTest, ThirdOrderViolates) {
   EXPECT_EQ(verdict(finding), "VIOLATED") << finding.gate;
 }
 
+TEST(OneStepLossChangeTest, AdvisesNothingWhereTheLossIsNoLongerFinite) {
+  const Finding finding =
+      find(quadratic(0.1, false, -1, std::nan("")), "one_step_loss_change", "run");
+  EXPECT_EQ(finding.advice, "") << finding.advice;
+}
+
 TEST(OneStepLossChangeTest, StaysSilentWithoutItsGate) {
   EXPECT_EQ(verdict(find(quadratic(0.5, true, 1), "one_step_loss_change", "run")), "UNDERPOWERED");
   EXPECT_EQ(verdict(find(quadratic(0.5, true, -1, 1e5), "one_step_loss_change", "run")),

@@ -7,6 +7,7 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "curvature.h"
 #include "remarks.h"
 #include "report.h"
 
@@ -265,6 +266,15 @@ const char* const kOverview = R"html(<section class="noempty" id="overview"><h2>
 <div class="multiples" id="multiples"></div></section>
 )html";
 
+// The charts are drawn from the data of the page.
+std::string curvature_section(const Report& report) {
+  const Curvature seen = curvature(report);
+  if (!seen.any() && report.spectrum.node.empty()) return "";
+  std::string out = "<section id=\"curvature\"><h2>Curvature</h2>\n";
+  if (!seen.headroom.empty()) out += "<p>" + escape(seen.headroom) + "</p>\n";
+  return out + "<div class=\"multiples wide\" id=\"curves\"></div></section>\n";
+}
+
 const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
 <div class="controls"><label>Statistic <select id="statistic"></select></label>
 <label>Scale <select id="scale"><option value="auto">automatic</option><option value="linear">linear</option><option value="log">logarithmic</option></select></label>
@@ -358,6 +368,9 @@ json view_data(const Report& report) {
     };
     return rank(a) < rank(b);
   });
+  json spectrum = {{"step", report.spectrum.step},
+                   {"node", report.spectrum.node},
+                   {"weight", report.spectrum.weight}};
   json predictions = json::array();
   for (const Finding& finding : report.findings) {
     if (finding.evidence_statistic.empty() || !std::isfinite(finding.evidence_level)) continue;
@@ -371,6 +384,7 @@ json view_data(const Report& report) {
           {"steps_per_bucket", report.series.steps_per_bucket()},
           {"buckets", report.series.buckets()},
           {"series", series},
+          {"spectrum", spectrum},
           {"predictions", predictions}};
 }
 
@@ -518,6 +532,7 @@ std::string html_report(const Report& report) {
       tally(report));
   out += what_to_do_section(report);
   out += kOverview;
+  out += curvature_section(report);
   out += lines_section(report);
   out += kViews;
   out += identity_section(report);

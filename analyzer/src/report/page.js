@@ -216,6 +216,104 @@
     });
     if (!place.children.length) document.getElementById('overview').style.display = 'none';
   }
+  function find(name, scope) {
+    return data.series.filter(function (entry) { return entry.statistic === name && (!scope || entry.scope === scope); })[0];
+  }
+  function box(title) {
+    var figure = document.createElement('figure');
+    var caption = document.createElement('figcaption');
+    caption.textContent = title;
+    var div = document.createElement('div');
+    div.className = 'small';
+    figure.appendChild(caption);
+    figure.appendChild(div);
+    document.getElementById('curves').appendChild(figure);
+    return div;
+  }
+  function curve(title, points, options) {
+    if (points.length < 2) return;
+    var common = {
+      connectSeparatedPoints: true, strokeWidth: 1.6, fillAlpha: 0.22, drawPoints: points.length < 60, pointSize: 2, legend: 'always',
+      axisLabelFontSize: 11, gridLineColor: 'rgba(128,128,128,.22)',
+      axes: { y: { axisLabelFormatter: show, valueFormatter: show, axisLabelWidth: 60 }, x: { valueFormatter: show } }
+    };
+    Object.keys(options).forEach(function (key) { common[key] = options[key]; });
+    new Dygraph(box(title), points, common);
+  }
+  function at(entity, b) {
+    var v = entity && b < entity.mean.length ? entity.mean[b] : null;
+    return v === undefined ? null : v;
+  }
+  // The sharpness that the optimizer feels against the largest it can stand, which moves with the learning rate.
+  function drawEdge() {
+    var sharpness = find('preconditioned_sharpness', 'run');
+    var threshold = find('stability_threshold', 'run');
+    if (!sharpness) return;
+    var bound = find('preconditioned_sharpness_error_bound', 'run');
+    var entities = [sharpness.entities[0]].concat(threshold ? [threshold.entities[0]] : []);
+    var labels = ['step', bound ? 'sharpness with its error bound' : 'sharpness'];
+    if (threshold) labels.push('edge of stability');
+    var points = [];
+    for (var b = 0; b < data.buckets; b++) {
+      var s = at(entities[0], b);
+      if (s === null) continue;
+      var half = bound ? at(bound.entities[0], b) || 0 : 0;
+      var row = [step(b), [s - half, s, s + half]];
+      var t = threshold ? at(entities[1], b) : null;
+      if (threshold) row.push([t, t, t]);
+      points.push(row);
+    }
+    curve('sharpness, as the optimizer feels it, and the edge of stability', points, {
+      labels: labels, customBars: true, logscale: wide(entities), colors: ['#0072b2', '#d55e00'],
+      series: threshold ? seriesStyle(labels[2]) : {}
+    });
+  }
+  function drawMany(title, entry, options) {
+    if (!entry) return;
+    var entities = entry.entities.slice(0, 40);
+    var points = [];
+    for (var b = 0; b < data.buckets; b++) {
+      var row = [step(b)].concat(entities.map(function (entity) { return at(entity, b); }));
+      if (row.slice(1).some(function (v) { return v !== null; })) points.push(row);
+    }
+    options.labels = ['step'].concat(entities.map(function (entity) { return entity.name; }));
+    options.colors = entities.map(function (entity, i) {
+      return 'rgb(' + colour(entities.length > 1 ? 0.85 * i / (entities.length - 1) : 0.3).join(',') + ')';
+    });
+    options.legend = 'onmouseover';
+    curve(title, points, options);
+  }
+  // Each node of the quadrature as a narrow Gaussian, because a density cannot be seen in sticks.
+  function drawSpectrum() {
+    var nodes = data.spectrum.node, weights = data.spectrum.weight;
+    var low = Math.min.apply(null, nodes), high = Math.max.apply(null, nodes);
+    if (nodes.length < 2 || !(high > low) || !isFinite(high - low)) return;
+    var width = (high - low) / 80;
+    var points = [];
+    for (var i = 0; i <= 320; i++) {
+      var x = low - 4 * width + (high - low + 8 * width) * i / 320;
+      var sum = 0;
+      for (var k = 0; k < nodes.length; k++) {
+        var z = (x - nodes[k]) / width;
+        sum += weights[k] * Math.exp(-z * z / 2) / (width * Math.sqrt(2 * Math.PI));
+      }
+      points.push([x, sum]);
+    }
+    var top = Math.max.apply(null, points.map(function (p) { return p[1]; }));
+    points.forEach(function (p) { p[1] = Math.max(p[1], 1e-10 * top); });  // a logarithm has no 0
+    curve('spectral density of the Hessian at step ' + data.spectrum.step, points, {
+      labels: ['eigenvalue', 'density'], logscale: top > 0, colors: ['#0072b2'], fillGraph: true, drawPoints: false
+    });
+  }
+  function drawCurvature() {
+    if (!document.getElementById('curves')) return;
+    drawEdge();
+    drawMany('share of the top eigenvector by layer',
+      find('preconditioned_eigenvector_share', 'layers') || find('top_eigenvector_share', 'layers'), { stackedGraph: true, valueRange: [0, 1.05] });
+    var eigenvalues = find('hessian_eigenvalue', 'positions');
+    if (eigenvalues) drawMany('largest eigenvalues of the Hessian', eigenvalues, { logscale: wide(eigenvalues.entities) });
+    drawSpectrum();
+  }
   if (!data.series.length) {
     document.getElementById('views').textContent = 'No statistic was recorded.';
     document.getElementById('overview').style.display = 'none';
@@ -255,6 +353,7 @@
     ramp.fillRect(i, 0, 1, legend.height);
   }
   drawOverview();
+  drawCurvature();
   var first = 0;
   ['grad_norm_sq', 'activation_rms', 'loss'].some(function (name) {
     return data.series.some(function (entry, i) {

@@ -19,6 +19,35 @@ std::string Report::layer_path(uint32_t id) const {
   return path.empty() ? "(root)" : path;
 }
 
+namespace {
+
+class SpectrumKeeper {
+ public:
+  void observe(const RunContext& context, const Frame& frame, Spectrum* spectrum) {
+    if (node_ == kNoColumn) {
+      node_ = context.column("spectral_density_node", v1::SCOPE_INDEX);
+      weight_ = context.column("spectral_density_weight", v1::SCOPE_INDEX);
+    }
+    const ColumnValues node = frame.column(node_);
+    const ColumnValues weight = frame.column(weight_);
+    if (!node.present || !weight.present) return;
+    spectrum->step = frame.step();
+    spectrum->node.clear();
+    spectrum->weight.clear();
+    for (size_t i = 0; i < node.size; ++i) {
+      if (!std::isfinite(node[i]) || !std::isfinite(weight[i]) || weight[i] < 0) continue;
+      spectrum->node.push_back(node[i]);
+      spectrum->weight.push_back(weight[i]);
+    }
+  }
+
+ private:
+  ColumnIndex node_ = kNoColumn;
+  ColumnIndex weight_ = kNoColumn;
+};
+
+}  // namespace
+
 Result<Report> read_report(const std::string& path,
                            const std::function<void(uint64_t frames)>& progress) {
   auto reader = trace::RunReader::open(path);
@@ -26,8 +55,10 @@ Result<Report> read_report(const std::string& path,
   Report report;
   report.path = path;
   Engine engine;
+  SpectrumKeeper spectrum;
   engine.add_consumer([&](const RunContext& context, const Frame& frame) {
     report.series.observe(context, frame);
+    spectrum.observe(context, frame, &report.spectrum);
     if (progress && ++report.frames % 1000 == 0) progress(report.frames);
   });
   if (Status status = reader.value()->read(engine); !status.ok()) return status;

@@ -11,6 +11,13 @@
 
 namespace tycho::analyzer {
 
+/// The spectral density of the Hessian as measured last: nodes and weights of a quadrature.
+struct Spectrum {
+  int64_t step = -1;  ///< -1: never measured
+  std::vector<double> node;
+  std::vector<double> weight;
+};
+
 /// Everything a report shows, read in one pass with memory that does not grow with the trace.
 struct Report {
   std::string path;
@@ -24,6 +31,7 @@ struct Report {
   std::vector<trace::SegmentInfo> segments;
   std::vector<trace::SkippedRegion> skipped;
   SeriesStore series;
+  Spectrum spectrum;
   int64_t first_step = -1;
   int64_t last_step = -1;
   uint64_t frames = 0;

@@ -1,7 +1,10 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <map>
 
+#include "curvature.h"
 #include "remarks.h"
 #include "report.h"
 
@@ -62,6 +65,48 @@ std::string wrap(const std::string& text, size_t indent, size_t width) {
   return out;
 }
 
+std::string curvature_section(const Report& report, size_t columns) {
+  const Curvature seen = curvature(report);
+  if (!seen.any() && report.spectrum.node.empty()) return "";
+  std::string out = "\nCurvature, as measured last\n";
+  if (std::isfinite(seen.sharpness)) {
+    out += "  sharpness for this optimizer " + short_number(seen.sharpness);
+    if (std::isfinite(seen.sharpness_error)) out += " +- " + short_number(seen.sharpness_error);
+    if (std::isfinite(seen.threshold)) {
+      out += fmt::format(", edge of stability at {} (ratio {})", short_number(seen.threshold),
+                         short_number(seen.sharpness / seen.threshold));
+    }
+    out += "\n";
+  }
+  if (!seen.layer_share.empty()) {
+    constexpr size_t kMost = 5;
+    std::string shares;
+    for (size_t i = 0; i < seen.layer_share.size() && i < kMost; ++i) {
+      shares += fmt::format("{}{} {:.0f} %", i == 0 ? "" : ", ", seen.layer_share[i].first,
+                            100 * seen.layer_share[i].second);
+    }
+    out += "  " + wrap("top eigenvector by layer: " + shares, 4, columns) + "\n";
+  }
+  if (!seen.eigenvalues.empty()) {
+    constexpr size_t kMost = 12;
+    std::string list;
+    for (size_t i = 0; i < seen.eigenvalues.size() && i < kMost; ++i)
+      list += " " + short_number(seen.eigenvalues[i]);
+    if (seen.eigenvalues.size() > kMost) list += " ...";
+    out += "  " + wrap("largest eigenvalues:" + list, 4, columns) + "\n";
+  }
+  if (!report.spectrum.node.empty()) {
+    const auto [low, high] =
+        std::minmax_element(report.spectrum.node.begin(), report.spectrum.node.end());
+    out += fmt::format("  spectral density at step {}, a character lighter is ten times less\n",
+                       report.spectrum.step);
+    out += fmt::format("  {} |{}| {}\n", short_number(*low),
+                       density_picture(report.spectrum, columns > 60 ? columns - 30 : 30),
+                       short_number(*high));
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string text_report(const Report& report, bool colour, int width) {
@@ -99,6 +144,7 @@ std::string text_report(const Report& report, bool colour, int width) {
     out += "\nNot known yet\n";
     for (const std::string& text : missing) out += "  - " + wrap(text, 4, columns) + "\n";
   }
+  out += curvature_section(report, columns);
   out += "\nThe five lines of learning mechanics\n";
   for (const Line line : {Line::kSolvableSettings, Line::kSimplifyingLimits, Line::kEmpiricalLaws,
                           Line::kHyperparameters, Line::kUniversalPhenomena}) {

@@ -49,7 +49,35 @@ class ThinnedSeries {
     return sorted.size() % 2 == 1 ? sorted[middle] : 0.5 * (sorted[middle - 1] + sorted[middle]);
   }
 
+  /// Did one value rise over the recent half, by 2 % at least and by more than its scatter? Where
+  /// it ends infinite it did.
+  bool rises(size_t series) const {
+    const size_t size = points_.size();
+    if (size == 0) return false;
+    if (std::isinf(points_.back().value[series])) return true;
+    const size_t half = size / 2;
+    const size_t middle = half + (size - half) / 2;
+    const double before = median(series, half, middle);
+    const double after = median(series, middle, size);
+    const double scatter = std::hypot(median_error(series, half, middle, before),
+                                      median_error(series, middle, size, after));
+    return after - before > std::max(0.02 * std::fabs(before), 2 * scatter);
+  }
+
  private:
+  /// Standard error of a median of independent Gaussian values, from their absolute deviations.
+  double median_error(size_t series, size_t begin, size_t end, double median) const {
+    std::vector<double> deviation;
+    for (size_t i = begin; i < end; ++i) {
+      const double value = points_[i].value[series];
+      if (std::isfinite(value)) deviation.push_back(std::fabs(value - median));
+    }
+    if (deviation.empty()) return 0;
+    const auto middle = deviation.begin() + static_cast<std::ptrdiff_t>(deviation.size() / 2);
+    std::nth_element(deviation.begin(), middle, deviation.end());
+    return 1.4826 * 1.2533 * *middle / std::sqrt(static_cast<double>(deviation.size()));
+  }
+
   size_t capacity_;
   uint64_t stride_ = 1;
   uint64_t to_skip_ = 0;

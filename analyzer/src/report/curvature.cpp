@@ -1,0 +1,77 @@
+#include "curvature.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace tycho::analyzer {
+namespace {
+
+double last_value(const Report& report, const char* statistic, v1::Scope scope, size_t entity) {
+  const auto buckets = report.series.series({statistic, scope}, entity);
+  for (auto bucket = buckets.rbegin(); bucket != buckets.rend(); ++bucket) {
+    if (bucket->count > 0) return bucket->mean();
+  }
+  return kUnknown;
+}
+
+}  // namespace
+
+bool Curvature::any() const {
+  return std::isfinite(sharpness) || !layer_share.empty() || !eigenvalues.empty();
+}
+
+Curvature curvature(const Report& report) {
+  Curvature result;
+  result.sharpness = last_value(report, "preconditioned_sharpness", v1::SCOPE_RUN, 0);
+  result.sharpness_error =
+      last_value(report, "preconditioned_sharpness_error_bound", v1::SCOPE_RUN, 0);
+  result.threshold = last_value(report, "stability_threshold", v1::SCOPE_RUN, 0);
+  for (const char* statistic : {"preconditioned_eigenvector_share", "top_eigenvector_share"}) {
+    if (!result.layer_share.empty()) break;
+    for (int i = 0; i < report.model.layer_size(); ++i) {
+      const double share = last_value(report, statistic, v1::SCOPE_LAYER, static_cast<size_t>(i));
+      if (std::isfinite(share))
+        result.layer_share.emplace_back(report.layer_path(static_cast<uint32_t>(i)), share);
+    }
+  }
+  std::stable_sort(result.layer_share.begin(), result.layer_share.end(),
+                   [](const auto& a, const auto& b) { return a.second > b.second; });
+  for (const auto& [key, entities] : report.series.recorded()) {
+    if (key.statistic != "hessian_eigenvalue" || key.scope != v1::SCOPE_INDEX) continue;
+    for (size_t i = 0; i < entities; ++i) {
+      const double value = last_value(report, "hessian_eigenvalue", v1::SCOPE_INDEX, i);
+      if (std::isfinite(value)) result.eigenvalues.push_back(value);
+    }
+  }
+  for (const Finding& finding : report.findings) {
+    if (finding.law == "edge_of_stability") result.headroom = finding.advice;
+  }
+  return result;
+}
+
+std::string density_picture(const Spectrum& spectrum, size_t width) {
+  if (spectrum.node.empty() || width == 0) return "";
+  const auto [low, high] = std::minmax_element(spectrum.node.begin(), spectrum.node.end());
+  std::vector<double> sum(width, 0.0);
+  for (size_t i = 0; i < spectrum.node.size(); ++i) {
+    // Halves, because the range of doubles is larger than the largest double.
+    const double range = *high / 2 - *low / 2;
+    const double at = range > 0 ? (spectrum.node[i] / 2 - *low / 2) / range : 0.5;
+    sum[std::min(width - 1, static_cast<size_t>(at * static_cast<double>(width)))] +=
+        spectrum.weight[i];
+  }
+  static const std::string kRamp = ".:-=+*#%@";
+  const double largest = *std::max_element(sum.begin(), sum.end());
+  std::string picture(width, ' ');
+  for (size_t i = 0; i < width; ++i) {
+    if (!(sum[i] > 0)) continue;
+    const double decades = std::log10(largest / sum[i]);
+    const size_t below = decades < static_cast<double>(kRamp.size() - 1)
+                             ? static_cast<size_t>(std::lround(decades))
+                             : kRamp.size() - 1;
+    picture[i] = kRamp[kRamp.size() - 1 - below];
+  }
+  return picture;
+}
+
+}  // namespace tycho::analyzer
