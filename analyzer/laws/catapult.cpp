@@ -3,9 +3,9 @@
 // exactly
 //   f' = f (1 - eta lambda + eta^2 f^2/n),  lambda' = lambda + (eta f^2/n)(eta lambda - 4),
 // so that for 2 < eta lambda < 4 the growing f lowers lambda until eta lambda < 2, and f falls
-// again. An episode above the edge begins where the sharpness exceeds it by more than tolerance and
-// error bound, and ends where it no longer does. Predicted: it ends, after the loss has risen. On a
-// quadratic, whose curvature cannot fall, it does not.
+// again. An episode begins where the sharpness exceeds the edge by a fifth and its error bound, and
+// ends where it is back at the edge: training may hover a little above it. Predicted: it ends,
+// after the loss has risen. On a quadratic, whose curvature cannot fall, it does not.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -18,11 +18,12 @@
 namespace tycho::analyzer {
 namespace {
 
-constexpr double kAbove = 0.1;          // of the edge, to count as above it; SGD
-constexpr double kAdaptiveAbove = 0.2;  // where the preconditioner moves too
-constexpr double kRise = 0.02;          // of the loss, relative
-constexpr double kScheduled = 1.2;      // threshold at the end over that at the beginning
-constexpr uint64_t kLongEpisode = 16;   // measurements above the edge without return
+constexpr double kAbove = 0.2;         // of the edge, where an episode begins
+constexpr double kAt = 0.1;            // where it ends
+constexpr double kAdaptiveMore = 0.1;  // of both, where the preconditioner moves too
+constexpr double kRise = 0.02;         // of the loss, relative
+constexpr double kScheduled = 1.2;     // threshold at the end over that at the beginning
+constexpr uint64_t kLongEpisode = 16;  // measurements above the edge without return
 
 const LawDescription& law() {
   static const LawDescription description = {
@@ -30,7 +31,7 @@ const LawDescription& law() {
       "Catapult",
       Line::kSolvableSettings,
       "Where the sharpness is above the edge, s > 1, the loss rises until the sharpness has fallen "
-      "below the edge, s < 1; then training goes on. Two linear layers: for 1 < s < 2",
+      "back to the edge; then training goes on. Two linear layers: for 1 < s < 2",
       "Full batch, or a batch well above the noise scale; squared loss and wide layers in the "
       "derivation",
       "One catapult at the beginning does no harm and ends in a flatter place; a warm-up over "
@@ -74,9 +75,9 @@ class Catapult : public Law {
     if (open_) current_.peak_level = std::fmax(current_.peak_level, level);
     if (!edge_.measured()) return;
     seen_ = true;
-    const double above = edge_.adaptive() ? kAdaptiveAbove : kAbove;
+    const double more = edge_.adaptive() ? kAdaptiveMore : 0;
     const double least = edge_.ratio() - edge_.ratio_error();
-    if (!open_ && least > 1 + above) {
+    if (!open_ && least > 1 + kAbove + more) {
       open_ = true;
       current_ = Episode();
       current_.begin = frame.step();
@@ -91,7 +92,7 @@ class Catapult : public Law {
     current_.last = edge_.ratio();
     current_.last_error = edge_.ratio_error();
     current_.scheduled = edge_.threshold() > kScheduled * current_.start_threshold;
-    if (least > 1) return;
+    if (least > 1 + kAt + more) return;
     open_ = false;
     returns_ += current_.rose();
     if (largest_.begin < 0 || !(current_.rise() <= largest_.rise())) largest_ = current_;
@@ -150,7 +151,7 @@ class Catapult : public Law {
     }
     if (!episode.rose()) {
       set_verdict(*finding, Verdict::kUnderpowered);
-      finding->gate = "the sharpness fell below the edge before the loss had risen";
+      finding->gate = "the sharpness fell back to the edge before the loss had risen";
       return;
     }
     set_verdict(*finding, Verdict::kHolds);
