@@ -20,6 +20,7 @@
 #include "curvature/probe_loss_surface.h"
 #include "curvature_support.h"
 #include "models.h"
+#include "torch_compat.h"
 #include "tycho/krylov.h"
 
 namespace {
@@ -38,7 +39,8 @@ class MemoryWatch : public c10::MemoryReportingInfoBase {
  public:
   std::atomic<int64_t> held{0};
   std::atomic<int64_t> most{0};
-  void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
+  void reportMemoryUsage(void*, int64_t size, tycho::compat::MemoryTotal,
+                         tycho::compat::MemoryTotal, c10::Device) override {
     held += size;
     most = std::max(most.load(), held.load());
   }
@@ -132,7 +134,7 @@ int main(int argc, char** argv) {
     tycho::StepView view;
     view.step = step;
     tycho::EigenOptions options;
-    const Tensor before = warm_products.empty() ? Tensor() : lanczos.restart();
+    const Tensor before = warm_products.empty() ? Tensor() : lanczos.leading()[0].clone();
     const tycho::Eigenpairs found =
         lanczos.largest(matrix, surface.dimension(), surface.options(), options, view, 1);
     warm_products.push_back(static_cast<double>(found.products));
@@ -141,9 +143,9 @@ int main(int argc, char** argv) {
     tycho::EigenOptions exact = options;
     exact.tolerance = 1e-5;
     exact.max_products = 200;
-    const double reference =
-        tycho::largest_eigenpairs(matrix, found.restart, exact, at::detail::createCPUGenerator(1))
-            .values[0];
+    const double reference = tycho::largest_eigenpairs(matrix, found.leading.sum(0), exact,
+                                                       at::detail::createCPUGenerator(1))
+                                 .values[0];
     errors.push_back(std::abs(found.values[0] - reference) / std::abs(reference));
     power_products.push_back(
         static_cast<double>(power_iteration(matrix, before, reference, 1e-3, 300)));

@@ -26,6 +26,13 @@ inline bool has_late_hooks([[maybe_unused]] const at::Tensor& parameter) {
 #endif
 }
 
+/// Totals in c10::MemoryReportingInfoBase::reportMemoryUsage.
+#if TORCH_VERSION_MAJOR >= 2
+using MemoryTotal = size_t;
+#else
+using MemoryTotal = int64_t;
+#endif
+
 /// Tells whether a node of the autograd graph still lives, without keeping it.
 using WeakNode = std::weak_ptr<torch::autograd::Node>;
 

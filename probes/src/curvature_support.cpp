@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 
+#include <cmath>
 #include <map>
 
 namespace tycho {
@@ -63,19 +64,33 @@ Eigenpairs WarmLanczos::largest(const LinearMap& matrix, int64_t dimension,
                                 const at::TensorOptions& vectors, const EigenOptions& options,
                                 const StepView& step, uint64_t stream) {
   constexpr int64_t kSureEvery = 16;
-  constexpr double kSmallPart = 0.05;
+  constexpr int64_t kSmall = 4096;  // dimensions in which being sure costs little
+  constexpr double kSmallPart = 0.1;
   constexpr double kOnly = 1e3;
   const at::Generator generator = own_generator(step, stream);
   at::Tensor start = at::randn({dimension}, generator, at::TensorOptions()).to(vectors);
   start.div_(start.norm(2, at::kDouble).to(start.scalar_type()));
-  const bool known = restart_.defined() && restart_.size(0) == dimension;
-  const bool sure = !known || observations_ % kSureEvery == 0;
-  if (known) start = restart_ + (sure ? start : start * kSmallPart);
+  const bool known = leading_.defined() && leading_.size(1) == dimension;
+  const bool sure = !known || observations_ % kSureEvery == 0 || dimension <= kSmall;
   EigenOptions with_bounds = options;
-  with_bounds.random_part = !sure ? 0 : known ? 1 : kOnly;
+  with_bounds.random_part = !known ? kOnly : sure ? 1 : kSmallPart;
+  if (known) {
+    // Those that were just below may have overtaken the others.
+    at::Tensor weights = at::ones({leading_.size(0)}, vectors);
+    for (int64_t i = options.count; i < leading_.size(0); ++i) {
+      weights[i] = std::pow(0.3, i - options.count + 1);
+    }
+    const at::Tensor warm = at::mv(leading_.t(), weights / weights.norm());
+    start = warm + (sure ? start : start * kSmallPart);
+  }
+  if (!sure) {
+    with_bounds.expected = last_value_;
+    with_bounds.expected_directions = leading_;
+  }
   Eigenpairs found = largest_eigenpairs(matrix, start, with_bounds, generator);
   if (found.finite) {
-    restart_ = found.restart;
+    leading_ = found.leading;
+    last_value_ = found.values[0];
     ++observations_;
   }
   return found;

@@ -36,16 +36,17 @@ at::Tensor sign_vector(const LossSurface& surface, at::Generator generator);
 /// Largest eigenvalues of a matrix that changes little from one observation to the next.
 class WarmLanczos {
  public:
-  /// `stream` tells the random numbers of different users apart. The first time, and every 16th
-  /// after it, bounds hold whatever the matrix; in between they rest on the directions that led so
-  /// far, with a small random part.
+  /// `stream` tells the random numbers of different users apart. The first time, every 16th after
+  /// it, in few dimensions, and when the value moved or the vector turned, bounds hold whatever the
+  /// matrix; in between they rest on the directions that led so far, with a small random part.
   Eigenpairs largest(const LinearMap& matrix, int64_t dimension, const at::TensorOptions& vectors,
                      const EigenOptions& options, const StepView& step, uint64_t stream);
-  /// What the next run starts near; undefined before the first.
-  const at::Tensor& restart() const { return restart_; }
+  /// Directions that the next run starts near; undefined before the first.
+  const at::Tensor& leading() const { return leading_; }
 
  private:
-  at::Tensor restart_;
+  at::Tensor leading_;
+  double last_value_ = 0;
   int64_t observations_ = 0;
 };
 

@@ -20,10 +20,11 @@ namespace nn = torch::nn;
 namespace F = torch::nn::functional;
 
 struct Task {
-  nn::Sequential model{nn::Linear(4, 6), nn::Tanh(), nn::Linear(6, 3)};
+  nn::Sequential model;
   at::Tensor x, y;
-  Task() {
-    torch::manual_seed(1);
+  explicit Task(uint64_t seed = 1) {
+    torch::manual_seed(seed);
+    model = nn::Sequential(nn::Linear(4, 6), nn::Tanh(), nn::Linear(6, 3));
     model->to(torch::kFloat64);
     for (auto& parameter : model->parameters()) torch::NoGradGuard(), parameter.mul_(1.5);
     x = torch::randn({16, 4}, torch::kFloat64);
@@ -55,9 +56,11 @@ class CurvatureSession : public ::testing::Test {
  protected:
   void SetUp() override {
     const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    directory_ = (std::filesystem::temp_directory_path() /
-                  ("tycho_curvature_" + std::string(info->name()) + "_" + std::to_string(getpid())))
-                     .string();
+    directory_ =
+        (std::filesystem::temp_directory_path() /
+         ("tycho_curvature_" + std::string(std::filesystem::path(info->name()).filename()) + "_" +
+          std::to_string(getpid())))
+            .string();
     std::filesystem::remove_all(directory_);
   }
   void TearDown() override { std::filesystem::remove_all(directory_); }
@@ -67,14 +70,17 @@ class CurvatureSession : public ::testing::Test {
   std::string directory_;
 };
 
-TEST_F(CurvatureSession, EveryStatisticIsThatOfTheDenseHessian) {
-  Task task;
+class CurvatureOfSeed : public CurvatureSession, public ::testing::WithParamInterface<uint64_t> {};
+INSTANTIATE_TEST_SUITE_P(Seeds, CurvatureOfSeed, ::testing::Range<uint64_t>(1, 6));
+
+TEST_P(CurvatureOfSeed, EveryStatisticIsThatOfTheDenseHessian) {
+  Task task(GetParam());
   torch::optim::Adam optimizer(task.model->parameters(),
                                torch::optim::AdamOptions(0.02).weight_decay(0.1).eps(1e-4));
-  constexpr int kSteps = 40;
+  constexpr int kSteps = 30;
   struct Expected {
     double sharpness, preconditioned, directional, overlap, gradient_square, trace;
-    double first, second, change, layer_first, layer_trace, block, fraction;
+    double first, second, change, layer_first, layer_trace, block, fraction, frobenius;
     at::Tensor eigenvalues, top;
   };
   std::vector<Expected> expected;
@@ -113,6 +119,7 @@ TEST_F(CurvatureSession, EveryStatisticIsThatOfTheDenseHessian) {
                        .item<double>() /
                    e.gradient_square;
       e.trace = hessian.trace().item<double>();
+      e.frobenius = hessian.norm().item<double>();
       e.layer_trace = hessian.slice(0, 0, 30).slice(1, 0, 30).trace().item<double>();
       e.block = largest_of(hessian.slice(0, 0, 24).slice(1, 0, 24));
       std::vector<at::Tensor> scales;
@@ -188,10 +195,11 @@ TEST_F(CurvatureSession, EveryStatisticIsThatOfTheDenseHessian) {
               run.at("spectral_density_node" + at_index, step);
     }
     EXPECT_NEAR(weights, 1, 1e-9);
-    EXPECT_NEAR(mean * 51, e.trace, std::abs(e.trace));
+    // Of two random starts the standard deviation is the Frobenius norm.
+    EXPECT_NEAR(mean * 51, e.trace, 5 * e.frobenius);
   }
-  // 40 intervals of 95 %: more than 6 misses have a probability below 1 %.
-  EXPECT_LE(traces_off, 6);
+  // 30 intervals of 95 %: more than 5 misses have a probability below 1 %.
+  EXPECT_LE(traces_off, 5);
   EXPECT_GT(trace_square, 0.2);
   EXPECT_EQ(run.events.count("probe_loss_failed"), 0U);
   EXPECT_NE(run.events.at("probe_loss_products").message().find("exact"), std::string::npos);

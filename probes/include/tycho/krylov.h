@@ -19,6 +19,12 @@ struct EigenOptions {
   /// Norm of the start's random part (a multiple of a vector uniform on the sphere) relative to
   /// that of the rest, from which probable bounds follow; 0: bounds from residuals, see below.
   double random_part = 0;
+  /// What led a little while ago, for a matrix that changed little since: the largest eigenvalue,
+  /// and orthonormal directions [m, n] (undefined: not known). While the largest Ritz value is
+  /// within a twentieth of it and its vector within those directions but for a part of 0.3, bounds
+  /// from residuals are taken, though there is a random part.
+  double expected = 0;
+  at::Tensor expected_directions{};
 };
 
 /// Descending; never more than the dimension.
@@ -26,9 +32,7 @@ struct Eigenpairs {
   std::vector<double> values;
   std::vector<double> bounds;  ///< |eigenvalue - value| is at most this
   at::Tensor vectors;          ///< [values, n], orthonormal
-  /// A start for a matrix that differs little: the leading Ritz vectors, one or two more than were
-  /// asked for, with falling weights. Of norm one.
-  at::Tensor restart;
+  at::Tensor leading;          ///< [m, n]: as vectors, and up to two more that were not asked for
   int64_t products = 0;
   bool converged = false;  ///< all bounds are inside the tolerance
   bool finite = true;      ///< false: a product was not finite, and nothing else is there

@@ -188,6 +188,15 @@ class ProbableIntervals {
   double log_limit_;
 };
 
+/// Whether the matrix is still about what it was, see EigenOptions.
+bool as_expected(const EigenOptions& options, double value, const at::Tensor& basis,
+                 const at::Tensor& coefficients) {
+  if (!options.expected_directions.defined()) return false;
+  if (std::abs(value - options.expected) > 0.05 * std::abs(options.expected)) return false;
+  const at::Tensor vector = at::mv(basis.t(), coefficients.to(basis.options()));
+  return norm_of(at::mv(options.expected_directions, vector)) > 0.95;
+}
+
 /// Logarithm of a lower bound on |v.q_1| for an eigenvector v, wrong with probability 1e-3.
 double log_least_overlap(double random_part, int64_t dimension) {
   constexpr double kRisk = 1e-3;
@@ -232,7 +241,8 @@ Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
     log_betas += std::log(std::max(basis.outside(), 1e-300));
     if (complete) {
       result.bounds.assign(static_cast<size_t>(found), 0);
-    } else if (probable && !basis.closed()) {
+    } else if (probable && !basis.closed() &&
+               !as_expected(options, ritz[0], basis.vectors(), rotation.select(1, 0))) {
       const ProbableIntervals intervals(
           ritz, basis.size(), log_betas - log_least_overlap(options.random_part, dimension));
       result.bounds.clear();
@@ -265,12 +275,8 @@ Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
   }
   const auto found = static_cast<int64_t>(result.values.size());
   result.vectors = at::mm(rotation.narrow(1, 0, found).t().to(start.options()), basis.vectors());
-  // Those just below may have overtaken the others by the next time.
   const int64_t leading = std::min(found + 2, basis.size());
-  at::Tensor weights = at::ones({leading}, at::kDouble);
-  for (int64_t i = found; i < leading; ++i) weights[i] = std::pow(0.3, i - found + 1);
-  const at::Tensor mixed = at::mv(rotation.narrow(1, 0, leading), weights / weights.norm());
-  result.restart = at::mv(basis.vectors().t(), mixed.to(start.options()));
+  result.leading = at::mm(rotation.narrow(1, 0, leading).t().to(start.options()), basis.vectors());
   return result;
 }
 
