@@ -56,20 +56,50 @@ int64_t peak_of(const std::function<void()>& action) {
   return watch->most;
 }
 
-/// Products that power iteration needs from `start` until its Rayleigh quotient is within
-/// `tolerance` of `exact`.
-int64_t power_iteration(const tycho::LinearMap& matrix, Tensor vector, double exact,
-                        double tolerance, int64_t limit) {
-  for (int64_t products = 1; products <= limit; ++products) {
+/// Rayleigh quotients of power iteration from `start`, one for each product.
+std::vector<double> power_iteration(const tycho::LinearMap& matrix, Tensor vector, int64_t limit) {
+  std::vector<double> values;
+  for (int64_t products = 0; products < limit; ++products) {
     vector = vector / vector.norm();
     const Tensor image = matrix(vector);
-    if (std::abs(tycho::inner_product(vector, image) - exact) <= tolerance * std::abs(exact)) {
-      return products;
-    }
+    values.push_back(tycho::inner_product(vector, image));
     vector = image;
   }
-  return limit;
+  return values;
 }
+
+/// Products until the value is within `tolerance` of `exact`; one more than there are if never.
+double products_to(const std::vector<double>& values, double exact, double tolerance) {
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (std::abs(values[i] - exact) <= tolerance * std::abs(exact)) {
+      return static_cast<double>(i + 1);
+    }
+  }
+  return static_cast<double>(values.size() + 1);
+}
+
+/// Both methods from one start, to 1e-3 and to 1e-5.
+struct Race {
+  std::vector<double> lanczos[2], power[2];
+
+  void run(const tycho::LinearMap& matrix, const Tensor& start, double exact) {
+    constexpr double kTolerances[] = {1e-3, 1e-5};
+    tycho::EigenOptions options;
+    options.tolerance = 1e-7;
+    options.max_products = 60;
+    const auto found =
+        tycho::largest_eigenpairs(matrix, start, options, at::detail::createCPUGenerator(1));
+    const auto powers = power_iteration(matrix, start, 150);
+    for (int i = 0; i < 2; ++i) {
+      lanczos[i].push_back(products_to(found.history, exact, kTolerances[i]));
+      power[i].push_back(products_to(powers, exact, kTolerances[i]));
+    }
+  }
+  std::string row() const {
+    return fmt::format("{} to {} | {} to {}", median(lanczos[0]), median(power[0]),
+                       median(lanczos[1]), median(power[1]));
+  }
+};
 
 }  // namespace
 
@@ -88,16 +118,20 @@ int main(int argc, char** argv) {
   tycho::ModelState model(*trainer.module);
   tycho::ProbeLoss loss;
   loss.loss = [&](const Tensor&, int64_t) { return trainer.loss(0); };
+  tycho::ProbeLoss keeping = loss;
+  keeping.keep_graph = true;
   tycho::ProductMethod method;
   std::vector<ProbeLossSurface::Parameter> parameters;
   for (const Tensor& parameter : trainer.module->parameters()) {
     parameters.push_back({parameter, static_cast<uint32_t>(parameters.size())});
   }
 
-  std::vector<double> gradient_seconds, product_seconds, first_seconds;
-  std::vector<double> warm_products, power_products, errors;
+  std::vector<double> gradient_seconds, product_seconds, kept_seconds;
+  std::vector<double> warm_products, errors;
+  Race warm, cold;
   int64_t gradient_memory = 0;
   int64_t product_memory = 0;
+  int64_t kept_memory = 0;
   tycho::WarmLanczos lanczos;
   for (int64_t step = 0; step < steps; ++step) {
     trainer.optimizer->zero_grad();
@@ -114,22 +148,18 @@ int main(int argc, char** argv) {
     };
     const Tensor direction = torch::randn({surface.dimension()});
     if (step == 0) (void)matrix(direction);  // decides how products are made
-    const auto fresh = [&] {
-      tycho::SavedState other_state(model, trainer.module->parameters());
-      ProbeLossSurface other("probe_loss", loss, other_state, parameters, &method);
-      (void)other.hessian_product(direction);
-    };
-    const auto gradient = [&] {
-      tycho::SavedState other_state(model, trainer.module->parameters());
-      ProbeLossSurface other("probe_loss", loss, other_state, parameters, &method);
-      (void)other.gradient();
-    };
+    const auto gradient = [&] { (void)surface.gradient(); };
+    const auto product = [&] { (void)matrix(direction); };
     gradient_seconds.push_back(timed(gradient));
-    first_seconds.push_back(timed(fresh));
-    (void)matrix(direction);
-    product_seconds.push_back(timed([&] { (void)matrix(direction); }));
+    product_seconds.push_back(timed(product));
     gradient_memory = std::max(gradient_memory, peak_of(gradient));
-    product_memory = std::max(product_memory, peak_of(fresh));
+    product_memory = std::max(product_memory, peak_of(product));
+    {
+      ProbeLossSurface kept("probe_loss", keeping, state, parameters, &method);
+      const auto another = [&] { (void)kept.hessian_product(direction); };
+      kept_memory = std::max(kept_memory, peak_of(another));
+      kept_seconds.push_back(timed(another));
+    }
 
     tycho::StepView view;
     view.step = step;
@@ -139,28 +169,32 @@ int main(int argc, char** argv) {
         lanczos.largest(matrix, surface.dimension(), surface.options(), options, view, 1);
     warm_products.push_back(static_cast<double>(found.products));
     if (!before.defined()) continue;
-    // What is right, by ten times the accuracy.
+    if (step % (5 * every) != 0) continue;
     tycho::EigenOptions exact = options;
-    exact.tolerance = 1e-5;
+    exact.tolerance = 1e-7;
     exact.max_products = 200;
     const double reference = tycho::largest_eigenpairs(matrix, found.leading.sum(0), exact,
                                                        at::detail::createCPUGenerator(1))
                                  .values[0];
     errors.push_back(std::abs(found.values[0] - reference) / std::abs(reference));
-    power_products.push_back(
-        static_cast<double>(power_iteration(matrix, before, reference, 1e-3, 300)));
+    warm.run(matrix, before, reference);
+    cold.run(matrix, torch::randn({surface.dimension()}), reference);
   }
   fmt::print("| what | measured |\n|---|---|\n");
-  fmt::print("| Hessian-vector product, graph made anew, in gradients | {:.2f} |\n",
-             median(first_seconds) / median(gradient_seconds));
-  fmt::print("| Hessian-vector product after the first, in gradients | {:.2f} |\n",
-             median(product_seconds) / median(gradient_seconds));
-  fmt::print("| its peak memory, in that of a gradient | {:.2f} |\n",
-             static_cast<double>(product_memory) / static_cast<double>(gradient_memory));
+  const auto in_gradients = [&](const std::vector<double>& seconds, int64_t memory) {
+    return fmt::format("{:.2f}, {:.2f}", median(seconds) / median(gradient_seconds),
+                       static_cast<double>(memory) / static_cast<double>(gradient_memory));
+  };
+  fmt::print("| Hessian-vector product in gradients: time, peak memory | {} |\n",
+             in_gradients(product_seconds, product_memory));
+  fmt::print("| the same with keep_graph, after the first | {} |\n",
+             in_gradients(kept_seconds, kept_memory));
   fmt::print("| products to the sharpness, median over training | {} |\n", median(warm_products));
   fmt::print("| its relative error, median and largest | {:.1e}, {:.1e} |\n", median(errors),
              errors.empty() ? 0 : *std::max_element(errors.begin(), errors.end()));
-  fmt::print("| products of warm power iteration to 1e-3, median (300: not reached) | {} |\n",
-             median(power_products));
+  fmt::print("\n| products, Lanczos to power iteration (medians) | error 1e-3 | 1e-5 |\n");
+  fmt::print("|---|---|---|\n| from the eigenvector of {} steps before | {} |\n", every,
+             warm.row());
+  fmt::print("| from a random vector | {} |\n", cold.row());
   return 0;
 }

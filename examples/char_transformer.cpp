@@ -130,8 +130,8 @@ int main(int argc, char** argv) try {
 
   tycho::Session session(*model, optimizer,
                          tycho::SessionOptions(arguments.run)
-                             .every("preconditioned_sharpness", 100)
-                             .every("critical_sharpness", 20));  // Tycho 1
+                             .every("preconditioned_sharpness", 200)
+                             .every("critical_sharpness", 50));  // Tycho 1
   // Curvature is that of a loss on windows that stay the same.
   const auto probe_start =
       torch::linspace(0, static_cast<double>(symbols.size(0) - kContext - 1), kBatch)

@@ -21,6 +21,7 @@ namespace {
 
 constexpr double kTolerance = 0.1;     // of the linear term
 constexpr double kLinear = 0.9;        // r above it: the step is short
+constexpr double kNearEdge = 0.5;      // of the edge of stability: no room to rise by a factor
 constexpr double kRoundingFactor = 2;  // tolerance over the rounding of the loss, at least
 
 const LawDescription& law() {
@@ -37,7 +38,8 @@ const LawDescription& law() {
       "the learning rate or warm up longer",
       "McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162, eqs. 2.4 to 2.8; exact to second "
       "order",
-      {"loss_change", "loss_change_first_order", "loss_change_second_order", "loss"},
+      {"loss_change", "loss_change_first_order", "loss_change_second_order", "loss",
+       "preconditioned_sharpness", "stability_threshold"},
       {"The best step along one update is greedy: training settles where the update is about twice "
        "as long (McCandlish et al., app. E), which is r = 0.",
        "On its own small batch a step looks better than on the data: r is too large by about the "
@@ -57,6 +59,8 @@ class OneStepLossChange : public Law {
     layer_first_ = context.column("loss_change_first_order", v1::SCOPE_LAYER);
     layer_second_ = context.column("loss_change_second_order", v1::SCOPE_LAYER);
     loss_ = context.column("loss", v1::SCOPE_RUN);
+    sharpness_ = context.column("preconditioned_sharpness", v1::SCOPE_RUN);
+    threshold_ = context.column("stability_threshold", v1::SCOPE_RUN);
     layers_.resize(static_cast<size_t>(context.model().layer_size()), RecentHalf(3));
     scope_.clear();
     for (const v1::Layer& layer : context.model().layer()) {
@@ -70,6 +74,8 @@ class OneStepLossChange : public Law {
   void observe(const Frame& frame) override {
     const ColumnValues losses = frame.column(loss_);
     if (losses.present) diverged_ = !std::isfinite(losses[0]);
+    const double edge_ratio = frame.column(sharpness_)[0] / frame.column(threshold_)[0];
+    if (std::isfinite(edge_ratio)) edge_ratio_ = edge_ratio;
     const double change = frame.column(change_)[0];
     const double first = frame.column(first_)[0];
     if (!std::isfinite(change) || !std::isfinite(first)) return;
@@ -177,11 +183,20 @@ class OneStepLossChange : public Law {
                             format_number(1 / (2 * (1 - gain.high))))
           : gain.low < 1 ? fmt::format("at least {} times as long", format_number(least))
                          : "many times as long";
-      finding->importance = 0.6;
       finding->advice = fmt::format(
           "The loss falls in proportion to the step (gain ratio {}): along these updates a step {} "
-          "would be best. Raise the learning rate, in steps.",
+          "would be best. ",
           ratio, best);
+      if (edge_ratio_ > kNearEdge) {
+        // A longer step would be unstable in directions that the updates hardly have by now.
+        finding->advice += fmt::format(
+            "What limits the learning rate is curvature in other directions: the sharpness is at "
+            "{} of the edge of stability.",
+            format_number(edge_ratio_));
+      } else {
+        finding->importance = 0.6;
+        finding->advice += "Raise the learning rate, in steps.";
+      }
     } else if (finding->advice.empty()) {
       finding->advice = fmt::format(
           "Gain ratio {}: 1 is a short step, 1/2 the best of a line search, 0 the longest that "
@@ -234,6 +249,9 @@ class OneStepLossChange : public Law {
   ColumnIndex layer_first_ = kNoColumn;
   ColumnIndex layer_second_ = kNoColumn;
   ColumnIndex loss_ = kNoColumn;
+  ColumnIndex sharpness_ = kNoColumn;
+  ColumnIndex threshold_ = kNoColumn;
+  double edge_ratio_ = 0;  // last measured; 0: never
   double last_loss_ = 0;
   bool diverged_ = false;
   double epsilon_ = 0;

@@ -5,6 +5,11 @@
 #include <limits>
 
 namespace tycho {
+namespace {
+
+constexpr double kFixedPart = 0.5;  // of the budget, that fixed intervals may take from the others
+
+}  // namespace
 
 void RecentMedian::add(double value) {
   values_[count_ % kWindow] = value;
@@ -28,6 +33,9 @@ size_t Scheduler::add(ProbeSchedule schedule) {
 
 void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const {
   probes->clear();
+  // What fixed intervals cost beyond their part of the budget is the user's wish.
+  const double beyond =
+      budget_ ? std::max(fixed_spent_ - kFixedPart * *budget_ * bare_seconds(), 0.0) : 0;
   double reserved = 0;
   for (size_t i = 0; i < probes_.size(); ++i) {
     const Entry& entry = probes_[i];
@@ -39,12 +47,12 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const
       fixed = step <= 1 || std::floor(number * std::log10(static_cast<double>(step))) >
                                std::floor(number * std::log10(static_cast<double>(step - 1)));
     }
-    const bool free = !entry.schedule.every && !entry.schedule.log_spaced;
+    const bool free = entry.free();
     const bool dear = !entry.measured && entry.schedule.expected_steps > 0;
     bool take = fixed || (free && ((first && !dear) || !budget_));
     if (!take && free && step % entry.interval == 0) {
       const double cost = cost_of(entry);
-      take = spent_ + excess_ + reserved + cost <= *budget_ * bare_seconds();
+      take = spent_ - beyond + excess_ + reserved + cost <= *budget_ * bare_seconds();
       if (take) reserved += cost;
     }
     if (take) probes->push_back(i);
@@ -79,26 +87,32 @@ void Scheduler::observed(size_t probe, double seconds) {
   // The first observations are slower than the rest: forget them.
   entry.cost = entry.measured ? 0.7 * entry.cost + 0.3 * seconds : seconds;
   entry.measured = true;
+  if (!entry.free()) fixed_spent_ += seconds;
   plan();
 }
 
 double Scheduler::cost_of(const Entry& entry) const {
   if (entry.measured || entry.schedule.expected_steps == 0) return entry.cost;
-  if (bare_.empty()) return std::numeric_limits<double>::infinity();
-  return entry.schedule.expected_steps * bare_.median();
+  if (steps_ == 0) return std::numeric_limits<double>::infinity();
+  return entry.schedule.expected_steps * bare_step();
+}
+
+double Scheduler::bare_step() const {
+  return bare_.empty() ? bare_seconds() / static_cast<double>(steps_) : bare_.median();
 }
 
 void Scheduler::plan() {
   if (!budget_ || steps_ == 0) return;
-  const double step = bare_.empty() ? bare_seconds() / static_cast<double>(steps_) : bare_.median();
+  const double step = bare_step();
   double allowed = *budget_ * step;
   std::vector<Entry*> open;
   for (Entry& entry : probes_) {
     if (entry.disabled) continue;
-    if (!entry.measured && !bare_.empty()) entry.cost = cost_of(entry);
+    if (!entry.measured) entry.cost = cost_of(entry);
     if (entry.schedule.every) allowed -= entry.cost / static_cast<double>(*entry.schedule.every);
-    if (!entry.schedule.every && !entry.schedule.log_spaced) open.push_back(&entry);
+    if (entry.free()) open.push_back(&entry);
   }
+  allowed = std::max(allowed, (1 - kFixedPart) * *budget_ * step);
   // Cheap ones first: what they leave of their shares is divided among the rest.
   std::sort(open.begin(), open.end(), [](const Entry* a, const Entry* b) {
     return a->cost * b->schedule.share < b->cost * a->schedule.share;

@@ -42,7 +42,8 @@ class RecentMedian {
 /// a probe is due at multiples of a power of two, chosen so that its cost per step is its share of
 /// the budget; what cheap probes leave is given to the others. And it is due only while everything
 /// spent so far, divided by the time of bare training, is inside the budget. The first step is
-/// always observed: what it costs is worked off before the next observation.
+/// always observed: what it costs is worked off before the next observation. Probes with an
+/// interval of their own take at most half of the budget from the others.
 class Scheduler {
  public:
   explicit Scheduler(std::optional<double> budget) : budget_(budget) {}
@@ -75,6 +76,7 @@ class Scheduler {
  private:
   struct Entry {
     ProbeSchedule schedule;
+    bool free() const { return !schedule.every && !schedule.log_spaced; }
     double cost = 0;
     bool measured = false;
     bool disabled = false;
@@ -82,6 +84,8 @@ class Scheduler {
   };
   /// Measured, or expected.
   double cost_of(const Entry& entry) const;
+  /// Seconds of a step without Tycho; there was one.
+  double bare_step() const;
   void plan();
 
   std::optional<double> budget_;
@@ -93,6 +97,7 @@ class Scheduler {
   double excess_ = 0;   // of that, because of Tycho
   double last_excess_ = 0;
   double spent_ = 0;
+  double fixed_spent_ = 0;  // of that, by probes with an interval of their own
   uint64_t steps_ = 0;
 };
 

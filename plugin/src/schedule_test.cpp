@@ -66,6 +66,30 @@ TEST(Scheduler, ADearProbeWaitsUntilItsFirstObservationCanBePaidFor) {
   EXPECT_LE(scheduler.spent_seconds(), 0.02 * scheduler.bare_seconds());
 }
 
+TEST(Scheduler, FixedIntervalsLeaveHalfOfTheBudgetToTheOthers) {
+  constexpr double kBare = 1e-3;
+  constexpr double kCheap = 20e-6;
+  Scheduler scheduler(0.02);
+  scheduler.add({});
+  ProbeSchedule fixed;
+  fixed.every = 10;  // of 5 ms: 50 % of the run
+  scheduler.add(fixed);
+  std::vector<size_t> due;
+  double by_budget = 0;
+  for (int64_t step = 0; step < 20000; ++step) {
+    scheduler.due(step, step == 0, &due);
+    for (const size_t probe : due) {
+      const double cost = probe == 0 ? kCheap : 5 * kBare;
+      scheduler.observed(probe, cost);
+      scheduler.spent(cost);
+      if (probe == 0) by_budget += cost;
+    }
+    scheduler.step_took(kBare, !due.empty());
+  }
+  EXPECT_GT(by_budget, 0.004 * scheduler.bare_seconds());
+  EXPECT_LE(by_budget, 0.0101 * scheduler.bare_seconds());
+}
+
 TEST(Scheduler, WithoutABudgetEveryStepIsDue) {
   Scheduler scheduler(std::nullopt);
   scheduler.add({});

@@ -82,6 +82,7 @@ class CriticalSharpnessProbe : public Probe {
     constexpr double kStride = 10;    // outwards or inwards, while nothing is known
     constexpr double kFurthest = 30;  // believed of a line through two points
     constexpr double kSignificant = 0.02;
+    constexpr double kNearest = 0.01;  // nearer, the update does not descend on this loss
     const double none = std::nan("");
     Point below, above, previous;
     double next = 1;
@@ -111,6 +112,7 @@ class CriticalSharpnessProbe : public Probe {
         }
       }
       if (!first && std::abs(next - at) <= kTolerance * next) return next;
+      if (next < kNearest) return none;
       previous = point;
       first = false;
     }

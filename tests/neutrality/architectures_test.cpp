@@ -23,7 +23,11 @@ namespace nn = torch::nn;
 using torch::Tensor;
 
 SessionOptions everything(const std::string& directory) {
-  return SessionOptions(directory).preset(Preset::full).overhead_budget(std::nullopt);
+  return SessionOptions(directory)
+      .preset(Preset::full)
+      .overhead_budget(std::nullopt)
+      .every("hessian_spectrum", 5)
+      .every("block_sharpness", 5);
 }
 
 /// What a run leaves behind: parameters, gradients, Adam's state, buffers, the random generator.

@@ -66,9 +66,12 @@ std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>
   const auto probe_data = torch::randn({4, 1, 6, 6}, test_device());
   const auto probe_target = torch::randint(3, {4}, classes);
   if (directory) {
-    session = std::make_unique<Session>(
-        *model, *optimizer,
-        SessionOptions(*directory).preset(Preset::full).overhead_budget(std::nullopt));
+    session = std::make_unique<Session>(*model, *optimizer,
+                                        SessionOptions(*directory)
+                                            .preset(Preset::full)
+                                            .overhead_budget(std::nullopt)
+                                            .every("hessian_spectrum", 5)
+                                            .every("block_sharpness", 5));
     session->set_probe_loss(
         [&] { return torch::cross_entropy_loss(model->forward(probe_data), probe_target); });
     session->set_step_loss([&] { return torch::cross_entropy_loss(model->forward(data), target); });

@@ -140,6 +140,7 @@ struct Recorded : Recorder {
   void parameter(const std::string& statistic, uint32_t id, double value, double) override {
     values[statistic][id] = value;
   }
+  void index(const std::string&, uint32_t, double, double) override {}
   void event(v1::Event::Kind, const std::string&, const std::string&, v1::Scope,
              uint32_t) override {}
 };

@@ -36,7 +36,7 @@ TEST(OneStepLossChangeTest, SharesOfLayersSumToOne) {
 
 // A quadratic with one curvature: r = 1 - eta h / 2 exactly.
 std::vector<Finding> quadratic(double eta_h, bool third_order, double first_sign = -1,
-                               double loss = 1) {
+                               double loss = 1, double edge_ratio = 0) {
   std::mt19937 generator(1);
   std::uniform_real_distribution<double> uniform(0.5, 1.5);
   Engine engine;
@@ -44,7 +44,8 @@ std::vector<Finding> quadratic(double eta_h, bool third_order, double first_sign
   const uint32_t layer = run.add_layer("0");
   run.add_parameter(layer, "weight", {1, 1}, "float");
   for (const char* name :
-       {"loss", "loss_change", "loss_change_first_order", "loss_change_second_order"}) {
+       {"loss", "loss_change", "loss_change_first_order", "loss_change_second_order",
+        "preconditioned_sharpness", "stability_threshold"}) {
     run.statistic(name);
   }
   run.open();
@@ -56,6 +57,10 @@ std::vector<Finding> quadratic(double eta_h, bool third_order, double first_sign
     run.put("loss_change", first + second + (third_order ? -0.3 * first : 0));
     run.put("loss_change_first_order", first);
     run.put("loss_change_second_order", second);
+    if (edge_ratio > 0) {
+      run.put("preconditioned_sharpness", edge_ratio * 20);
+      run.put("stability_threshold", 20);
+    }
   }
   run.finish();
   return engine.findings();
@@ -73,6 +78,15 @@ TEST(OneStepLossChangeTest, TheGainRatioIsThatOfTheQuadratic) {
   // r = 0.95: ten times.
   const Finding shorter = find(quadratic(0.1, false), "one_step_loss_change", "run");
   EXPECT_NE(shorter.advice.find("about 10 times as long"), std::string::npos) << shorter.advice;
+}
+
+TEST(OneStepLossChangeTest, AdvisesNoLargerStepsWhereCurvatureElsewhereLeavesNoRoom) {
+  const auto advice = [](double edge_ratio) {
+    return find(quadratic(0.1, false, -1, 1, edge_ratio), "one_step_loss_change", "run").advice;
+  };
+  EXPECT_NE(advice(0.1).find("Raise the learning rate"), std::string::npos);
+  EXPECT_EQ(advice(0.9).find("Raise the learning rate"), std::string::npos);
+  EXPECT_NE(advice(0.9).find("0.9 of the edge"), std::string::npos) << advice(0.9);
 }
 
 TEST(OneStepLossChangeTest, ThirdOrderViolates) {

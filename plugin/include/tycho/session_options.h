@@ -36,7 +36,8 @@ class SessionOptions {
 
   SessionOptions& preset(Preset value);
   /// Largest share of the run's time that Tycho may take on the training thread, in (0, 1];
-  /// nullopt: no limit. Default 0.02. Probes scheduled with every() are kept whatever the budget.
+  /// nullopt: no limit. Default 0.02. Probes scheduled with every() or log_spaced() are kept
+  /// whatever the budget, and take at most half of it from the others.
   SessionOptions& overhead_budget(std::optional<double> value);
   /// Observes `name` (a probe, or a statistic: then its probe) at steps that are multiples of
   /// `interval` >= 1.

@@ -187,12 +187,15 @@ at::Tensor ProbeLossSurface::exact_product(const at::Tensor& vector, size_t firs
     }
     Tensors products(count);
     if (!outputs.empty()) {
-      products = torch::autograd::grad(outputs, wanted, seeds, /*retain_graph=*/chunks() == 1,
+      products = torch::autograd::grad(outputs, wanted, seeds, /*retain_graph=*/keeps_graph(),
                                        /*create_graph=*/false, /*allow_unused=*/true);
+    }
+    if (!keeps_graph()) {
+      outputs.clear();
+      graph_.clear();
     }
     const at::Tensor part = flatten(products, first, count);
     sum = sum.defined() ? sum.add_(part) : part;
-    if (chunks() > 1) graph_.clear();
   }
   return sum;
 }

@@ -17,8 +17,7 @@ struct ProductMethod {
   std::string reason;  ///< of finite differences
 };
 
-/// A ProbeLoss as a LossSurface. Nothing happens before the first evaluation. Where the loss is one
-/// chunk, the graph of its gradient is kept from one product to the next.
+/// A ProbeLoss as a LossSurface. Nothing happens before the first evaluation.
 class ProbeLossSurface : public LossSurface {
  public:
   struct Parameter {
@@ -55,6 +54,7 @@ class ProbeLossSurface : public LossSurface {
   void begin();
   void forget_graph();
   size_t chunks() const { return loss_.weights.size(); }
+  bool keeps_graph() const { return loss_.keep_graph && chunks() == 1; }
   at::Tensor chunk_output(size_t chunk);
   at::Tensor chunk_loss(size_t chunk, const at::Tensor& output);
   at::Tensor chunk_loss(size_t chunk) { return chunk_loss(chunk, chunk_output(chunk)); }

@@ -21,8 +21,10 @@ struct EigenOptions {
   double random_part = 0;
   /// What led a little while ago, for a matrix that changed little since: the largest eigenvalue,
   /// and orthonormal directions [m, n] (undefined: not known). While the largest Ritz value is
-  /// within a twentieth of it and its vector within those directions but for a part of 0.3, bounds
-  /// from residuals are taken, though there is a random part.
+  /// within a tenth of it and its vector within those directions but for a part of 0.4, bounds are
+  /// taken from residuals, though there is a random part; and for one eigenvalue it is enough that
+  /// the value rises geometrically and has less than half the tolerance to go, with a bound of 50
+  /// tolerances.
   double expected = 0;
   at::Tensor expected_directions{};
 };
@@ -34,8 +36,9 @@ struct Eigenpairs {
   at::Tensor vectors;          ///< [values, n], orthonormal
   at::Tensor leading;          ///< [m, n]: as vectors, and up to two more that were not asked for
   int64_t products = 0;
-  bool converged = false;  ///< all bounds are inside the tolerance
-  bool finite = true;      ///< false: a product was not finite, and nothing else is there
+  std::vector<double> history;  ///< largest Ritz value after each product
+  bool converged = false;       ///< all bounds are inside the tolerance, or see expected_directions
+  bool finite = true;           ///< false: a product was not finite, and nothing else is there
 };
 
 /// Lanczos with full orthogonalization from `start` (not zero).
