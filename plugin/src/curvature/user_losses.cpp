@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -109,6 +110,9 @@ at::Tensor UserLosses::update_of(const StepView& view, const LossSurface& surfac
 }
 
 void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, StepView* view) {
+  const bool any_usable = std::any_of(entries_.begin(), entries_.end(),
+                                      [](const Entry& entry) { return entry.usable(); });
+  if (!any_usable) return;
   std::vector<at::Tensor> tensors;
   for (const ProbeLossSurface::Parameter& parameter : parameters_) {
     tensors.push_back(parameter.tensor);
