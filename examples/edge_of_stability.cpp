@@ -39,6 +39,7 @@ void train(const std::string& run, int64_t steps, const MakeOptimizer& make_opti
                              .every("sharpness", 20)
                              .every("preconditioned_sharpness", 20)
                              .every("loss_change", 20)
+                             .every("central_flow", 20)
                              .every("loss", 1));  // Tycho 1
   session.set_probe_loss(loss_on_all_data);       // what the sharpness is that of
 
@@ -64,7 +65,7 @@ int main(int argc, char** argv) try {
     return std::make_unique<optim::SGD>(std::move(all), optim::SGDOptions(0.2));
   });
   train(arguments.run + "/momentum", arguments.steps, [](std::vector<at::Tensor> all) {
-    return std::make_unique<optim::SGD>(std::move(all), optim::SGDOptions(0.2).momentum(0.8));
+    return std::make_unique<optim::SGD>(std::move(all), optim::SGDOptions(0.4).momentum(0.8));
   });
   train(arguments.run + "/adam", arguments.steps, [](std::vector<at::Tensor> all) {
     return std::make_unique<optim::Adam>(std::move(all), optim::AdamOptions(2e-3));

@@ -20,6 +20,9 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_batch_sharpness_probe(), Tier::kFull, 40});
   probes.push_back({make_hessian_trace_probe(), Tier::kFull, 50});
   probes.push_back({make_hessian_spectrum_probe(), Tier::kFull, 400});
+  probes.push_back({make_implicit_regularization_probe(), Tier::kFull, 15});
+  probes.push_back({make_noise_curvature_probe(), Tier::kFull, 60});
+  probes.push_back({make_central_flow_probe(), Tier::kFull, 120});
   return probes;
 }
 

@@ -37,5 +37,8 @@ std::unique_ptr<Probe> make_block_sharpness_probe();
 std::unique_ptr<Probe> make_batch_sharpness_probe();
 std::unique_ptr<Probe> make_hessian_trace_probe();
 std::unique_ptr<Probe> make_hessian_spectrum_probe();
+std::unique_ptr<Probe> make_implicit_regularization_probe();
+std::unique_ptr<Probe> make_noise_curvature_probe();
+std::unique_ptr<Probe> make_central_flow_probe();
 
 }  // namespace tycho

@@ -4,35 +4,15 @@
 
 #include "built_in.h"
 #include "curvature_support.h"
+#include "krylov/trace.h"
 
 namespace tycho {
 namespace {
 
-constexpr int64_t kSketch = 6;   // directions that are treated exactly
-constexpr int64_t kSamples = 6;  // for what is left
-
-double mean(const std::vector<double>& values) {
-  double sum = 0;
-  for (const double value : values) sum += value;
-  return sum / static_cast<double>(values.size());
-}
-
-/// Of the mean of independent samples.
-double standard_error(const std::vector<double>& values) {
-  const double center = mean(values);
-  double squares = 0;
-  for (const double value : values) squares += (value - center) * (value - center);
-  const auto count = static_cast<double>(values.size());
-  return std::sqrt(squares / (count - 1) / count);
-}
-
-/// Trace of the Hessian of the probe loss by Hutch++ (Meyer et al. 2021): with P the projection on
-/// the range of H S for kSketch random sign vectors S,
-///   H = P H + H P - P H P + (1 - P) H (1 - P).
-/// The trace of the first three is exact, that of the last is the mean of g'(1 - P) H (1 - P) g
-/// over kSamples random sign vectors g, whose spread gives the standard error (5 degrees of
-/// freedom: of a t distribution). Restricted to a layer's rows each term gives the trace of its
-/// block, so layers sum to the run. 18 Hessian-vector products and memory of 3 kSketch vectors.
+/// Trace of the Hessian of the probe loss by Hutch++ (krylov/trace.h), whose samples give the
+/// standard error (5 degrees of freedom: of a t distribution). Restricted to a layer's rows the
+/// diagonal gives the trace of its block, so layers sum to the run. 18 Hessian-vector products and
+/// the memory of 18 vectors.
 class HessianTraceProbe : public Probe {
  public:
   std::string name() const override { return "hessian_trace"; }
@@ -57,30 +37,10 @@ class HessianTraceProbe : public Probe {
     LossSurface* surface = step.surface;
     if (surface == nullptr) return nullptr;
     const at::Generator generator = own_generator(step, 4);
-    const int64_t sketch = std::min(kSketch, surface->dimension());
-
-    std::vector<at::Tensor> sketched;
-    for (int64_t i = 0; i < sketch; ++i) {
-      sketched.push_back(surface->hessian_product(sign_vector(*surface, generator)));
-    }
-    // Rows are orthonormal; of a Hessian of lower rank some are arbitrary, which does no harm.
-    const at::Tensor basis = std::get<0>(at::linalg_qr(at::stack(sketched, 1))).t().contiguous();
-    std::vector<at::Tensor> products;
-    for (int64_t i = 0; i < sketch; ++i) {
-      products.push_back(surface->hessian_product(basis[i]));
-    }
-    const at::Tensor images = at::stack(products);  // rows: H q_i
-    const at::Tensor inside = at::mm(basis, images.t());
-    // tr_l(P H) + tr_l(H P) - tr_l(P H P), entry by entry.
-    const at::Tensor exact = (basis * (2 * images - at::mm(inside, basis))).sum(0);
-    std::vector<at::Tensor> samples;
-    for (int64_t i = 0; i < kSamples; ++i) {
-      const at::Tensor signs = sign_vector(*surface, generator);
-      const at::Tensor image = surface->hessian_product(project(basis, signs));
-      samples.push_back(signs * project(basis, image));
-    }
-    const at::Tensor diagonal_samples = at::stack(samples);
-    Traces traces = collect(*surface, exact, diagonal_samples);
+    const DiagonalSamples diagonal =
+        sample_diagonal([&](const at::Tensor& v) { return surface->hessian_product(v); },
+                        surface->dimension(), [&] { return sign_vector(*surface, generator); });
+    Traces traces = collect(*surface, diagonal.exact, diagonal.samples);
     return [this, traces](const Arrived&, Recorder& recorder) { record(traces, recorder); };
   }
 
@@ -91,10 +51,6 @@ class HessianTraceProbe : public Probe {
     std::vector<double> exact;
     std::vector<std::vector<double>> samples;
   };
-
-  static at::Tensor project(const at::Tensor& basis, const at::Tensor& vector) {
-    return vector - at::mv(basis.t(), at::mv(basis, vector));
-  }
 
   static Traces collect(const LossSurface& surface, const at::Tensor& exact,
                         const at::Tensor& samples) {
@@ -109,15 +65,15 @@ class HessianTraceProbe : public Probe {
     const double* numbers = host.data_ptr<double>();
     for (size_t i = 0; i < result.parameters.size(); ++i) {
       result.exact.push_back(*numbers++);
-      result.samples.emplace_back(numbers, numbers + kSamples);
-      numbers += kSamples;
+      result.samples.emplace_back(numbers, numbers + kTraceSamples);
+      numbers += kTraceSamples;
     }
     return result;
   }
 
   struct Sum {
     double exact = 0;
-    std::vector<double> samples = std::vector<double>(kSamples, 0.0);
+    std::vector<double> samples = std::vector<double>(kTraceSamples, 0.0);
     bool any = false;
     void add(double more, const std::vector<double>& more_samples) {
       any = true;

@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 #include <tycho/tycho.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -12,6 +11,7 @@
 
 #include "tests/oracle/curvature_networks.h"
 #include "tests/support/run_contents.h"
+#include "tests/support/session_directory.h"
 
 namespace tycho {
 namespace {
@@ -52,23 +52,7 @@ double largest_of(const at::Tensor& symmetric) {
   return std::get<0>(torch::linalg_eigh(symmetric)).max().item<double>();
 }
 
-class CurvatureSession : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    directory_ =
-        (std::filesystem::temp_directory_path() /
-         ("tycho_curvature_" + std::string(std::filesystem::path(info->name()).filename()) + "_" +
-          std::to_string(getpid())))
-            .string();
-    std::filesystem::remove_all(directory_);
-  }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
-  SessionOptions full() const {
-    return SessionOptions(directory_).preset(Preset::full).overhead_budget(std::nullopt);
-  }
-  std::string directory_;
-};
+using CurvatureSession = SessionDirectory;
 
 class CurvatureOfSeed : public CurvatureSession, public ::testing::WithParamInterface<uint64_t> {};
 INSTANTIATE_TEST_SUITE_P(Seeds, CurvatureOfSeed, ::testing::Range<uint64_t>(1, 6));

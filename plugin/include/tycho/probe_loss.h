@@ -25,6 +25,9 @@ struct ProbeLoss {
   /// The loss of chunk k, a scalar.
   std::function<at::Tensor(const at::Tensor& output, int64_t chunk)> loss;
   std::vector<double> weights = {1.0};
+  /// Examples in all chunks together, in the sense of Session::step; 0: not said. Needed where a
+  /// statistic relates the loss to gradients of single examples.
+  int64_t examples = 0;
   /// Keeps the graph of the gradient from one Hessian-vector product to the next, where there is
   /// one chunk: products take two thirds of the time, and a third more memory at their peak
   /// (docs/performance.md).

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <utility>
 
+#include "curvature/output_loss.h"
 #include "tensor_sums.h"
 
 #ifndef NDEBUG
@@ -16,6 +17,8 @@
 
 namespace tycho {
 namespace {
+
+constexpr double kSameCurvature = 1e-3;
 
 /// The first line: LibTorch appends where in its sources it happened.
 std::string first_line(const std::exception& error) {
@@ -93,7 +96,6 @@ at::Tensor ProbeLossSurface::value() {
       const at::Tensor part = chunk_loss(chunk).detach().to(at::kDouble);
       sum = sum.defined() ? sum + part : part;
     }
-    ++counts_.values;
     return sum;
   });
 }
@@ -150,7 +152,6 @@ at::Tensor ProbeLossSurface::gradient(bool products_follow) {
         method_->kind == ProductMethod::kDoubleBackward) {
       graph_ = chunk_gradients(0, true);
       check_gradients(graph_);
-      ++counts_.gradients;
     }
     if (!graph_.empty()) return flatten(graph_, 0, graph_.size());
     at::Tensor sum;
@@ -160,7 +161,6 @@ at::Tensor ProbeLossSurface::gradient(bool products_follow) {
       const at::Tensor part = flatten(gradients, 0, gradients.size());
       sum = sum.defined() ? sum.add_(part) : part;
     }
-    ++counts_.gradients;
     return sum;
   });
 }
@@ -174,7 +174,6 @@ at::Tensor ProbeLossSurface::exact_product(const at::Tensor& vector, size_t firs
     if (graph_.empty() || chunks() > 1) {
       graph_ = chunk_gradients(chunk, true);
       check_gradients(graph_);
-      ++counts_.gradients;
     }
     Tensors outputs;
     Tensors seeds;
@@ -276,7 +275,6 @@ at::Tensor ProbeLossSurface::product(const at::Tensor& vector, size_t first, siz
   begin();
   return evaluate([&] {
     if (method_->kind == ProductMethod::kUndecided) decide();
-    ++counts_.products;
     if (method_->kind == ProductMethod::kDoubleBackward) {
       return exact_product(vector, first, count);
     }
@@ -337,8 +335,41 @@ at::Tensor ProbeLossSurface::gauss_newton_product(const at::Tensor& vector) {
       const at::Tensor part = flatten(products, 0, blocks_.size());
       sum = sum.defined() ? sum.add_(part) : part;
     }
-    ++counts_.products;
     return sum;
+  });
+}
+
+OutputLoss ProbeLossSurface::output_loss() {
+  OutputLoss whole;
+  whole.why_unknown = "the network's output was not given apart from the loss";
+  if (!has_output()) return whole;
+  begin();
+  return evaluate([&] {
+    for (size_t chunk = 0; chunk < chunks(); ++chunk) {
+      state_.rewind();
+      at::Tensor output;
+      {
+        const at::NoGradGuard no_grad;
+        output = chunk_output(chunk);
+      }
+      if (!output.defined()) fail("the output is undefined");
+      const OutputLoss part =
+          identify_output_loss(output, [&](const at::Tensor& z) { return chunk_loss(chunk, z); });
+      if (chunk == 0) {
+        whole = part;
+      } else if (part.kind != whole.kind ||
+                 std::abs(part.curvature - whole.curvature) > kSameCurvature * whole.curvature) {
+        whole.kind = OutputLoss::kUnknown;
+        whole.why_unknown = "terms of different chunks have different weights";
+      } else {
+        whole.value += part.value;
+        whole.terms += part.terms;
+        whole.entropy += part.entropy;
+      }
+      if (whole.kind == OutputLoss::kUnknown) break;
+    }
+    whole.examples = loss_.examples;
+    return whole;
   });
 }
 

@@ -38,8 +38,8 @@ class ProbeLossSurface : public LossSurface {
   at::Tensor block_product(size_t block, const at::Tensor& vector) override;
   bool has_output() const override { return static_cast<bool>(loss_.output); }
   at::Tensor gauss_newton_product(const at::Tensor& vector) override;
+  OutputLoss output_loss() override;
   void move(const at::Tensor& displacement) override;
-  Counts counts() const override { return counts_; }
 
   /// LossError where two evaluations differ that should not. Costs one or two forward passes.
   void check_repeatable();
@@ -81,7 +81,6 @@ class ProbeLossSurface : public LossSurface {
   Tensors graph_;  // gradients with their graph
   int64_t graph_position_ = 0;
   std::optional<double> graph_value_;
-  Counts counts_;
 };
 
 }  // namespace tycho

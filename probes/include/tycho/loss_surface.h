@@ -23,6 +23,23 @@ class LossError : public std::runtime_error {
   std::string loss_;
 };
 
+/// What a loss is as a function of the network's output z, found from its derivatives.
+struct OutputLoss {
+  enum Kind {
+    kUnknown,
+    kSquaredError,  ///< curvature / 2 sum (z - y)^2
+    kCrossEntropy   ///< -curvature sum log softmax(z)_y
+  };
+  Kind kind = kUnknown;
+  std::string why_unknown;
+  double value = 0;
+  double curvature = 0;  ///< of each term: the factor above
+  int64_t terms = 0;     ///< in the sum
+  double entropy = 0;    ///< curvature times the sum of the predictions' entropies, in nats;
+                         ///< cross-entropy only
+  int64_t examples = 0;  ///< as the user said; 0: not said
+};
+
 /// A user's loss L as a function of all trainable parameters, those of layers that are not selected
 /// too, near where training stands.
 ///
@@ -61,19 +78,13 @@ class LossSurface {
   /// J' L'' J v with J the Jacobian of the output and L'' the Hessian of the loss in it.
   /// LossError without an output.
   virtual at::Tensor gauss_newton_product(const at::Tensor& vector) = 0;
+  /// One forward pass, and the loss three times on its output.
+  virtual OutputLoss output_loss() = 0;
 
   /// Moves to theta + displacement (undefined: back to theta), rounded once, from float64. What is
   /// measured from now on is measured there, on all surfaces of the step: they stand on the same
   /// parameters.
   virtual void move(const at::Tensor& displacement) = 0;
-
-  /// Hessian-vector products, forward passes without gradient, and gradients so far.
-  struct Counts {
-    int64_t products = 0;
-    int64_t values = 0;
-    int64_t gradients = 0;
-  };
-  virtual Counts counts() const = 0;
 };
 
 /// What makes an optimizer stable on a quadratic (theory T1.5): with preconditioner P and coupled
