@@ -185,6 +185,8 @@ int main(int argc, char** argv) {
     return fmt::format("{:.2f}, {:.2f}", median(seconds) / median(gradient_seconds),
                        static_cast<double>(memory) / static_cast<double>(gradient_memory));
   };
+  fmt::print("| gradient: time, peak memory | {:.1f} ms, {:.1f} MB |\n",
+             1e3 * median(gradient_seconds), 1e-6 * static_cast<double>(gradient_memory));
   fmt::print("| Hessian-vector product in gradients: time, peak memory | {} |\n",
              in_gradients(product_seconds, product_memory));
   fmt::print("| the same with keep_graph, after the first | {} |\n",

@@ -138,11 +138,17 @@ int main(int argc, char** argv) try {
           .to(torch::kInt64)
           .unsqueeze(1);
   const auto probe = symbols.index({probe_start + torch::arange(kContext + 1)});
-  const auto loss_of = [&](const torch::Tensor& window) {
-    const auto logits = model->forward(window.narrow(1, 0, kContext));
+  const auto logits_of = [&](const torch::Tensor& window) {
+    return model->forward(window.narrow(1, 0, kContext));
+  };
+  const auto loss_of = [&](const torch::Tensor& logits, const torch::Tensor& window) {
     return torch::cross_entropy_loss(logits.flatten(0, 1), window.narrow(1, 1, kContext).flatten());
   };
-  session.set_probe_loss([&] { return loss_of(probe); });
+  tycho::ProbeLoss probe_loss;
+  probe_loss.output = [&](int64_t) { return logits_of(probe); };
+  probe_loss.loss = [&](const torch::Tensor& logits, int64_t) { return loss_of(logits, probe); };
+  probe_loss.examples = kBatch;
+  session.set_probe_loss(probe_loss);
 
   for (int64_t step = 0; step < arguments.steps; ++step) {
     static_cast<torch::optim::AdamWOptions&>(optimizer.param_groups()[0].options())
@@ -150,7 +156,7 @@ int main(int argc, char** argv) try {
     const auto start = torch::randint(symbols.size(0) - kContext, {kBatch, 1}, torch::kInt64);
     const auto window = symbols.index({start + torch::arange(kContext + 1)});
     optimizer.zero_grad();
-    auto loss = loss_of(window);
+    auto loss = loss_of(logits_of(window), window);
     loss.backward();
     nn::utils::clip_grad_norm_(model->parameters(), 1.0);
     optimizer.step();

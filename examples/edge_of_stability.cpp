@@ -65,7 +65,7 @@ int main(int argc, char** argv) try {
     return std::make_unique<optim::SGD>(std::move(all), optim::SGDOptions(0.2));
   });
   train(arguments.run + "/momentum", arguments.steps, [](std::vector<at::Tensor> all) {
-    return std::make_unique<optim::SGD>(std::move(all), optim::SGDOptions(0.4).momentum(0.8));
+    return std::make_unique<optim::SGD>(std::move(all), optim::SGDOptions(0.2).momentum(0.6));
   });
   train(arguments.run + "/adam", arguments.steps, [](std::vector<at::Tensor> all) {
     return std::make_unique<optim::Adam>(std::move(all), optim::AdamOptions(2e-3));

@@ -69,6 +69,7 @@ SavedState::~SavedState() {
 void SavedState::begin() {
   if (begun_) return;
   begun_ = true;
+  freed_memory_.emplace();
   flags_ = model_.training_flags();
   std::vector<at::Device> devices = {at::Device(at::kCPU)};
   const auto note = [&](const at::Tensor& tensor) {

@@ -4,9 +4,11 @@
 #include <torch/nn/module.h>
 #include <torch/script.h>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "curvature/freed_memory.h"
 #include "tycho/probe.h"
 
 namespace tycho {
@@ -56,6 +58,7 @@ class SavedState {
   const ModelState& model_;
   std::vector<at::Tensor> parameters_;
   bool begun_ = false;
+  std::optional<FreedMemory> freed_memory_;
   std::vector<bool> flags_;
   std::vector<std::pair<at::Tensor, at::Tensor>> buffers_;
   std::vector<std::pair<at::Tensor, at::Tensor>> gradients_;
