@@ -11,6 +11,8 @@ std::unique_ptr<Law> make_edge_of_stability();
 std::unique_ptr<Law> make_catapult();
 std::unique_ptr<Law> make_warm_up();
 std::unique_ptr<Law> make_batch_sharpness();
+std::unique_ptr<Law> make_central_flow();
+std::unique_ptr<Law> make_central_flow_loss();
 std::unique_ptr<Law> make_hessian_outliers();
 std::unique_ptr<Law> make_one_step_loss_change();
 std::unique_ptr<Law> make_gradient_noise_scale();

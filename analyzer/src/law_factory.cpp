@@ -9,6 +9,8 @@ std::vector<std::unique_ptr<Law>> make_laws() {
   laws.push_back(make_catapult());
   laws.push_back(make_warm_up());
   laws.push_back(make_batch_sharpness());
+  laws.push_back(make_central_flow());
+  laws.push_back(make_central_flow_loss());
   laws.push_back(make_hessian_outliers());
   laws.push_back(make_one_step_loss_change());
   laws.push_back(make_rotational_equilibrium());
