@@ -13,6 +13,10 @@ std::vector<std::unique_ptr<Law>> make_laws() {
   laws.push_back(make_central_flow_loss());
   laws.push_back(make_hessian_outliers());
   laws.push_back(make_one_step_loss_change());
+  laws.push_back(make_critical_sharpness_bound());
+  laws.push_back(make_critical_sharpness_agreement());
+  laws.push_back(make_implicit_regularization());
+  laws.push_back(make_noise_curvature());
   laws.push_back(make_rotational_equilibrium());
   laws.push_back(make_norm_stationarity());
   laws.push_back(make_fluctuation_dissipation());
