@@ -22,6 +22,10 @@ std::vector<std::unique_ptr<Law>> make_laws() {
   laws.push_back(make_fluctuation_dissipation());
   laws.push_back(make_adam_update_rms());
   laws.push_back(make_signal_propagation());
+  laws.push_back(make_spectral_condition());
+  laws.push_back(make_learning_regime());
+  laws.push_back(make_deep_linear_modes());
+  laws.push_back(make_balancedness());
   laws.push_back(make_symmetry());
   laws.push_back(make_conservation());
   return laws;
