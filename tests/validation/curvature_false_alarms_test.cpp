@@ -43,7 +43,8 @@ TEST(CurvatureLawsTest, DoNotCryWolf) {
       }
       const auto findings = train(options);
       // That long steps are not quadratic is what one_step_loss_change is there to say.
-      for (const char* law : {"edge_of_stability", "catapult", "warm_up"}) {
+      for (const char* law : {"edge_of_stability", "catapult", "warm_up",
+                              "critical_sharpness_bound", "implicit_regularization"}) {
         const Finding finding = find(findings, law, "run");
         judged += finding.verdict == Verdict::kHolds || finding.verdict == Verdict::kViolated;
         if (finding.verdict != Verdict::kViolated) continue;

@@ -112,6 +112,27 @@ class ToyNetwork {
   Eigen::VectorXd theta_;
 };
 
+/// The first multiple s of `update` at which the loss is back at its start, by a fine search; NaN
+/// where it is not found up to s = 100.
+inline double critical_multiple(const ToyNetwork& network, const Eigen::VectorXd& theta,
+                                const Eigen::VectorXd& update) {
+  const double start = network.loss(theta);
+  const auto rises = [&](double s) { return network.loss(theta + s * update) > start; };
+  double below = 0;
+  double above = 0.05;
+  while (!rises(above)) {
+    below = above;
+    above *= 1.1;
+    if (above > 100) return std::nan("");
+  }
+  if (below == 0) return std::nan("");
+  for (int i = 0; i < 20; ++i) {
+    const double middle = 0.5 * (below + above);
+    (rises(middle) ? above : below) = middle;
+  }
+  return above;
+}
+
 struct ToyRun {
   std::string optimizer = "SGD";  // or Adam
   double learning_rate = 0.1;
@@ -149,11 +170,26 @@ inline std::vector<Finding> train(const ToyRun& options) {
     const uint32_t layer = run.add_layer(name);
     run.add_parameter(layer, "weight", {1, 1}, "double");
   }
-  for (const char* name :
-       {"loss", "probe_loss", "batch_size", "learning_rate", "preconditioned_sharpness",
-        "preconditioned_sharpness_error_bound", "stability_threshold",
-        "preconditioned_eigenvector_share", "epsilon_floor_share", "grad_noise_trace",
-        "grad_signal_sq", "loss_change", "loss_change_first_order", "loss_change_second_order"}) {
+  for (const char* name : {"loss",
+                           "probe_loss",
+                           "batch_size",
+                           "learning_rate",
+                           "preconditioned_sharpness",
+                           "preconditioned_sharpness_error_bound",
+                           "stability_threshold",
+                           "preconditioned_eigenvector_share",
+                           "epsilon_floor_share",
+                           "grad_noise_trace",
+                           "grad_signal_sq",
+                           "loss_change",
+                           "loss_change_first_order",
+                           "loss_change_second_order",
+                           "critical_sharpness",
+                           "modified_flow_excess",
+                           "modified_flow_predicted",
+                           "modified_flow_step",
+                           "modified_flow_first",
+                           "implicit_regularizer"}) {
     run.statistic(name);
   }
   run.open();
@@ -216,6 +252,18 @@ inline std::vector<Finding> train(const ToyRun& options) {
     run.put("loss_change", after - before);
     run.put("loss_change_first_order", g.dot(update));
     run.put("loss_change_second_order", half_product.dot(update));
+    const double critical = critical_multiple(network, theta - update, update);
+    if (std::isfinite(critical)) run.put("critical_sharpness", 2 / (critical * told));
+    // On what the settings say, whether the step was that or not.
+    const Eigen::VectorXd g_after = network.gradient(theta);
+    const double curvature = g.dot(network.hessian_times(theta - update, g)) +
+                             g_after.dot(network.hessian_times(theta, g_after));
+    const double squares = g.squaredNorm() + g_after.squaredNorm();
+    run.put("modified_flow_excess", after - before + told * squares / 2);
+    run.put("modified_flow_predicted", -told * told / 4 * curvature);
+    run.put("modified_flow_step", told * curvature / squares);
+    run.put("modified_flow_first", told * squares / 2);
+    run.put("implicit_regularizer", told / 4 * g_after.squaredNorm());
     std::vector<double> first;
     std::vector<double> second_order;
     std::vector<double> share;

@@ -28,7 +28,7 @@ int run_laws(const std::string& wanted, bool all) {
       text += describe(description) + "\n";
       continue;
     }
-    if (wanted.empty()) text += fmt::format("{:<26} {}\n", description.id, description.title);
+    if (wanted.empty()) text += fmt::format("{:<30} {}\n", description.id, description.title);
     if (wanted == description.id) text = describe(description);
   }
   if (text.empty()) {

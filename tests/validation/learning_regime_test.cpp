@@ -1,0 +1,146 @@
+// A wide network of one hidden layer whose output is scaled by alpha (Chizat et al. 2019): lazy for
+// large alpha, rich for small. Kernel and linearization are exact.
+#include <gtest/gtest.h>
+
+#include <Eigen/Dense>
+#include <cmath>
+#include <random>
+
+#include "findings.h"
+#include "simulated_run.h"
+
+namespace tycho::analyzer {
+namespace {
+
+std::string told(const Finding& f) {
+  return verdict(f) + " " + std::to_string(f.measured) + " " + f.gate + " / " + f.advice;
+}
+
+struct Options {
+  double alpha = 1;
+  bool linear = false;  // the model itself: no nonlinearity and a fixed second layer
+  int steps = 2000;
+  double rate = 0.2;  // over alpha^2
+  bool measured = true;
+};
+
+/// f = alpha (g(theta) - g(theta_0)), g = a.tanh(W x)/sqrt(n).
+Finding train(const Options& options) {
+  constexpr int kWidth = 200;
+  constexpr int kIn = 3;
+  constexpr int kExamples = 16;
+  constexpr int kSize = kWidth * (kIn + 1);
+  std::mt19937 generator(5);
+  std::normal_distribution<double> normal;
+  Eigen::MatrixXd x(kIn, kExamples);
+  for (int i = 0; i < x.size(); ++i) x.data()[i] = normal(generator);
+  Eigen::VectorXd y(kExamples);
+  for (int i = 0; i < kExamples; ++i) y[i] = std::sin(2 * x(0, i)) + 0.5 * x(1, i);
+  Eigen::VectorXd theta(kSize);
+  for (int i = 0; i < kSize; ++i) theta[i] = normal(generator);
+  Eigen::MatrixXd jacobian(kExamples, kSize);
+  const auto evaluate = [&](const Eigen::VectorXd& at) {
+    const Eigen::Map<const Eigen::MatrixXd> w(at.data(), kWidth, kIn);
+    const Eigen::VectorXd a =
+        options.linear ? Eigen::VectorXd(Eigen::VectorXd::Ones(kWidth)) : at.tail(kWidth);
+    const double scale = options.alpha / std::sqrt(kWidth);
+    Eigen::VectorXd f(kExamples);
+    for (int i = 0; i < kExamples; ++i) {
+      Eigen::ArrayXd h = (w * x.col(i)).array();
+      Eigen::ArrayXd slope = Eigen::ArrayXd::Ones(kWidth);
+      if (!options.linear) {
+        h = h.tanh().eval();
+        slope = 1 - h.square();
+      }
+      f[i] = scale * a.dot(h.matrix());
+      const Eigen::MatrixXd d = scale * (a.array() * slope).matrix() * x.col(i).transpose();
+      jacobian.row(i).head(kWidth * kIn) = Eigen::Map<const Eigen::RowVectorXd>(d.data(), d.size());
+      jacobian.row(i).tail(kWidth) = options.linear
+                                         ? Eigen::RowVectorXd(Eigen::RowVectorXd::Zero(kWidth))
+                                         : Eigen::RowVectorXd(scale * h.matrix().transpose());
+    }
+    return f;
+  };
+  const Eigen::VectorXd theta_0 = theta;
+  const Eigen::VectorXd offset = evaluate(theta);
+  const Eigen::MatrixXd jacobian_0 = jacobian;
+  const Eigen::MatrixXd kernel_0 = jacobian * jacobian.transpose();
+
+  Engine engine;
+  SimulatedRun run(engine);
+  run.add_parameter(run.add_layer("0"), "weight", {kWidth, kIn});
+  run.add_parameter(run.add_layer("2"), "weight", {1, kWidth});
+  for (const char* name :
+       {"kernel_distance", "linearization_residual", "feature_change_relative", "probe_loss"}) {
+    run.statistic(name);
+  }
+  run.open();
+  int next = 0;
+  for (int step = 0; step < options.steps; ++step) {
+    const Eigen::VectorXd error = evaluate(theta) - offset - y;
+    if (step > 0) {
+      theta -= options.rate / (options.alpha * options.alpha) / kExamples *
+               (jacobian.transpose() * error);
+    }
+    const Eigen::VectorXd f = evaluate(theta) - offset;
+    run.step(step);
+    run.put("probe_loss", 0.5 * (f - y).squaredNorm() / kExamples);
+    if (step != next || !options.measured) continue;
+    next = std::max(next + 1, next * 3 / 2);
+    const Eigen::MatrixXd kernel = jacobian * jacobian.transpose();
+    run.put("kernel_distance",
+            1 - kernel.cwiseProduct(kernel_0).sum() / (kernel.norm() * kernel_0.norm()));
+    const double change = (theta.head(kWidth * kIn) - theta_0.head(kWidth * kIn)).norm() /
+                          theta_0.head(kWidth * kIn).norm();
+    run.put("feature_change_relative", v1::SCOPE_LAYER, {change, f.norm()});
+    if (step == 0) continue;
+    run.put("linearization_residual", (f - jacobian_0 * (theta - theta_0)).norm() / f.norm());
+  }
+  run.finish();
+  return find(engine.findings(), "learning_regime", "run");
+}
+
+TEST(LearningRegimeTest, ALargeOutputScaleIsLazy) {
+  Options options;
+  options.alpha = 30;
+  const Finding finding = train(options);
+  EXPECT_EQ(verdict(finding), "HOLDS") << told(finding);
+  EXPECT_LT(finding.measured, 0.05);
+  EXPECT_EQ(finding.gate.rfind("lazy", 0), 0u) << told(finding);
+}
+
+TEST(LearningRegimeTest, ASmallOneIsRich) {
+  Options options;
+  options.alpha = 0.1;
+  const Finding finding = train(options);
+  EXPECT_EQ(verdict(finding), "NOT_APPLICABLE") << told(finding);
+  EXPECT_GT(finding.measured, 0.1);
+  EXPECT_EQ(finding.gate.rfind("rich", 0), 0u) << told(finding);
+  EXPECT_NE(finding.gate.find("features change most in layer:"), std::string::npos);
+}
+
+TEST(LearningRegimeTest, ALinearModelIsExactlyItsLinearization) {
+  Options options;
+  options.linear = true;
+  options.alpha = 0.1;
+  const Finding finding = train(options);
+  EXPECT_EQ(verdict(finding), "HOLDS") << told(finding);
+  EXPECT_NEAR(finding.measured, 0, 1e-6);
+}
+
+TEST(LearningRegimeTest, StaysSilentWhileNothingIsLearned) {
+  Options options;
+  options.rate = 1e-6;
+  Finding finding = train(options);
+  EXPECT_EQ(verdict(finding), "NOT_YET") << told(finding);
+  options.rate = 0.2;
+  options.steps = 1;
+  finding = train(options);
+  EXPECT_EQ(verdict(finding), "NOT_YET") << told(finding);
+  options.measured = false;
+  finding = train(options);
+  EXPECT_EQ(verdict(finding), "NOT_APPLICABLE") << told(finding);
+}
+
+}  // namespace
+}  // namespace tycho::analyzer
