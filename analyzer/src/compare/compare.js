@@ -101,8 +101,9 @@
     var raw = (high - low) / count;
     var unit = Math.pow(10, Math.floor(Math.log10(raw)));
     var step = [1, 2, 5, 10].map(function (k) { return k * unit; }).filter(function (s) { return s >= raw; })[0];
-    for (var v = Math.ceil(low / step) * step; v <= high; v += step) {
-      v = +v.toPrecision(12);
+    var first = Math.ceil(low / step) * step;
+    for (var n = 0; n < 2 * count && first + n * step <= high; n++) {
+      var v = +(first + n * step).toPrecision(12);
       out.push([scale.log ? Math.log10(v) : v, v]);
     }
     return out;
@@ -195,7 +196,8 @@
       var x = size.width - right + 16;
       element(svg, 'path', { class: 'leader', d: 'M' + (end.x + 5) + ' ' + end.y + 'L' + (x - 6) + ' ' + end.at + 'h4' });
       var label = data.groups[end.group].label;
-      var text = element(svg, 'text', { x: x, y: end.at + 4, 'data-group': end.group }, label.length > 34 ? label.slice(0, 33) + '\u2026' : label);
+      drawMark(svg, marks[end.group % marks.length], x + 1, end.at, colour(end.group));
+      var text = element(svg, 'text', { x: x + 10, y: end.at + 4, 'data-group': end.group }, label.length > 34 ? label.slice(0, 33) + '\u2026' : label);
       element(text, 'title', {}, label);
       text.onmouseenter = function () { dim(svg, end.group); };
       text.onmouseleave = function () { dim(svg, null); };

@@ -167,8 +167,12 @@ void RunSet::sort_runs() {
       const std::string left = setting(name, a);
       const std::string right = setting(name, b);
       if (left == right) continue;
-      if (is_number(left) && is_number(right)) {
-        return std::strtod(left.c_str(), nullptr) < std::strtod(right.c_str(), nullptr);
+      if (is_number(left) != is_number(right)) return is_number(left);
+      if (is_number(left)) {
+        const double a_value = std::strtod(left.c_str(), nullptr);
+        const double b_value = std::strtod(right.c_str(), nullptr);
+        if (a_value == b_value) continue;
+        return a_value < b_value;
       }
       return left < right;
     }

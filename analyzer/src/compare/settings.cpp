@@ -107,8 +107,8 @@ void add_optimizer(const RunDigest& run, std::map<std::string, Setting>* setting
 bool is_number(const std::string& text) {
   if (text.empty()) return false;
   char* end = nullptr;
-  std::strtod(text.c_str(), &end);
-  return end != nullptr && *end == '\0';
+  const double value = std::strtod(text.c_str(), &end);
+  return end != nullptr && *end == '\0' && std::isfinite(value);
 }
 
 std::string path_pattern(const std::string& path) {

@@ -29,7 +29,7 @@ struct Setting {
 /// command line that name files are left out.
 std::map<std::string, Setting> settings_of(const RunDigest& run);
 
-/// Is `text` wholly a number?
+/// Is `text` wholly a finite number?
 bool is_number(const std::string& text);
 
 /// A module path or parameter name with its numbers replaced: "blocks.3.fc" is "blocks.#.fc".

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "src/compare/comparison.h"
 #include "src/report/report.h"
@@ -24,7 +25,8 @@ std::string values_of(const Difference& difference) {
     if (std::find(order.begin(), order.end(), value) == order.end()) order.push_back(value);
   }
   std::stable_sort(order.begin(), order.end(), [](const std::string& a, const std::string& b) {
-    return is_number(a) && is_number(b) && std::stod(a) < std::stod(b);
+    if (is_number(a) != is_number(b)) return is_number(a);
+    return is_number(a) && std::strtod(a.c_str(), nullptr) < std::strtod(b.c_str(), nullptr);
   });
   constexpr size_t kMostValues = 12;
   std::string out;
