@@ -5,6 +5,7 @@
 
 #include <Eigen/Dense>
 #include <cmath>
+#include <iostream>
 #include <random>
 
 #include "findings.h"
@@ -168,10 +169,12 @@ RunDigest train(int width, int seed, const Options& options) {
   return run.take();
 }
 
-std::vector<ComparisonFinding> check(const Options& options) {
+std::vector<ComparisonFinding> check(const Options& options, int first_seed = 0) {
   std::vector<RunDigest> runs;
   for (const int width : options.widths) {
-    for (int seed = 0; seed < options.seeds; ++seed) runs.push_back(train(width, seed, options));
+    for (int seed = first_seed; seed < first_seed + options.seeds; ++seed) {
+      runs.push_back(train(width, seed, options));
+    }
   }
   return make_coordinate_check()->findings(RunSet(std::move(runs), {}));
 }
@@ -223,6 +226,22 @@ TEST(CoordinateCheckTest, AMultiplierBehindTheReadoutIsNotBlamed) {
   const ComparisonFinding readout = part(findings, "effective_update", "layer:layers.2");
   EXPECT_EQ(verdict(readout), "NOT_APPLICABLE");
   EXPECT_GT(readout.measured, 0.5);
+}
+
+// How often over many seeds: `--gtest_also_run_disabled_tests --gtest_filter=*Verdicts*` prints it.
+TEST(CoordinateCheckTest, DISABLED_VerdictsOfTwentySets) {
+  for (const Scaling scaling : {Scaling::kMaximalUpdate, Scaling::kStandard}) {
+    Options options;
+    options.scaling = scaling;
+    int right = 0;
+    for (int set = 0; set < 20; ++set) {
+      const ComparisonFinding finding = whole(check(options, 100 + 3 * set));
+      right += verdict(finding) == (scaling == Scaling::kStandard ? "VIOLATED" : "HOLDS");
+    }
+    std::cout << (scaling == Scaling::kStandard ? "standard: VIOLATED " : "maximal update: HOLDS ")
+              << right << " of 20\n";
+    EXPECT_GE(right, 19);
+  }
 }
 
 TEST(CoordinateCheckTest, OneSeedAtThreeWidthsIsSeldomEnough) {
