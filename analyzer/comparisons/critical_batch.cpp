@@ -103,8 +103,9 @@ class CriticalBatch : public ComparisonLaw {
       if (curve.empty()) continue;
       start = std::min(start, curve.points.front().value);
       const double rate = set.value(Axis::kLearningRate, run);
-      curves[set.value(Axis::kBatchSize, run)][std::isfinite(rate) ? rate : 0].push_back(
-          std::move(curve));
+      // Rates that differ by less than 2 % are one: a schedule may not quite reach its peak.
+      const double same = rate > 0 && std::isfinite(rate) ? std::round(50 * std::log(rate)) : 0;
+      curves[set.value(Axis::kBatchSize, run)][same].push_back(std::move(curve));
     }
     if (curves.size() < kFewestLevels) {
       set_verdict(finding, Verdict::kNotApplicable);

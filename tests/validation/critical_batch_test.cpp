@@ -125,6 +125,89 @@ TEST(CriticalBatchTest, WithoutNoiseItIsFoundToAPerCent) {
   EXPECT_NEAR(finding.measured / 200, 1, 0.01);
 }
 
+// On L = |x|^2 / 2 with gradient noise of variance s2 / B in each of d directions the best learning
+// rate is 1 / (1 + r), r = d s2 / (2 L B) the noise scale over the batch size, and the share of L
+// that a step with d1 times that rate takes off is (2 d1 - d1^2) / (1 + r). In small steps from L0
+// to L1 that is S = (ln(L0/L1) + d s2 (1/L1 - 1/L0) / (2 B)) / (2 d1 - d1^2): a hyperbola.
+// Two learning rates at every batch size, one of which makes half of the progress: the law looks at
+// the better one.
+TEST(CriticalBatchTest, TheBestLearningRateOfABatchSizeCounts) {
+  std::vector<RunDigest> runs;
+  for (const double batch : {8.0, 64.0, 512.0, 2048.0}) {
+    for (const double rate : {0.1, 0.05}) {
+      SweepRun run("b" + std::to_string(static_cast<int>(batch)) + (rate > 0.07 ? "-a" : "-b"));
+      run->run().add_command_line("trainer");
+      run->run().add_command_line("--lr=" + std::to_string(rate));
+      run->add_parameter(run->add_layer("0"), "weight", {10, 10});
+      run->statistic("loss");
+      run->statistic("batch_size");
+      run.optimize("SGD", rate);
+      run.open();
+      // Small batches like the small rate, large ones the large rate.
+      const bool best = (rate > 0.07) == (batch > 100);
+      for (int step = 0; step < 6000; ++step) {
+        run->step(step);
+        run->put("batch_size", batch);
+        run->put(
+            "loss",
+            0.5 + 2 * std::pow(1 + (best ? 1 : 0.4) * (step + 1) / (1 + 200 / batch) / 20, -0.7));
+      }
+      runs.push_back(run.take());
+    }
+  }
+  const ComparisonFinding finding =
+      whole(make_critical_batch()->findings(RunSet(std::move(runs), {})));
+  EXPECT_EQ(verdict(finding), "HOLDS") << finding.gate;
+  EXPECT_NEAR(finding.measured / 200, 1, 0.02);
+  EXPECT_EQ(finding.points.size(), 4u);
+  EXPECT_EQ(finding.gate.find("same learning rate"), std::string::npos)
+      << finding.gate << finding.sweep;
+}
+
+TEST(CriticalBatchTest, NoisyGradientDescentFollowsTheHyperbolaOfItsNoise) {
+  constexpr int kDirections = 50;
+  constexpr double kVariance = 4;
+  constexpr double kShare = 0.005;
+  std::vector<RunDigest> runs;
+  for (const double batch : {4.0, 16.0, 64.0, 256.0}) {
+    for (int seed = 0; seed < 2; ++seed) {
+      SweepRun run("b" + std::to_string(static_cast<int>(batch)) + "-s" + std::to_string(seed));
+      run->add_parameter(run->add_layer("0"), "weight", {10, 5});
+      run->statistic("loss");
+      run->statistic("batch_size");
+      run->statistic("learning_rate");
+      run.optimize("SGD", kShare);
+      run.open();
+      std::mt19937 generator(static_cast<uint32_t>(batch) + 1000 * static_cast<uint32_t>(seed));
+      std::normal_distribution<double> normal;
+      std::vector<double> x(kDirections, 1.0);
+      for (int step = 0; step < 4000; ++step) {
+        double loss = 0;
+        for (const double value : x) loss += 0.5 * value * value;
+        const double rate = kShare / (1 + kDirections * kVariance / (2 * loss * batch));
+        run->step(step);
+        run->put("batch_size", batch);
+        run->put("learning_rate", rate);
+        run->put("loss", loss);
+        for (double& value : x)
+          value -= rate * (value + std::sqrt(kVariance / batch) * normal(generator));
+      }
+      runs.push_back(run.take());
+    }
+  }
+  const ComparisonFinding finding =
+      whole(make_critical_batch()->findings(RunSet(std::move(runs), {})));
+  EXPECT_EQ(verdict(finding), "HOLDS") << finding.gate;
+  std::vector<HyperbolaPoint> points;
+  for (const auto& [steps, examples] : finding.points) points.push_back({steps, examples});
+  const HyperbolaFit fit = fit_hyperbola(points);
+  const double start = 0.5 * kDirections;
+  const double target = start * std::exp(-fit.least_steps * (2 * kShare - kShare * kShare));
+  const double expected =
+      kDirections * kVariance / 2 * (1 / target - 1 / start) / std::log(start / target);
+  EXPECT_NEAR(finding.measured / expected, 1, 0.15);
+}
+
 TEST(CriticalBatchTest, APowerLawIsNoHyperbola) {
   Options options;
   options.batches = {1, 8, 64, 512, 4096};

@@ -325,24 +325,31 @@ std::vector<Ladder> RunSet::ladders(Axis axis, const std::set<std::string>& free
   const std::string name = to_string(axis);
   std::vector<std::string> split;  // what runs of a ladder share
   std::vector<std::string> others;
-  const auto text = [&](size_t r) {
-    std::string out = setting(name, r);
-    for (const std::string& key : split) out += '\0' + setting(key, r);
-    return out;
+  // What is the same wherever the axis, what is shared and `more` are the same follows from them.
+  const auto follows = [&](const std::string& key, const std::set<std::string>& more) {
+    std::map<std::string, std::string> seen;
+    for (size_t r = 0; r < runs_.size(); ++r) {
+      std::string given = setting(name, r);
+      for (const std::string& shared : split) given += '\0' + setting(shared, r);
+      for (const std::string& also : more) given += '\0' + setting(also, r);
+      if (seen.try_emplace(given, setting(key, r)).first->second != setting(key, r)) return false;
+    }
+    return true;
+  };
+  const auto number = [&](const std::string& key) {
+    for (size_t r = 0; r < runs_.size(); ++r) {
+      if (!is_number(setting(key, r))) return false;
+    }
+    return true;
   };
   for (const std::string& key : keys()) {
     if (key == name || free.count(key) > 0) continue;
-    // What is the same wherever the axis and what is shared are the same follows from them.
-    std::map<std::string, std::string> seen;
-    bool follows = true;
-    for (size_t r = 0; r < runs_.size() && follows; ++r) {
-      follows = seen.try_emplace(text(r), setting(key, r)).first->second == setting(key, r);
-    }
-    if (!follows) {
-      split.push_back(key);
-    } else {
-      others.push_back(key);
-    }
+    // A number may be another name of what is free: `--lr 0.1` of the learning rate; the run's name
+    // too. Another word is not: it names a variant, even where every variant has a learning rate of
+    // its own.
+    const bool renames = !free.empty() && (number(key) || key == kNameKey);
+    const bool told = follows(key, {}) || (renames && follows(key, free));
+    (told ? others : split).push_back(key);
   }
   std::map<std::string, std::vector<size_t>> members;
   for (size_t r = 0; r < runs_.size(); ++r) {
