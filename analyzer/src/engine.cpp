@@ -8,6 +8,8 @@
 #include <tuple>
 #include <utility>
 
+#include "src/statistics/false_discoveries.h"
+
 namespace tycho::analyzer {
 namespace {
 
@@ -19,7 +21,6 @@ constexpr size_t kScopes = 5;
 /// Positions of a list come from a file too: no list is longer.
 constexpr uint32_t kLongestList = 4096;
 constexpr size_t kMostEvents = 4096;
-constexpr double kFalseDiscoveryRate = 0.05;
 
 /// Values of one column at the current frame.
 struct ColumnStore {
@@ -517,30 +518,12 @@ std::vector<Finding> Engine::findings() const {
   std::vector<Finding> all;
   for (const auto& law : impl_->laws) {
     std::vector<Finding> findings = law->findings();
-    // Benjamini-Hochberg over everything that this law tested below the scope of the run.
-    std::vector<double> p_values;
-    for (const Finding& finding : findings) {
-      if (finding.scope != "run" && std::isfinite(finding.p_value)) {
-        p_values.push_back(finding.p_value);
-      }
-    }
-    std::sort(p_values.begin(), p_values.end());
-    double threshold = -1;
-    for (size_t i = 0; i < p_values.size(); ++i) {
-      const double line =
-          kFalseDiscoveryRate * static_cast<double>(i + 1) / static_cast<double>(p_values.size());
-      if (p_values[i] <= line) threshold = p_values[i];
-    }
+    std::vector<Finding*> parts;
     for (Finding& finding : findings) {
-      const bool tested = finding.scope != "run" && std::isfinite(finding.p_value);
-      if (tested && finding.verdict == Verdict::kViolated && finding.p_value > threshold) {
-        finding.verdict = Verdict::kUnderpowered;
-        finding.importance = importance(finding.verdict, false);
-        finding.gate += "; deviates, but not by more than chance among so many layers";
-        finding.advice.clear();
-      }
-      all.push_back(std::move(finding));
+      if (finding.scope != "run") parts.push_back(&finding);
     }
+    control_false_discoveries(parts);
+    for (Finding& finding : findings) all.push_back(std::move(finding));
   }
   std::stable_sort(all.begin(), all.end(),
                    [](const Finding& a, const Finding& b) { return a.importance > b.importance; });

@@ -8,8 +8,11 @@
 #include <filesystem>
 #include <limits>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "analyzer/src/report/report.h"
+#include "src/compare/comparison.h"
 #include "tycho/trace/run_writer.h"
 
 namespace {
@@ -301,6 +304,40 @@ void write_segment(const std::string& directory, Instructions* from) {
 
 }  // namespace
 
+namespace {
+
+/// The trace beside itself as runs of three widths, batch sizes and learning rates, so that laws
+/// over several runs have something to do.
+void compare_with_itself(const std::string& directory) {
+  const auto digest = tycho::analyzer::digest_run(directory, {});
+  if (!digest.ok()) return;
+  std::vector<tycho::analyzer::RunDigest> runs;
+  for (int i = 0; i < 6; ++i) {
+    tycho::analyzer::RunDigest run = digest.value();
+    run.run.set_run_id(std::to_string(i));
+    run.run.set_optimizer(i < 3 ? "SGD" : "Adam");
+    const int64_t times = 1 << (i % 3);
+    run.batch_size = 8.0 * static_cast<double>(times);
+    run.peak_learning_rate = 0.1 * static_cast<double>(times);
+    for (v1::Parameter& parameter : *run.model.mutable_parameter()) {
+      parameter.clear_shape();
+      parameter.add_shape(16 * times);
+      parameter.add_shape(16 * times);
+    }
+    runs.push_back(std::move(run));
+  }
+  for (const bool ignore : {false, true}) {
+    tycho::analyzer::ComparisonOptions options;
+    if (ignore) options.ignored = {"batch size", "learning rate"};
+    const auto comparison = tycho::analyzer::compare(runs, {}, options);
+    (void)tycho::analyzer::text_comparison(comparison, false, 80);
+    (void)tycho::analyzer::json_comparison(comparison);
+    (void)tycho::analyzer::html_comparison(comparison);
+  }
+}
+
+}  // namespace
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static const std::string directory =
       (std::filesystem::temp_directory_path() / ("tycho-fuzz-report-" + std::to_string(::getpid())))
@@ -316,6 +353,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     (void)tycho::analyzer::text_report(report.value(), true, 80);
     (void)tycho::analyzer::json_report(report.value());
     (void)tycho::analyzer::html_report(report.value());
+    compare_with_itself(directory);
   }
   std::filesystem::remove_all(directory, ignored);
   return 0;

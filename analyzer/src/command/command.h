@@ -15,6 +15,7 @@ enum ExitStatus { kSuccess = 0, kFailure = 1, kUsage = 2, kLossy = 3 };
 using Action = std::function<int()>;
 
 void add_report(CLI::App* app, Action* action);
+void add_compare(CLI::App* app, Action* action);
 void add_export(CLI::App* app, Action* action);
 void add_info(CLI::App* app, Action* action);
 void add_verify(CLI::App* app, Action* action);
@@ -26,6 +27,11 @@ void add_laws(CLI::App* app, Action* action);
 int fail(const Status& status);
 bool stdout_is_terminal();
 bool stderr_is_terminal();
+/// Columns of the terminal; 100 where that is not known.
+int terminal_width();
+/// html, text or json: as asked for, else by the ending of the file's name, HTML for other files and
+/// text for standard output.
+std::string choose_format(const std::string& asked, const std::string& output);
 /// A terminal that wants colours: NO_COLOR is not set.
 bool wants_colour();
 /// Writes to a file, or to standard output where `path` is empty; a partial file is removed.

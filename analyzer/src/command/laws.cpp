@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include "command.h"
+#include "comparisons/comparison_law.h"
 #include "tycho/analyzer/law.h"
 
 namespace tycho::analyzer::command {
@@ -21,8 +22,10 @@ std::string describe(const LawDescription& law) {
 int run_laws(const std::string& wanted, bool all) {
   std::string text;
   std::string known;
-  for (const auto& law : make_laws()) {
-    const LawDescription& description = law->description();
+  std::vector<LawDescription> laws;
+  for (const auto& law : make_laws()) laws.push_back(law->description());
+  for (const auto& law : make_comparison_laws()) laws.push_back(law->description());
+  for (const LawDescription& description : laws) {
     known += " " + description.id;
     if (all) {
       text += describe(description) + "\n";

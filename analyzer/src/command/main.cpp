@@ -20,6 +20,21 @@ int fail(const Status& status) {
 bool stdout_is_terminal() { return ::isatty(STDOUT_FILENO) != 0; }
 bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) != 0; }
 
+int terminal_width() {
+  struct winsize size {};
+  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 100;
+}
+
+std::string choose_format(const std::string& asked, const std::string& output) {
+  if (!asked.empty()) return asked;
+  const auto ends_with = [&](const std::string& ending) {
+    return output.size() >= ending.size() &&
+           output.compare(output.size() - ending.size(), ending.size(), ending) == 0;
+  };
+  if (output.empty() || output == "-" || ends_with(".txt")) return "text";
+  return ends_with(".json") ? "json" : "html";
+}
+
 bool wants_colour() {
   const char* no_colour = std::getenv("NO_COLOR");
   return stdout_is_terminal() && (no_colour == nullptr || *no_colour == '\0');
@@ -52,6 +67,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   command::Action action;
   command::add_report(&app, &action);
+  command::add_compare(&app, &action);
   command::add_replay(&app, &action);
   command::add_export(&app, &action);
   command::add_info(&app, &action);

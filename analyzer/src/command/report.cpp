@@ -1,8 +1,6 @@
 #include "../report/report.h"
 
 #include <fmt/format.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -18,23 +16,6 @@ struct Options {
   std::string fail_on;
 };
 
-int terminal_width() {
-  struct winsize size {};
-  return ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 100;
-}
-
-// Without --format: what the file's name says, HTML for other files, text for the terminal.
-std::string choose_format(const Options& options) {
-  if (!options.format.empty()) return options.format;
-  const auto ends_with = [&](const std::string& ending) {
-    return options.output.size() >= ending.size() &&
-           options.output.compare(options.output.size() - ending.size(), ending.size(), ending) ==
-               0;
-  };
-  if (options.output.empty() || options.output == "-" || ends_with(".txt")) return "text";
-  return ends_with(".json") ? "json" : "html";
-}
-
 int run_report(const Options& options) {
   const bool progress = stderr_is_terminal();
   auto report = read_report(options.run, progress ? [](uint64_t frames) {
@@ -43,7 +24,7 @@ int run_report(const Options& options) {
   } : std::function<void(uint64_t)>());
   if (progress) fmt::print(stderr, "\r\x1b[K");
   if (!report.ok()) return fail(report.status());
-  const std::string format = choose_format(options);
+  const std::string format = choose_format(options.format, options.output);
   const bool to_terminal = options.output.empty() || options.output == "-";
   const std::string text =
       format == "json" ? json_report(report.value())

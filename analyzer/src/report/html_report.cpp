@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "curvature.h"
+#include "html_parts.h"
 #include "remarks.h"
 #include "report.h"
 
@@ -24,67 +25,6 @@ extern const char* const dygraph_license;
 namespace {
 
 using nlohmann::json;
-
-// Names come from the user's program: whatever they hold, it is text.
-std::string escape(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&':
-        out += "&amp;";
-        break;
-      case '<':
-        out += "&lt;";
-        break;
-      case '>':
-        out += "&gt;";
-        break;
-      case '"':
-        out += "&quot;";
-        break;
-      case '\'':
-        out += "&#39;";
-        break;
-      default:
-        out += c;
-    }
-  }
-  return out;
-}
-
-// Inside a script element nothing may look like a tag.
-std::string script_json(const json& value) {
-  std::string out;
-  for (const char c : value.dump(-1, ' ', false, json::error_handler_t::replace)) {
-    if (c == '<') {
-      out += "\\u003c";
-    } else {
-      out += c;
-    }
-  }
-  return out;
-}
-
-const char* symbol(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::kHolds:
-      return "&#10003;";
-    case Verdict::kViolated:
-      return "&#10007;";
-    case Verdict::kNotApplicable:
-      return "&ndash;";
-    case Verdict::kUnderpowered:
-      return "?";
-    case Verdict::kNotYet:
-      return "&hellip;";
-  }
-  return "";
-}
-
-std::string badge(Verdict verdict, int count = 1) {
-  return fmt::format("<span class=\"verdict {0}\">{1} {0}{2}</span>", to_string(verdict),
-                     symbol(verdict), count > 1 ? fmt::format(" &times;{}", count) : "");
-}
 
 std::string title_of(const Report& report, const Finding& finding) {
   const LawDescription* law = report.law(finding.law);
@@ -287,12 +227,6 @@ const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
 <details><summary>as a table</summary><div class="tablebox"><table><thead><tr><th>step</th><th>mean</th><th>95 % interval</th><th>least</th>
 <th>largest</th><th>not finite</th></tr></thead><tbody id="values"></tbody></table></div></details></section>
 )html";
-
-json rounded(double value) {
-  if (!std::isfinite(value)) return nullptr;
-  const json shorter = json::parse(fmt::format("{:.5g}", value), nullptr, false);
-  return shorter.is_discarded() ? json(value) : shorter;  // the largest doubles round to infinity
-}
 
 json view_data(const Report& report) {
   json series = json::array();
@@ -498,14 +432,6 @@ std::string cost_section(const Report& report) {
     out += "</tbody></table>\n";
   }
   return out + "</section>\n";
-}
-
-// The last line of a minified file points to a source map, which a browser's tools would look for.
-std::string without_source_map(const std::string& text) {
-  size_t at = text.find("sourceMappingURL=");
-  if (at == std::string::npos) return text;
-  at = std::min(text.rfind("//#", at), text.rfind("/*#", at));
-  return text.substr(0, at);
 }
 
 }  // namespace

@@ -1,0 +1,124 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "command.h"
+#include "src/compare/comparison.h"
+
+namespace tycho::analyzer::command {
+namespace {
+
+struct Options {
+  std::vector<std::string> runs;
+  std::string output;
+  std::string format;
+  std::string html;
+  std::string json;
+  std::string by = "step";
+  std::string fail_on;
+  std::vector<std::string> ignored;
+};
+
+Alignment alignment(const std::string& by) {
+  return by == "examples" ? Alignment::kExamples
+         : by == "time"   ? Alignment::kTime
+                          : Alignment::kStep;
+}
+
+Status write_all(const Comparison& comparison, const Options& options) {
+  if (!options.html.empty()) {
+    if (Status status = write_output(options.html, html_comparison(comparison)); !status.ok())
+      return status;
+  }
+  if (!options.json.empty()) {
+    if (Status status = write_output(options.json, json_comparison(comparison)); !status.ok())
+      return status;
+  }
+  const bool to_terminal = options.output.empty() || options.output == "-";
+  // What was asked for as a file is not said twice; --html - and --json - took standard output.
+  const bool elsewhere = !options.html.empty() || !options.json.empty();
+  if (to_terminal && options.format.empty() && options.output.empty() && elsewhere &&
+      (options.html == "-" || options.json == "-")) {
+    return Status();
+  }
+  const std::string format = choose_format(options.format, options.output);
+  return write_output(
+      options.output,
+      format == "json" ? json_comparison(comparison)
+      : format == "html"
+          ? html_comparison(comparison)
+          : text_comparison(comparison, to_terminal && wants_colour(),
+                            to_terminal && stdout_is_terminal() ? terminal_width() : 100));
+}
+
+int run_compare(const Options& options) {
+  const bool show = stderr_is_terminal();
+  const auto progress = [&](size_t run, uint64_t frames) {
+    fmt::print(stderr, "\rreading: run {} of {}, {} steps\x1b[K", run + 1, options.runs.size(),
+               frames);
+    std::fflush(stderr);
+  };
+  ComparisonOptions how;
+  how.by = alignment(options.by);
+  how.ignored = {options.ignored.begin(), options.ignored.end()};
+  auto comparison =
+      read_comparison(options.runs, how, show ? progress : std::function<void(size_t, uint64_t)>());
+  if (show) fmt::print(stderr, "\r\x1b[K");
+  if (!comparison.ok()) return fail(comparison.status());
+  if (Status status = write_all(comparison.value(), options); !status.ok()) return fail(status);
+  if (options.fail_on == "violated") {
+    const auto& findings = comparison.value().findings;
+    const auto violated = std::count_if(
+        findings.begin(), findings.end(),
+        [](const ComparisonFinding& finding) { return finding.verdict == Verdict::kViolated; });
+    if (violated > 0) {
+      fmt::print(stderr, "tycho: {} violated\n",
+                 violated == 1 ? "one law is" : fmt::format("{} findings are", violated));
+      return kFailure;
+    }
+  }
+  if (comparison.value().has_loss()) {
+    for (const LeftOut& left : comparison.value().set.left_out())
+      fmt::print(stderr, "tycho: left out {}: {}\n", left.path, left.why);
+    uint64_t unread = 0;
+    for (const RunDigest& run : comparison.value().set.runs()) unread += run.bytes_lost;
+    if (unread > 0) {
+      fmt::print(stderr,
+                 "tycho: {} bytes of the traces could not be read; the comparison has the rest\n",
+                 unread);
+    }
+    return kLossy;
+  }
+  return kSuccess;
+}
+
+}  // namespace
+
+void add_compare(CLI::App* app, Action* action) {
+  auto options = std::make_shared<Options>();
+  auto* command = app->add_subcommand(
+      "compare", "Several runs side by side, and the laws that need several runs");
+  command->add_option("RUN", options->runs, "Run directories, or segments; two at least")
+      ->required()
+      ->expected(2, 1 << 20);
+  command->add_option("-o,--output", options->output, "File to write; default: standard output");
+  command
+      ->add_option("--format", options->format,
+                   "Default: by the name of the file; text on standard output")
+      ->check(CLI::IsMember({"html", "text", "json"}));
+  command->add_option("--html", options->html, "Write the page to this file as well");
+  command->add_option("--json", options->json, "Write the JSON to this file as well");
+  command
+      ->add_option("--by", options->by,
+                   "What runs are laid over each other by: step (default), examples or time")
+      ->check(CLI::IsMember({"step", "examples", "time"}));
+  command
+      ->add_option("--ignore", options->ignored,
+                   "A setting, as the comparison names it, that tells no runs apart")
+      ->allow_extra_args(false);
+  command->add_option("--fail-on", options->fail_on, "Exit with 1 if a law is violated")
+      ->check(CLI::IsMember({"violated"}));
+  command->callback([options, action] { *action = [options] { return run_compare(*options); }; });
+}
+
+}  // namespace tycho::analyzer::command

@@ -1,0 +1,547 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "src/compare/comparison.h"
+#include "src/compare/picture.h"
+#include "src/report/html_parts.h"
+#include "src/report/report.h"
+
+namespace tycho::analyzer {
+
+namespace assets {
+extern const char* const page_css;
+extern const char* const compare_css;
+extern const char* const compare_js;
+}  // namespace assets
+
+namespace {
+
+using nlohmann::json;
+
+/// Points of a page's curves, all together: more would make it slow to open.
+constexpr size_t kMostPoints = 600000;
+constexpr size_t kMostPointsPerCurve = 96;
+constexpr size_t kFewestPointsPerCurve = 16;
+
+std::string title_of(const Comparison& comparison, const Finding& finding) {
+  const LawDescription* law = comparison.law(finding.law);
+  return law != nullptr ? law->title : finding.law;
+}
+
+std::string interval(const Finding& finding) {
+  if (std::isnan(finding.ci_low) || std::isnan(finding.ci_high)) return "";
+  return fmt::format("[{}, {}]", short_number(finding.ci_low), short_number(finding.ci_high));
+}
+
+std::string optional_number(double value) { return std::isnan(value) ? "" : short_number(value); }
+
+std::string what_to_do_section(const Comparison& comparison) {
+  std::string out = "<section><h2>What to do</h2>\n";
+  const auto important = what_to_do(comparison);
+  if (important.empty()) {
+    return out + "<p>" + escape(nothing_to_do(comparison)) + "</p></section>\n";
+  }
+  out += "<div class=\"cards\">\n";
+  for (const ComparisonFinding* finding : important) {
+    out += fmt::format(
+        "<article class=\"card {}\"><h3>{}</h3><p>{}</p><p class=\"evidence\">{} {}</p><p "
+        "class=\"evidence\">{}</p></article>\n",
+        to_string(finding->verdict), escape(title_of(comparison, *finding)),
+        escape(finding->advice), badge(finding->verdict), escape(evidence(*finding)),
+        escape(where(comparison, *finding)));
+  }
+  return out + "</div></section>\n";
+}
+
+/// What was fitted over an axis: the name of the axis comes from the law.
+std::string fit_picture(const ComparisonFinding& finding) {
+  if (finding.law == "critical_batch") {
+    const std::string picture =
+        log_log_picture(finding.points, finding.curve, "steps to the target", "examples to it");
+    return picture.empty() ? ""
+                           : "<figure>" + picture +
+                                 "<figcaption>Every run, and the hyperbola "
+                                 "that was fitted</figcaption></figure>\n";
+  }
+  if (finding.points.size() < 2 || !std::isfinite(finding.measured)) return "";
+  // The fitted line, through the middle of the points.
+  double x = 0;
+  double y = 0;
+  double count = 0;
+  double low = std::numeric_limits<double>::infinity();
+  double high = 0;
+  for (const auto& [a, b] : finding.points) {
+    if (!(a > 0) || !(b > 0)) continue;
+    x += std::log(a);
+    y += std::log(b);
+    ++count;
+    low = std::min(low, a);
+    high = std::max(high, a);
+  }
+  if (count < 2) return "";
+  Points line;
+  for (const double at : {low, high}) {
+    line.emplace_back(at, std::exp(y / count + finding.measured * (std::log(at) - x / count)));
+  }
+  std::string name = finding.evidence_statistic;
+  std::replace(name.begin(), name.end(), '_', ' ');
+  const std::string picture = log_log_picture(
+      finding.points, line, finding.law == "depth_scaling" ? "depth" : "width", name);
+  return picture.empty() ? ""
+                         : fmt::format(
+                               "<figure>{}<figcaption>{}: every run, and the fitted power {}"
+                               "</figcaption></figure>\n",
+                               picture, escape(name), short_number(finding.measured));
+}
+
+std::string exponents_of(const Comparison& comparison, const std::string& law,
+                         const std::string& sweep) {
+  std::vector<const ComparisonFinding*> findings;
+  for (const ComparisonFinding& finding : comparison.findings) {
+    if (finding.law == law && finding.sweep == sweep && finding.scope != "runs" &&
+        finding.unit == "exponent") {
+      findings.push_back(&finding);
+    }
+  }
+  // By statistic, in the order of the law, then as the model orders its layers.
+  const LawDescription* description = comparison.law(law);
+  std::map<std::string, size_t> order;
+  if (description != nullptr) {
+    for (const std::string& statistic : description->statistics) {
+      order.emplace(statistic, order.size());
+    }
+  }
+  std::map<std::string, int> place;
+  if (!comparison.set.runs().empty()) {
+    for (const v1::Layer& layer : comparison.set.runs()[0].model.layer())
+      place.emplace("layer:" + layer.path(), static_cast<int>(layer.id()));
+  }
+  std::stable_sort(findings.begin(), findings.end(),
+                   [&](const ComparisonFinding* a, const ComparisonFinding* b) {
+                     const size_t left = order[a->evidence_statistic];
+                     const size_t right = order[b->evidence_statistic];
+                     return left != right ? left < right : place[a->scope] < place[b->scope];
+                   });
+  constexpr size_t kMostRows = 200;
+  std::vector<ExponentRow> rows;
+  for (const ComparisonFinding* finding : findings) {
+    if (rows.size() == kMostRows) break;
+    ExponentRow row;
+    const bool layer = finding->scope.rfind("layer:", 0) == 0;
+    const std::string path = layer ? finding->scope.substr(6) : finding->scope;
+    row.name = path.empty() ? "(root)" : path;
+    row.group = finding->evidence_statistic;
+    std::replace(row.group.begin(), row.group.end(), '_', ' ');
+    row.verdict = finding->verdict;
+    row.value = finding->measured;
+    row.low = finding->ci_low;
+    row.high = finding->ci_high;
+    for (const auto& at : finding->by_step) row.by_step.emplace_back(at.step, at.slope.value);
+    rows.push_back(std::move(row));
+  }
+  const std::string picture = exponent_picture(rows, kExponentTolerance, kExcludedExponent);
+  if (picture.empty()) return "";
+  return "<figure>" + picture +
+         "<figcaption>Exponents by layer with 95 % intervals; predicted 0, the band is the "
+         "tolerance. A disc holds, a cross is violated, a ring is not decided, a dash is not "
+         "judged.</figcaption></figure>\n";
+}
+
+std::string law_block(const Comparison& comparison, const LawDescription& law) {
+  std::vector<const ComparisonFinding*> whole;
+  std::string rows;
+  size_t count = 0;
+  constexpr size_t kMostRows = 400;
+  std::map<Verdict, int> counts;
+  for (const ComparisonFinding& finding : comparison.findings) {
+    if (finding.law != law.id) continue;
+    ++counts[finding.verdict];
+    if (finding.scope == "runs") whole.push_back(&finding);
+    if (++count > kMostRows) continue;
+    rows += fmt::format(
+        "<tr><td class=\"name\">{}{}</td><td>{}</td><td class=\"number\">{}</td><td "
+        "class=\"number\">{}</td><td class=\"number\">{}</td><td>{}</td></tr>\n",
+        escape(finding.scope),
+        finding.evidence_statistic.empty() ? "" : "<br>" + escape(finding.evidence_statistic),
+        badge(finding.verdict), optional_number(finding.measured), interval(finding),
+        optional_number(finding.predicted),
+        escape(finding.advice.empty() ? finding.gate : finding.advice));
+  }
+  const Verdict verdict = summary_verdict(comparison, law);
+  std::string says;
+  for (const ComparisonFinding* finding : whole) {
+    if (finding->verdict != verdict) continue;
+    const bool speaks = verdict == Verdict::kHolds || verdict == Verdict::kViolated;
+    says = speaks ? evidence(*finding) : finding->gate;
+    break;
+  }
+  std::string out = fmt::format(
+      "<details class=\"law\" id=\"law-{}\"{}><summary><span class=\"lawtitle\">{}</span> {}<span "
+      "class=\"says\">{}</span></summary>\n<div class=\"lawbody\"><p class=\"formula\">{}</p>\n",
+      escape(law.id), verdict != Verdict::kNotApplicable ? " open" : "", escape(law.title),
+      badge(verdict), escape(says), escape(law.formula));
+  std::set<std::string> drawn;
+  for (const ComparisonFinding* finding : whole) {
+    if (finding->verdict == Verdict::kNotApplicable || !drawn.insert(finding->sweep).second)
+      continue;
+    out += fmt::format("<h4>{} {}</h4><p>{}</p><div class=\"pictures\">{}{}</div>\n",
+                       escape(finding->sweep.empty() ? "all runs" : finding->sweep),
+                       badge(finding->verdict), escape(finding->gate),
+                       exponents_of(comparison, law.id, finding->sweep), fit_picture(*finding));
+  }
+  out += "<details><summary>all findings</summary>";
+  for (const auto& [of, times] : counts) out += badge(of, times) + " ";
+  out +=
+      "<table><thead><tr><th>where</th><th>verdict</th><th>measured</th><th>95 % interval</th><th>"
+      "predicted</th><th>what it means</th></tr></thead><tbody>\n" +
+      rows + "</tbody></table>\n";
+  if (count > kMostRows) {
+    out += fmt::format("<p class=\"muted\">and {} more, in the JSON.</p>\n", count - kMostRows);
+  }
+  out += "</details>\n";
+  out += fmt::format("<p><b>Assumes</b> {}</p><p><b>What to do</b> {}</p>", escape(law.assumptions),
+                     escape(law.what_to_do));
+  if (!law.caveats.empty()) {
+    out += "<ul>";
+    for (const std::string& caveat : law.caveats) out += "<li>" + escape(caveat) + "</li>";
+    out += "</ul>";
+  }
+  return out + fmt::format("<p class=\"muted\">{}</p></div></details>\n", escape(law.source));
+}
+
+std::string laws_section(const Comparison& comparison) {
+  std::string out = "<section><h2>Laws over these runs</h2>\n";
+  std::vector<const LawDescription*> order;
+  for (const LawDescription& law : comparison.laws) order.push_back(&law);
+  const auto silent = [&](const LawDescription* law) {
+    return summary_verdict(comparison, *law) == Verdict::kNotApplicable;
+  };
+  std::stable_sort(
+      order.begin(), order.end(),
+      [&](const LawDescription* a, const LawDescription* b) { return !silent(a) && silent(b); });
+  for (const LawDescription* law : order) out += law_block(comparison, *law);
+  return out + "</section>\n";
+}
+
+std::string position_text(double value, Alignment by) {
+  if (std::isnan(value)) return "";
+  return by == Alignment::kTime ? fmt::format("{:.3g} s", value) : fmt::format("{:.0f}", value);
+}
+
+std::string differences_section(const Comparison& comparison) {
+  const RunSet& set = comparison.set;
+  const Outcomes ends = outcomes(comparison);
+  const Alignment by = comparison.options.by;
+  std::string out = "<section><h2>What differs</h2>\n";
+  const auto found = sweeps(set);
+  if (!found.empty()) {
+    out += "<p>Sweeps: ";
+    for (size_t i = 0; i < found.size(); ++i)
+      out += (i > 0 ? "; " : "") + escape(found[i].describe());
+    out += ".</p>\n";
+  }
+  std::vector<const Difference*> columns;
+  std::vector<const Difference*> others;
+  constexpr size_t kMostColumns = 10;
+  for (const Difference& difference : set.differences()) {
+    const bool column = difference.kind != SettingKind::kShape &&
+                        difference.kind != SettingKind::kInstrument &&
+                        columns.size() < kMostColumns;
+    (column ? columns : others).push_back(&difference);
+  }
+  const bool widths = std::any_of(set.runs().begin(), set.runs().end(), [&](const RunDigest& run) {
+    return set.value(Axis::kWidth, static_cast<size_t>(&run - set.runs().data())) !=
+           set.value(Axis::kWidth, 0);
+  });
+  const bool depths = std::any_of(set.runs().begin(), set.runs().end(), [&](const RunDigest& run) {
+    return set.value(Axis::kDepth, static_cast<size_t>(&run - set.runs().data())) !=
+           set.value(Axis::kDepth, 0);
+  });
+  out += "<div class=\"scroll\"><table class=\"runs\"><thead><tr><th>run</th>";
+  if (widths) out += "<th>width</th>";
+  if (depths) out += "<th>depth</th>";
+  for (const Difference* column : columns) out += "<th>" + escape(column->name) + "</th>";
+  out += fmt::format("<th>{}</th><th>{}</th><th>{} at {}</th></tr></thead><tbody>\n",
+                     by == Alignment::kStep ? "last step" : to_string(by), escape(ends.statistic),
+                     escape(ends.statistic), position_text(ends.common_end, by));
+  for (size_t r = 0; r < set.runs().size(); ++r) {
+    out += fmt::format("<tr><td title=\"{}\">{}</td>", escape(set.runs()[r].path),
+                       escape(set.runs()[r].name));
+    if (widths)
+      out +=
+          fmt::format("<td class=\"number\">{}</td>", optional_number(set.value(Axis::kWidth, r)));
+    if (depths)
+      out +=
+          fmt::format("<td class=\"number\">{}</td>", optional_number(set.value(Axis::kDepth, r)));
+    for (const Difference* column : columns)
+      out += "<td class=\"number\">" + escape(column->value[r]) + "</td>";
+    out += fmt::format(
+        "<td class=\"number\">{}</td><td class=\"number\">{}</td><td "
+        "class=\"number\">{}</td></tr>\n",
+        position_text(ends.run[r].end, by), optional_number(ends.run[r].loss),
+        optional_number(ends.run[r].common_loss));
+  }
+  out += "</tbody></table></div>\n";
+  if (!others.empty()) {
+    out += fmt::format(
+        "<details><summary>{} more differences: extents of parameters, versions, environment, "
+        "options of the instrument</summary><table><tbody>\n",
+        others.size());
+    for (const Difference* other : others) {
+      std::vector<std::string> values;
+      for (const std::string& value : other->value) {
+        if (std::find(values.begin(), values.end(), value) == values.end()) values.push_back(value);
+      }
+      constexpr size_t kMostValues = 16;
+      const bool more = values.size() > kMostValues;
+      values.resize(std::min(values.size(), kMostValues));
+      out += fmt::format("<tr><td class=\"name\">{}</td><td>{}{}</td></tr>\n", escape(other->name),
+                         escape(fmt::format("{}", fmt::join(values, ", "))), more ? ", ..." : "");
+    }
+    out += "</tbody></table></details>\n";
+  }
+  return out + "</section>\n";
+}
+
+std::string left_out_section(const Comparison& comparison) {
+  const RunSet& set = comparison.set;
+  std::string out = "<section><h2>What was left out</h2>\n";
+  if (set.left_out().empty() && set.notes().empty()) out += "<p>Nothing.</p>\n";
+  if (!set.left_out().empty()) {
+    out += "<table><thead><tr><th>run</th><th>why</th></tr></thead><tbody>\n";
+    for (const LeftOut& left : set.left_out()) {
+      out += fmt::format("<tr><td class=\"name\">{}</td><td>{}</td></tr>\n", escape(left.path),
+                         escape(left.why));
+    }
+    out += "</tbody></table>\n";
+  }
+  if (!set.notes().empty()) {
+    out += "<ul>";
+    for (const std::string& note : set.notes()) out += "<li>" + escape(note) + "</li>";
+    out += "</ul>\n";
+  }
+  return out + "</section>\n";
+}
+
+const char* const kOverview = R"html(<section class="noempty" id="overview"><h2>At a glance</h2>
+<p class="muted">Each line is a run; runs that differ by their seeds share colour, pattern and mark. Click a chart to look closer.</p>
+<div class="multiples" id="multiples"></div></section>
+)html";
+
+const char* const kViews = R"html(<section id="views"><h2>Runs overlaid</h2>
+<div class="controls"><label>Statistic <select id="statistic"></select></label>
+<label>Layer <select id="layer"></select></label>
+<label>Over <select id="along"><option value="step">steps</option><option value="examples">examples seen</option><option value="time">time</option></select></label>
+<label>Axis <select id="xscale"><option value="log">logarithmic</option><option value="linear">linear</option></select></label>
+<label>Values <select id="yscale"><option value="auto">automatic</option><option value="linear">linear</option><option value="log">logarithmic</option></select></label></div>
+<h3 id="title"></h3><p class="muted" id="definition"></p><svg class="overlay" id="chart"></svg></section>
+)html";
+
+/// Positions of at most `most` of `size` things, the first and the last among them.
+std::vector<size_t> thinned(size_t size, size_t most) {
+  std::vector<size_t> result;
+  if (size <= most) {
+    for (size_t i = 0; i < size; ++i) result.push_back(i);
+    return result;
+  }
+  for (size_t i = 0; i < most; ++i) result.push_back(i * (size - 1) / (most - 1));
+  return result;
+}
+
+/// Where a run stood at its steps.
+json position_map(const RunDigest& run) {
+  const std::vector<RunBin>* longest = nullptr;
+  for (const auto& [name, bins] : run.run_series) {
+    if (longest == nullptr || bins.size() > longest->size()) longest = &bins;
+  }
+  json steps = json::array();
+  json examples = json::array();
+  json time = json::array();
+  bool any_examples = false;
+  bool any_time = false;
+  if (longest != nullptr) {
+    for (const size_t i : thinned(longest->size(), kMostPointsPerCurve)) {
+      const Position& at = (*longest)[i].position;
+      steps.push_back(rounded(at.step));
+      examples.push_back(rounded(at.examples));
+      time.push_back(rounded(at.seconds));
+      any_examples = any_examples || std::isfinite(at.examples);
+      any_time = any_time || std::isfinite(at.seconds);
+    }
+  }
+  return {{"step", steps},
+          {"examples", any_examples ? examples : json::array()},
+          {"time", any_time ? time : json::array()}};
+}
+
+struct PageData {
+  json data;
+  std::vector<std::string> left_out;  ///< statistics of layers for which there was no room
+};
+
+PageData page_data(const Comparison& comparison) {
+  const RunSet& set = comparison.set;
+  PageData result;
+  std::map<std::string, std::pair<std::string, std::string>> meaning;  // unit, definition
+  std::set<std::string> of_runs;
+  std::map<std::string, size_t> of_layers;  // to the number of curves
+  for (const RunDigest& run : set.runs()) {
+    for (const auto& definition : run.registry.statistic())
+      meaning.try_emplace(definition.name(), definition.unit(), definition.definition());
+    for (const auto& [name, bins] : run.run_series) of_runs.insert(name);
+    for (const auto& [name, bins] : run.layer_series) {
+      of_layers[name] += static_cast<size_t>(run.model.layer_size());
+    }
+  }
+  json series = json::array();
+  const auto start = [&](const std::string& name) {
+    return json{{"statistic", name},
+                {"unit", meaning[name].first},
+                {"definition", meaning[name].second},
+                {"runs", json::array()}};
+  };
+  for (const std::string& name : of_runs) {
+    json entry = start(name);
+    for (size_t r = 0; r < set.runs().size(); ++r) {
+      const auto* bins = set.runs()[r].series(name);
+      if (bins == nullptr) continue;
+      json steps = json::array();
+      json values = json::array();
+      for (const size_t i : thinned(bins->size(), kMostPointsPerCurve)) {
+        steps.push_back(rounded((*bins)[i].position.step));
+        values.push_back((*bins)[i].count > 0 ? rounded((*bins)[i].mean) : json(nullptr));
+      }
+      entry["runs"].push_back({{"run", r}, {"step", steps}, {"y", values}});
+    }
+    series.push_back(std::move(entry));
+  }
+  // What laws over several runs read comes first, then what has fewest curves.
+  std::set<std::string> read;
+  for (const LawDescription& law : comparison.laws)
+    read.insert(law.statistics.begin(), law.statistics.end());
+  std::vector<std::pair<std::string, size_t>> order(of_layers.begin(), of_layers.end());
+  std::stable_sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
+    const bool first = read.count(a.first) > 0;
+    const bool second = read.count(b.first) > 0;
+    return first != second ? first : a.second < b.second;
+  });
+  size_t curves = 0;
+  for (const auto& [name, count] : order) curves += count;
+  const size_t most = std::clamp(curves > 0 ? kMostPoints / curves : kMostPointsPerCurve,
+                                 kFewestPointsPerCurve, size_t{48});
+  size_t points = 0;
+  for (const auto& [name, count] : order) {
+    if (points + count * most > kMostPoints && points > 0) {
+      result.left_out.push_back(name);
+      continue;
+    }
+    points += count * most;
+    json entry = start(name);
+    std::vector<std::string> layers;
+    for (size_t r = 0; r < set.runs().size(); ++r) {
+      const RunDigest& run = set.runs()[r];
+      const auto* bins = run.layers(name);
+      if (bins == nullptr) continue;
+      json steps = json::array();
+      json values = json::object();
+      const std::vector<size_t> kept = thinned(bins->size(), most);
+      for (const size_t i : kept) steps.push_back(rounded((*bins)[i].position.step));
+      for (const v1::Layer& layer : run.model.layer()) {
+        json of_layer = json::array();
+        bool any = false;
+        for (const size_t i : kept) {
+          const auto& cells = (*bins)[i].cell;
+          const double mean = layer.id() < cells.size() ? cells[layer.id()].mean() : kUnknown;
+          any = any || std::isfinite(mean);
+          of_layer.push_back(rounded(mean));
+        }
+        if (!any) continue;
+        values[layer.path()] = std::move(of_layer);
+        if (std::find(layers.begin(), layers.end(), layer.path()) == layers.end())
+          layers.push_back(layer.path());
+      }
+      entry["runs"].push_back({{"run", r}, {"step", steps}, {"y", values}});
+    }
+    entry["layers"] = layers;
+    series.push_back(std::move(entry));
+  }
+  static const std::vector<std::string> kFirst = {
+      "loss",          "probe_loss",   "output_change",   "preconditioned_sharpness",
+      "sharpness",     "grad_norm_sq", "weight_norm_sq",  "update_norm_sq",
+      "learning_rate", "batch_size",   "kernel_distance", "step_seconds"};
+  json overview = json::array();
+  for (const std::string& name : kFirst) {
+    for (size_t i = 0; i < series.size(); ++i) {
+      if (series[i]["statistic"] == name && !series[i].contains("layers")) overview.push_back(i);
+    }
+  }
+  json runs = json::array();
+  for (size_t r = 0; r < set.runs().size(); ++r) {
+    runs.push_back(
+        {{"label", set.label(r)}, {"group", set.group(r)}, {"map", position_map(set.runs()[r])}});
+  }
+  json groups = json::array();
+  for (size_t g = 0; g < set.groups(); ++g) groups.push_back({{"label", set.group_label(g)}});
+  result.data = {{"by", to_string(comparison.options.by)},
+                 {"runs", runs},
+                 {"groups", groups},
+                 {"series", series},
+                 {"overview", overview}};
+  return result;
+}
+
+std::string tally(const Comparison& comparison) {
+  std::map<Verdict, int> counts;
+  for (const LawDescription& law : comparison.laws) ++counts[summary_verdict(comparison, law)];
+  std::string out = "<p class=\"tally\">";
+  for (const Verdict verdict : {Verdict::kViolated, Verdict::kHolds, Verdict::kUnderpowered,
+                                Verdict::kNotYet, Verdict::kNotApplicable}) {
+    if (counts[verdict] > 0) out += badge(verdict) + fmt::format(" <b>{}</b> ", counts[verdict]);
+  }
+  return out + "</p>\n";
+}
+
+}  // namespace
+
+std::string html_comparison(const Comparison& comparison) {
+  const RunSet& set = comparison.set;
+  std::string title = fmt::format("{} runs", set.runs().size());
+  std::vector<std::string> axes;
+  for (const Ladder& ladder : sweeps(set)) {
+    const std::string axis = to_string(ladder.axis);
+    if (std::find(axes.begin(), axes.end(), axis) == axes.end()) axes.push_back(axis);
+  }
+  if (!axes.empty()) title += " over " + enumerate(axes);
+  const PageData page = page_data(comparison);
+  std::string out =
+      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
+      "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n";
+  out += fmt::format("<title>{} - comparison</title>\n<style>{}\n{}</style></head><body><main>\n",
+                     escape(title), assets::page_css, assets::compare_css);
+  out += fmt::format(
+      "<header><p class=\"kind\">Comparison</p><h1>{}</h1><p>{} groups that differ by more than "
+      "seeds; laid over each other by {}{}</p>{}</header>\n",
+      escape(title), set.groups(), to_string(comparison.options.by),
+      set.left_out().empty() ? "" : fmt::format("; {} left out", set.left_out().size()),
+      tally(comparison));
+  out += what_to_do_section(comparison);
+  out += laws_section(comparison);
+  out += differences_section(comparison);
+  out += kOverview;
+  out += kViews;
+  if (!page.left_out.empty()) {
+    out += "<p class=\"muted\">For want of room this page leaves out the curves of " +
+           escape(enumerate(page.left_out)) + ".</p>\n";
+  }
+  out += left_out_section(comparison);
+  out += "</main>\n<script type=\"application/json\" id=\"data\">" + script_json(page.data) +
+         "</script>\n<script>" + assets::compare_js + "</script>\n";
+  return out + "</body></html>\n";
+}
+
+}  // namespace tycho::analyzer
