@@ -20,6 +20,9 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_batch_sharpness_probe(), Tier::kFull, 40});
   probes.push_back({make_hessian_trace_probe(), Tier::kFull, 50});
   probes.push_back({make_hessian_spectrum_probe(), Tier::kFull, 400});
+  probes.push_back({make_features_probe(), Tier::kFull, 3});
+  probes.push_back({make_representation_probe(), Tier::kFull, 3});
+  probes.push_back({make_tangent_kernel_probe(), Tier::kFull, 15});
   return probes;
 }
 

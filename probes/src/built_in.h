@@ -37,5 +37,8 @@ std::unique_ptr<Probe> make_block_sharpness_probe();
 std::unique_ptr<Probe> make_batch_sharpness_probe();
 std::unique_ptr<Probe> make_hessian_trace_probe();
 std::unique_ptr<Probe> make_hessian_spectrum_probe();
+std::unique_ptr<Probe> make_features_probe();
+std::unique_ptr<Probe> make_representation_probe();
+std::unique_ptr<Probe> make_tangent_kernel_probe();
 
 }  // namespace tycho
