@@ -23,6 +23,9 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_implicit_regularization_probe(), Tier::kFull, 15});
   probes.push_back({make_noise_curvature_probe(), Tier::kFull, 60});
   probes.push_back({make_central_flow_probe(), Tier::kFull, 120});
+  probes.push_back({make_features_probe(), Tier::kFull, 3});
+  probes.push_back({make_representation_probe(), Tier::kFull, 3});
+  probes.push_back({make_tangent_kernel_probe(), Tier::kFull, 15});
   return probes;
 }
 

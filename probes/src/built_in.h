@@ -40,5 +40,8 @@ std::unique_ptr<Probe> make_hessian_spectrum_probe();
 std::unique_ptr<Probe> make_implicit_regularization_probe();
 std::unique_ptr<Probe> make_noise_curvature_probe();
 std::unique_ptr<Probe> make_central_flow_probe();
+std::unique_ptr<Probe> make_features_probe();
+std::unique_ptr<Probe> make_representation_probe();
+std::unique_ptr<Probe> make_tangent_kernel_probe();
 
 }  // namespace tycho
