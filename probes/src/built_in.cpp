@@ -20,6 +20,8 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_batch_sharpness_probe(), Tier::kFull, 40});
   probes.push_back({make_hessian_trace_probe(), Tier::kFull, 50});
   probes.push_back({make_hessian_spectrum_probe(), Tier::kFull, 400});
+  probes.push_back({make_spectral_norms_probe(), Tier::kFull, 1});
+  probes.push_back({make_weight_spectrum_probe(), Tier::kFull, 100});
   return probes;
 }
 

@@ -37,5 +37,7 @@ std::unique_ptr<Probe> make_block_sharpness_probe();
 std::unique_ptr<Probe> make_batch_sharpness_probe();
 std::unique_ptr<Probe> make_hessian_trace_probe();
 std::unique_ptr<Probe> make_hessian_spectrum_probe();
+std::unique_ptr<Probe> make_spectral_norms_probe();
+std::unique_ptr<Probe> make_weight_spectrum_probe();
 
 }  // namespace tycho
