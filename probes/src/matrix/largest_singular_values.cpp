@@ -7,18 +7,10 @@
 #include <limits>
 #include <type_traits>
 
+#include "matrix/kernels.h"
+
 namespace tycho {
 namespace {
-
-double dot(const double* x, const double* y, size_t n) {
-  double sum = 0;
-  for (size_t i = 0; i < n; ++i) sum += x[i] * y[i];
-  return sum;
-}
-
-void add(double factor, const double* x, double* y, size_t n) {
-  for (size_t i = 0; i < n; ++i) y[i] += factor * x[i];
-}
 
 /// A symmetric tridiagonal matrix of few rows, as Lanczos lets it grow.
 class Tridiagonal {
@@ -81,7 +73,7 @@ class Tridiagonal {
 class Process {
  public:
   Process(const GramMatrix& matrix, const SingularValueOptions& options, at::Generator generator)
-      : options_(options), n_(static_cast<size_t>(matrix.dimension)) {
+      : options_(options), n_(matrix.dimension) {
     constexpr double kDoubt = 0.01;
     constexpr double kPi = 3.14159265358979323846;
     reach_ = 1 / (kDoubt * std::sqrt(kPi / (2 * static_cast<double>(n_))));
@@ -110,17 +102,18 @@ class Process {
       return;
     }
     scale_ = std::max(scale_, length);
-    const double diagonal = dot(next_.data(), product.data(), n_);
+    const double diagonal = kernels::dot(next_.data(), product.data(), n_);
     basis_.push_back(std::move(next_));
     // Twice is enough (Giraud et al. 2005).
     for (int pass = 0; pass < 2; ++pass) {
       for (const std::vector<double>& known : basis_) {
-        add(-dot(known.data(), product.data(), n_), known.data(), product.data(), n_);
+        kernels::add(-kernels::dot(known.data(), product.data(), n_), known.data(), product.data(),
+                     n_);
       }
     }
     double outside = norm(product);
     // What rounding of products in float32 leaves is no direction.
-    const bool closed = !(outside > 1e-6 * scale_) || basis_.size() == n_;
+    const bool closed = !(outside > 1e-6 * scale_) || static_cast<int64_t>(basis_.size()) == n_;
     if (closed) outside = 0;
     inside_.grow(diagonal, outside);
     const double largest = std::max(inside_.largest_eigenvalue(), 0.0);
@@ -141,7 +134,8 @@ class Process {
 
  private:
   static double norm(const std::vector<double>& vector) {
-    return std::sqrt(dot(vector.data(), vector.data(), vector.size()));
+    return std::sqrt(
+        kernels::dot(vector.data(), vector.data(), static_cast<int64_t>(vector.size())));
   }
 
   /// Where the polynomial reaches what it can reach.
@@ -157,7 +151,7 @@ class Process {
   }
 
   SingularValueOptions options_;
-  size_t n_;
+  int64_t n_;
   double reach_ = 0;
   std::vector<std::vector<double>> basis_;
   std::vector<double> next_;

@@ -13,7 +13,7 @@ namespace tycho {
 struct GramMatrix {
   int64_t dimension = 0;      ///< of that side, >= 1
   at::TensorOptions vectors;  ///< floating point type and device that products are made in
-  /// v -> A'A v (or A A' v) of a flat vector.
+  /// v -> A'A v (or A A' v) of a flat, contiguous vector.
   std::function<at::Tensor(const at::Tensor&)> product;
 };
 

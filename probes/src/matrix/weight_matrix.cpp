@@ -6,6 +6,8 @@
 #include <string>
 #include <utility>
 
+#include "matrix/kernels.h"
+
 namespace tycho {
 namespace {
 
@@ -114,6 +116,22 @@ GramMatrix WeightMatrix::gram(const at::Tensor& entries) const {
     const at::Tensor matrix = entries.contiguous();
     const bool rows = matrix.size(0) < matrix.size(1);
     result.dimension = std::min(matrix.size(0), matrix.size(1));
+    if (matrix.device().is_cpu() && matrix.scalar_type() == at::kFloat) {
+      result.product = [matrix, rows](const at::Tensor& v) {
+        const at::Tensor image = at::empty_like(v);
+        const auto* entries = matrix.data_ptr<float>();
+        if (rows) {
+          std::vector<float> scratch(static_cast<size_t>(matrix.size(1)));
+          kernels::gram_of_rows(entries, matrix.size(0), matrix.size(1), v.data_ptr<float>(),
+                                scratch.data(), image.data_ptr<float>());
+        } else {
+          kernels::gram_of_columns(entries, matrix.size(0), matrix.size(1), v.data_ptr<float>(),
+                                   image.data_ptr<float>());
+        }
+        return image;
+      };
+      return result;
+    }
     const at::Tensor first = rows ? matrix.t() : matrix;
     result.product = [first, second = first.t()](const at::Tensor& v) {
       return at::mv(second, at::mv(first, v));
