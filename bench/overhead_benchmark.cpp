@@ -59,6 +59,11 @@ std::vector<Case> cases() {
                  [](SessionOptions& options) { only(options, "activations"); }});
   all.push_back({"symmetry", "symmetries at every step", false,
                  [](SessionOptions& options) { only(options, "symmetry"); }});
+  all.push_back({"spectral_norms", "spectral norms of all layers at every tenth step", true,
+                 [](SessionOptions& options) {
+                   only(options, "");
+                   options.every("spectral_norms", 10);
+                 }});
   all.push_back({"standard", "standard at every step", false, [](SessionOptions& options) {
                    options.preset(Preset::standard).overhead_budget(std::nullopt);
                  }});

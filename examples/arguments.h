@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <ctime>
+#include <functional>
 #include <string>
 
 namespace tycho::examples {
@@ -14,11 +15,12 @@ struct Arguments {
   std::string run;    ///< --run: the run directory that Tycho writes
 };
 
-/// Parses the command line; `data_help` empty: the example takes no --data. Ends the program on
-/// --help (0) and on a usage error (2).
+/// Parses the command line; `data_help` empty: the example takes no --data. `more` adds options of
+/// the example's own. Ends the program on --help (0) and on a usage error (2).
 inline Arguments parse_arguments(int argc, char** argv, const std::string& name,
                                  const std::string& question, const std::string& data_help,
-                                 int64_t default_steps) {
+                                 int64_t default_steps,
+                                 const std::function<void(CLI::App&)>& more = nullptr) {
   Arguments arguments;
   arguments.steps = default_steps;
   char now[32] = "";
@@ -32,6 +34,7 @@ inline Arguments parse_arguments(int argc, char** argv, const std::string& name,
       ->check(CLI::Range(1, 100000000))
       ->capture_default_str();
   app.add_option("--run", arguments.run, "run directory to write")->capture_default_str();
+  if (more) more(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

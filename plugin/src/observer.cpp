@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "convolution_geometry.h"
 #include "data_flow.h"
 #include "gradient_capture.h"
 #include "operator_watch.h"
@@ -26,6 +27,8 @@ using per_example::Contribution;
 
 // Per-example gradients of one parameter are made one beside the other only up to this size.
 constexpr int64_t kMaxMaterialisedElements = int64_t{1} << 26;
+// Watched steps after which a kernel that was not used is not waited for.
+constexpr int kConvolutionAttempts = 4;
 
 // LibTorch's exceptions carry a stack trace, which nobody wants in a notice.
 std::string reason(const std::exception& error) {
@@ -94,6 +97,8 @@ struct Observer::Impl : OperatorListener {
 
   std::vector<ParameterState> parameters;
   std::vector<LayerObservation> layers;
+  std::vector<ConvolutionGeometry> convolutions;  // of all steps so far, the last use of each
+  int convolution_attempts = 0;
   std::vector<ObserverNotice> notices;
   int64_t rows_per_example = 1;  // of the model's input, found by comparing with the batch size
   Batch batch;
@@ -132,6 +137,7 @@ struct Observer::Impl : OperatorListener {
                   }) {
     parameters.resize(model.parameters.size());
     layers.resize(model.layers.size());
+    convolutions.resize(model.parameters.size());
     for (const ParameterInfo& parameter : model.parameters) {
       parameters[parameter.id].tensor = parameter.tensor;
       parameters[parameter.id].layer = parameter.layer;
@@ -220,6 +226,7 @@ struct Observer::Impl : OperatorListener {
       }
     }
     if (pending.empty()) return true;
+    note_convolution(operator_name, inputs);
     if (wants_norms) {
       for (PendingUse& use : pending) {
         if (!selected(parameters[use.parameter].layer)) continue;
@@ -236,6 +243,19 @@ struct Observer::Impl : OperatorListener {
       }
     }
     return true;
+  }
+
+  void note_convolution(std::string_view name, c10::ArrayRef<const c10::IValue> inputs) {
+    if (name.find("conv") == std::string_view::npos) return;
+    for (const PendingUse& use : pending) {
+      if (use.use.position != 1 ||
+          use.use.argument.sizes() != parameters[use.parameter].tensor.sizes()) {
+        continue;
+      }
+      if (auto geometry = convolution_geometry(name, inputs)) {
+        convolutions[use.parameter] = std::move(*geometry);
+      }
+    }
   }
 
   // Whether the other operand of a use is made of examples, as many as the pass has.
@@ -632,7 +652,9 @@ void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected
   const bool captures = needs.gradients || needs.parameter_sums || needs.gradient_norms ||
                         needs.microbatch_gradient_norms || needs.per_example_gradient_norms;
   const bool watches = needs.per_example_gradient_norms || needs.activations ||
-                       needs.output_gradients || (captures && impl.gradients.needs_writes());
+                       needs.output_gradients || needs.convolutions ||
+                       (captures && impl.gradients.needs_writes());
+  impl.convolution_attempts += watches;
   if (captures) {
     using Keep = GradientCapture::Keep;
     const bool trusted = impl.gradients_trusted && loss_scale == 1.0;
@@ -655,6 +677,19 @@ void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected
 void Observer::trust_gradients(bool trusted) { impl_->gradients_trusted = trusted; }
 
 void Observer::set_loss_scale(double loss_scale) { impl_->loss_scale = loss_scale; }
+
+const std::vector<ConvolutionGeometry>& Observer::convolutions() const {
+  return impl_->convolutions;
+}
+
+bool Observer::lacks_convolutions() const {
+  if (impl_->convolution_attempts >= kConvolutionAttempts) return false;
+  return std::any_of(impl_->model.parameters.begin(), impl_->model.parameters.end(),
+                     [this](const ParameterInfo& parameter) {
+                       return parameter.tensor.dim() >= 3 && parameter.tensor.dim() <= 5 &&
+                              impl_->convolutions[parameter.id].input.empty();
+                     });
+}
 
 void Observer::pause() {
   impl_->paused = true;

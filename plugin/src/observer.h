@@ -51,6 +51,11 @@ class Observer {
   /// copied but expected to be found unchanged in `.grad`.
   void trust_gradients(bool trusted);
   void set_loss_scale(double loss_scale);
+  /// By parameter id: how its last observed use applied it, if it is a convolution's kernel.
+  const std::vector<ConvolutionGeometry>& convolutions() const;
+  /// Whether watching operators may find geometries that are not known: of kernels that were not
+  /// used in the first passes nothing is expected.
+  bool lacks_convolutions() const;
   void pause();
   void resume();
   /// After optimizer.step(): takes the hooks out and hands over what was seen. `batch_size` as the

@@ -71,7 +71,7 @@ Needs hooks_of(const Needs& needs) {
   Needs hooks = needs;
   // The sums over parameters have the squared norm of the gradient too.
   hooks.gradient_norms = needs.gradient_norms && !needs.parameter_sums;
-  hooks.probe_loss = hooks.previous_weights = hooks.adam_state = false;
+  hooks.probe_loss = hooks.previous_weights = hooks.adam_state = hooks.convolutions = false;
   return hooks;
 }
 
@@ -401,7 +401,8 @@ struct Session::Impl {
     settings_watch->install(watched_parameter());
     settings_watch->set_paused(pauses > 0);
     Needs hooks = hooks_of(due_needs);
-    hooked = any_hook(hooks);
+    hooks.convolutions = due_needs.convolutions && observer->lacks_convolutions();
+    hooked = any_hook(hooks) || hooks.convolutions;
     if (!hooked) return;
     // How layers are connected is worth knowing whatever is measured.
     hooks.symmetries = hooks.symmetries || !structure_known;
@@ -495,6 +496,7 @@ struct Session::Impl {
     view->parameters = &seen.parameters;
     view->layers = &seen.layers;
     view->symmetries = &seen.symmetries;
+    view->convolutions = &observer->convolutions();
     view->seed = options.seed();
     open_losses(view);
 

@@ -26,6 +26,8 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_features_probe(), Tier::kFull, 3});
   probes.push_back({make_representation_probe(), Tier::kFull, 3});
   probes.push_back({make_tangent_kernel_probe(), Tier::kFull, 15});
+  probes.push_back({make_spectral_norms_probe(), Tier::kFull, 1});
+  probes.push_back({make_weight_spectrum_probe(), Tier::kFull, 100});
   return probes;
 }
 

@@ -43,5 +43,7 @@ std::unique_ptr<Probe> make_central_flow_probe();
 std::unique_ptr<Probe> make_features_probe();
 std::unique_ptr<Probe> make_representation_probe();
 std::unique_ptr<Probe> make_tangent_kernel_probe();
+std::unique_ptr<Probe> make_spectral_norms_probe();
+std::unique_ptr<Probe> make_weight_spectrum_probe();
 
 }  // namespace tycho

@@ -37,6 +37,7 @@ struct Needs {
   bool stability = false;                   ///< StepView::stability (with loss_surface)
   bool probe_features = false;              ///< StepView::features
   bool probe_feature_gradients = false;     ///< StepView::features, its gradients too
+  bool convolutions = false;                ///< StepView::convolutions
 
   Needs& operator|=(const Needs& other) {
     gradients |= other.gradients;
@@ -57,6 +58,7 @@ struct Needs {
     stability |= other.stability;
     probe_features |= other.probe_features;
     probe_feature_gradients |= other.probe_feature_gradients;
+    convolutions |= other.convolutions;
     return *this;
   }
 };
@@ -135,6 +137,19 @@ struct LayerObservation {
   at::Tensor relu_input_max;
 };
 
+/// How an operator applied a kernel to its input: what makes the kernel a matrix. Lists have one
+/// entry for each spatial dimension.
+struct ConvolutionGeometry {
+  std::vector<int64_t> input;  ///< size of what the operator was given; empty: not seen yet
+  std::vector<int64_t> stride;
+  std::vector<int64_t> padding;      ///< zeros on either side
+  std::vector<int64_t> more_at_end;  ///< zeros behind those, where padding is not symmetric
+  std::vector<int64_t> dilation;
+  std::vector<int64_t> output_padding;
+  int64_t groups = 1;
+  bool transposed = false;
+};
+
 /// A dimension of a parameter, or of some of its rows, as it takes part in a symmetry. Its elements
 /// are rows `begin` to `begin + count` of the first dimension, looked at in shape `view`, of which
 /// the dimensions `axes` together are the channel.
@@ -184,6 +199,9 @@ struct StepView {
   const std::vector<ParameterObservation>* parameters = nullptr;  ///< by parameter id
   const std::vector<LayerObservation>* layers = nullptr;          ///< by layer id
   const std::vector<SymmetryGroup>* symmetries = nullptr;         ///< empty unless asked for
+  /// By parameter id, of its last use in a forward pass that was observed; known from the first
+  /// observed step on, if the kernel was used in it.
+  const std::vector<ConvolutionGeometry>* convolutions = nullptr;
   /// The probe loss around the parameters after the update; nullptr: none was given, or it could
   /// not be used.
   LossSurface* surface = nullptr;
