@@ -226,7 +226,7 @@ struct Observer::Impl : OperatorListener {
       }
     }
     if (pending.empty()) return true;
-    note_convolution(operator_name, inputs);
+    note_convolution(name, inputs);
     if (wants_norms) {
       for (PendingUse& use : pending) {
         if (!selected(parameters[use.parameter].layer)) continue;
