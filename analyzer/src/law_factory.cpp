@@ -26,6 +26,10 @@ std::vector<std::unique_ptr<Law>> make_laws() {
   laws.push_back(make_learning_regime());
   laws.push_back(make_deep_linear_modes());
   laws.push_back(make_balancedness());
+  laws.push_back(make_features_at_convergence());
+  laws.push_back(make_neural_feature_ansatz());
+  laws.push_back(make_neural_collapse());
+  laws.push_back(make_weight_spectrum());
   laws.push_back(make_symmetry());
   laws.push_back(make_conservation());
   return laws;

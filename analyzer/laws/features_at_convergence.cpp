@@ -1,0 +1,211 @@
+// At a stationary point of a loss with coupled weight decay the gradient of a layer z = W h is
+// G = E[(dl/dz) h'] = -lambda W. From the left with W': W'W = -(1/lambda) E[(dl/dh) h'], because
+// dl/dh = W' dl/dz (FACT, Boix-Adsera et al. 2025). The right side F is symmetric then, and its
+// antisymmetric part says how far from stationary the layer is. That alone does not suffice: a
+// layer that grows along itself is symmetric too. So the decay must have had time, 3/(eta lambda)
+// steps, in which a weight without gradient decays to a twentieth.
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "laws/law_support.h"
+#include "laws/laws.h"
+#include "src/parameter_settings.h"
+#include "src/statistics/recent_half.h"
+#include "src/statistics/thinned_series.h"
+
+namespace tycho::analyzer {
+namespace {
+
+constexpr double kTolerance = 0.2;   // of |W'W - F|/|W'W|
+constexpr double kSymmetric = 0.05;  // |F-F'|/|F|: stationary
+constexpr double kStill = 0.98;      // of the residual, from quarter to quarter
+constexpr double kDecayTimes = 3;    // of 1/(eta lambda)
+
+const LawDescription& law() {
+  static const LawDescription description = {
+      "features_at_convergence",
+      "Features at convergence (FACT)",
+      Line::kEmpiricalLaws,
+      "W'W = -(1/lambda) E[(dl/dh) h'], h the input of the layer; measured: |W'W - F|/|W'W|, which "
+      "is 0 at a stationary point",
+      "Coupled weight decay (SGD, or Adam with L2) on the layer's weight; constant learning rate "
+      "for 3/(eta lambda) steps; stationary: |F - F'|/|F| below 0.05; the probe batch is the "
+      "training data",
+      "Where it holds the layer has converged: what it takes in is weighted by the gradients it "
+      "gives back, and more training at these settings changes little. Where it is not yet, the "
+      "asymmetry says how far off",
+      "Boix-Adsera et al. 2025, arXiv:2507.05644; exact at a stationary point",
+      {"fact_residual", "fact_alignment", "fact_asymmetry"},
+      {"With decoupled decay (AdamW) the preconditioned gradient stands in its place, which is not "
+       "measured.",
+       "On a probe batch that is only a sample of the training data the right side has noise.",
+       "Most of training is far from it."}};
+  return description;
+}
+
+class FeaturesAtConvergence : public Law {
+ public:
+  const LawDescription& description() const override { return law(); }
+
+  void begin(const RunContext& context) override {
+    residual_ = context.column("fact_residual", v1::SCOPE_LAYER);
+    alignment_ = context.column("fact_alignment", v1::SCOPE_LAYER);
+    asymmetry_ = context.column("fact_asymmetry", v1::SCOPE_LAYER);
+    parameters_ = static_cast<size_t>(context.model().parameter_size());
+    layers_.resize(static_cast<size_t>(context.model().layer_size()));
+    for (const v1::Layer& layer : context.model().layer()) {
+      Layer& own = layers_[layer.id()];
+      own.scope = context.scope_name(v1::SCOPE_LAYER, layer.id());
+      for (const uint32_t id : layer.parameter()) {
+        if (context.model().parameter(static_cast<int>(id)).shape_size() >= 2) own.weight = id;
+      }
+    }
+    settings_version_ = 0;
+  }
+
+  void observe(const Frame& frame) override {
+    if (frame.optimizer() != nullptr && frame.optimizer_version() != settings_version_) {
+      settings_version_ = frame.optimizer_version();
+      const auto settings = settings_by_parameter(frame.optimizer(), parameters_);
+      for (Layer& layer : layers_) {
+        if (layer.weight >= settings.size()) continue;
+        const ParameterSettings& now = settings[layer.weight];
+        if (layer.settings.known && now == layer.settings) continue;
+        layer.settings = now;
+        layer.since = frame.step();
+        layer.series.clear();
+        layer.points = ThinnedSeries();
+      }
+    }
+    const ColumnValues residual = frame.column(residual_);
+    if (!residual.present) return;
+    const ColumnValues alignment = frame.column(alignment_);
+    const ColumnValues asymmetry = frame.column(asymmetry_);
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (!std::isfinite(residual[i])) continue;
+      layers_[i].measured = true;
+      layers_[i].last_step = frame.step();
+      layers_[i].series.add({residual[i], alignment[i], asymmetry[i]}, frame.step());
+      layers_[i].points.add({residual[i]}, frame.step());
+    }
+  }
+
+  std::vector<Finding> findings() const override {
+    std::vector<Finding> result;
+    for (const Layer& layer : layers_) {
+      if (layer.measured) result.push_back(judge_layer(layer));
+    }
+    if (result.empty()) {
+      Finding run = start_finding(law(), "run");
+      set_verdict(run, Verdict::kNotApplicable);
+      run.gate = "the gradients by the layers' inputs were not measured";
+      result.push_back(run);
+    }
+    return result;
+  }
+
+ private:
+  struct Layer {
+    std::string scope;
+    uint32_t weight = ~0u;
+    ParameterSettings settings;
+    int64_t since = 0;  // with these settings
+    int64_t last_step = -1;
+    bool measured = false;
+    RecentHalf series{3};  // residual, alignment, asymmetry
+    ThinnedSeries points;  // residual
+  };
+
+  static Finding judge_layer(const Layer& layer) {
+    Finding finding = start_finding(law(), layer.scope);
+    finding.unit = "|W'W - F|/|W'W|";
+    finding.evidence_statistic = "fact_residual";
+    finding.predicted = 0;
+    const ParameterSettings& settings = layer.settings;
+    if (!settings.known || !(settings.weight_decay > 0) || settings.decays_decoupled()) {
+      set_verdict(finding, Verdict::kNotApplicable);
+      finding.gate = !settings.known ? "the optimizer's settings were not recorded"
+                     : settings.decays_decoupled()
+                         ? "decoupled weight decay: the preconditioned gradient would be needed"
+                         : "no weight decay: at a stationary point the right side is 0/0";
+      return finding;
+    }
+    const BlockAverages& blocks = layer.series.blocks();
+    if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
+      finding.gate =
+          fmt::format("only {} observations at constant settings", blocks.observations());
+      return finding;
+    }
+    finding.window_begin = layer.series.window_begin();
+    finding.window_end = layer.series.window_end();
+    const Estimate residual = blocks.mean({1, 0, 0});
+    const Estimate asymmetry = blocks.mean({0, 0, 1});
+    set_measured(finding, residual);
+    finding.gate =
+        fmt::format("cosine {}, asymmetry {}", format_number(blocks.mean({0, 1, 0}).value),
+                    format_number(asymmetry.value));
+    const double needed = kDecayTimes / (settings.learning_rate * settings.weight_decay);
+    const bool inside = residual.high <= kTolerance && asymmetry.high <= kSymmetric;
+    if (inside) {
+      set_verdict(finding, Verdict::kHolds);
+      finding.advice =
+          "The layer has converged: what it takes from its input is what its gradients ask for, "
+          "and "
+          "training on at these settings changes little.";
+      return finding;
+    }
+    const auto elapsed = static_cast<double>(layer.series.window_begin() - layer.since);
+    if (elapsed < needed) {
+      finding.gate += fmt::format("; weight decay has had {} steps at these settings and takes {}",
+                                  format_number(elapsed), format_number(needed));
+      return finding;
+    }
+    if (!(asymmetry.high <= kSymmetric)) {
+      finding.gate += "; not stationary";
+      return finding;
+    }
+    if (falls(layer.points)) {
+      finding.gate += "; nearly stationary, and still coming closer";
+      return finding;
+    }
+    // Nothing is random where training is stationary: a drift up or sideways does no harm.
+    set_verdict(finding, residual.low > kTolerance     ? Verdict::kViolated
+                         : residual.high <= kTolerance ? Verdict::kHolds
+                                                       : Verdict::kUnderpowered);
+    finding.p_value = residual.standard_error > 0
+                          ? student_t_tail((residual.value - kTolerance) / residual.standard_error,
+                                           residual.degrees_of_freedom)
+                          : 0;
+    if (finding.verdict == Verdict::kViolated) {
+      finding.importance = 0.5;
+      finding.advice =
+          "Stationary, and yet weights and gradients do not balance: is the weight decay what the "
+          "settings say, and is the probe batch what is trained on, with the same loss?";
+    }
+    return finding;
+  }
+
+  /// Is the residual lower in the last quarter than in the one before?
+  static bool falls(const ThinnedSeries& points) {
+    const size_t size = points.points().size();
+    const double before = points.median(0, size / 2, size - size / 4);
+    const double after = points.median(0, size - size / 4, size);
+    return after < kStill * before;
+  }
+
+  ColumnIndex residual_ = kNoColumn;
+  ColumnIndex alignment_ = kNoColumn;
+  ColumnIndex asymmetry_ = kNoColumn;
+  size_t parameters_ = 0;
+  uint64_t settings_version_ = 0;
+  std::vector<Layer> layers_;
+};
+
+}  // namespace
+
+std::unique_ptr<Law> make_features_at_convergence() {
+  return std::make_unique<FeaturesAtConvergence>();
+}
+
+}  // namespace tycho::analyzer

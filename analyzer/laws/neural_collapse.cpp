@@ -1,0 +1,173 @@
+// In the terminal phase, where all training examples are classified right and training goes on, the
+// last features collapse (Papyan, Han and Donoho 2020): to their class means (NC1, tr(S_W
+// S_B^+)/C), the means to a regular simplex (NC2: equal norms, cosines -1/(C-1)), the classifier to
+// the means (NC3), and its decision to the nearest mean (NC4). All four tend to 0, and no theory
+// says how fast: tested is the trend. Medians over the first and the last quarter of the terminal
+// phase are compared once it has lasted as long as it took to get there.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "laws/law_support.h"
+#include "laws/laws.h"
+#include "src/statistics/thinned_series.h"
+
+namespace tycho::analyzer {
+namespace {
+
+constexpr double kTerminalError = 0.005;  // share of the probe batch that is classified wrong
+constexpr double kFallen = 0.8;           // of the value early in the terminal phase
+constexpr double kRisen = 1.25;
+constexpr double kSmall = 0.1;  // NC2 to NC4 below it need not fall
+constexpr size_t kFewest = 16;  // observations in the terminal phase
+
+const LawDescription& law() {
+  static const LawDescription description = {
+      "neural_collapse",
+      "Neural collapse",
+      Line::kUniversalPhenomena,
+      "NC1 tr(S_W S_B^+)/C, NC2 (norms and angles of class means), NC3 |W/|W| - M/|M||^2 and NC4 "
+      "all tend to 0; measured: NC1 late over early in the terminal phase",
+      "Classification with balanced classes and more features than classes; terminal phase: at "
+      "most 0.5 % of the training examples in the probe batch wrong, for as long as it took to "
+      "get there; weight decay",
+      "Training past zero error still changes the geometry of the last layer: margins and "
+      "robustness grow while NC1 falls. Once it is flat, stop",
+      "Papyan, Han and Donoho 2020, arXiv:2008.08186",
+      {"probe_error", "class_variability", "class_mean_norm_variation",
+       "class_mean_angle_deviation", "self_duality", "nearest_center_mismatch"},
+      {"A trend is tested, not a rate; without weight decay it goes with the logarithm of time.",
+       "The probe batch must be training data: on other data collapse is weaker."}};
+  return description;
+}
+
+class NeuralCollapse : public Law {
+ public:
+  const LawDescription& description() const override { return law(); }
+
+  void begin(const RunContext& context) override {
+    error_ = context.column("probe_error", v1::SCOPE_RUN);
+    variability_ = context.column("class_variability", v1::SCOPE_RUN);
+    others_ = {context.column("class_mean_norm_variation", v1::SCOPE_RUN),
+               context.column("class_mean_angle_deviation", v1::SCOPE_RUN),
+               context.column("self_duality", v1::SCOPE_RUN),
+               context.column("nearest_center_mismatch", v1::SCOPE_RUN)};
+  }
+
+  void observe(const Frame& frame) override {
+    if (first_step_ < 0) first_step_ = frame.step();
+    const double error = frame.column(error_)[0];
+    const double variability = frame.column(variability_)[0];
+    if (!std::isfinite(variability) || !std::isfinite(error)) return;
+    measured_ = true;
+    last_error_ = error;
+    last_step_ = frame.step();
+    if (!(error <= kTerminalError)) {
+      terminal_ = -1;
+      collapse_ = ThinnedSeries();
+      rest_ = ThinnedSeries();
+      return;
+    }
+    if (terminal_ < 0) terminal_ = frame.step();
+    collapse_.add({variability, frame.column(others_[0])[0], frame.column(others_[1])[0]},
+                  frame.step());
+    rest_.add({frame.column(others_[2])[0], frame.column(others_[3])[0], 0}, frame.step());
+  }
+
+  std::vector<Finding> findings() const override {
+    Finding finding = start_finding(law(), "run");
+    finding.unit = "NC1 late over early";
+    finding.evidence_statistic = "class_variability";
+    if (!measured_) {
+      set_verdict(finding, Verdict::kNotApplicable);
+      finding.gate = "class means were not measured (they need a probe loss with labels)";
+      return {finding};
+    }
+    if (terminal_ < 0) {
+      finding.gate = fmt::format("not in the terminal phase: {:.2g} % of the examples are wrong",
+                                 100 * last_error_);
+      return {finding};
+    }
+    const size_t size = collapse_.points().size();
+    if (size < kFewest || last_step_ - terminal_ < terminal_ - first_step_) {
+      finding.gate = fmt::format(
+          "the terminal phase has lasted {} steps ({} observations) and took {} to reach",
+          last_step_ - terminal_, size, terminal_ - first_step_);
+      return {finding};
+    }
+    judge_trends(&finding);
+    return {finding};
+  }
+
+ private:
+  struct Trend {
+    double early = 0;
+    double late = 0;
+    double ratio() const { return late / early; }
+  };
+
+  static Trend trend(const ThinnedSeries& series, size_t which) {
+    const size_t size = series.points().size();
+    return {series.median(which, 0, std::max<size_t>(3, size / 16)),
+            series.median(which, size - size / 4, size)};
+  }
+
+  void judge_trends(Finding* finding) const {
+    finding->window_begin = terminal_;
+    finding->window_end = last_step_;
+    const Trend first = trend(collapse_, 0);
+    finding->measured = first.ratio();
+    finding->evidence_level = 0;
+    const std::array<Trend, 4> others = {trend(collapse_, 1), trend(collapse_, 2), trend(rest_, 0),
+                                         trend(rest_, 1)};
+    const std::array<const char*, 4> name = {"norms (NC2)", "angles (NC2)", "duality (NC3)",
+                                             "nearest mean (NC4)"};
+    finding->gate = fmt::format("terminal phase of {} steps; NC1 {} to {}", last_step_ - terminal_,
+                                format_number(first.early), format_number(first.late));
+    std::string rising;
+    for (size_t i = 0; i < others.size(); ++i) {
+      if (!std::isfinite(others[i].late)) continue;
+      finding->gate += fmt::format(", {} {} to {}", name[i], format_number(others[i].early),
+                                   format_number(others[i].late));
+      if (others[i].late > kSmall && others[i].ratio() > kRisen)
+        rising += (rising.empty() ? "" : ", ") + std::string(name[i]);
+    }
+    const bool falls = first.ratio() < kFallen;
+    if (falls && rising.empty()) {
+      set_verdict(*finding, Verdict::kHolds);
+      finding->advice =
+          "The last layer collapses to its class means: training past zero error still tightens "
+          "classes. It shows in margins, seldom in accuracy.";
+    } else if (first.ratio() > kRisen && collapse_.rises(0)) {
+      set_verdict(*finding, Verdict::kViolated);
+      finding->importance = 0.45;
+      finding->advice =
+          "All examples are right, and yet features of one class spread: is a regularizer, "
+          "augmentation or noise holding them apart, or are classes far from balanced?";
+    } else {
+      set_verdict(*finding, Verdict::kUnderpowered);
+      finding->gate += falls ? "; NC1 falls, but these rise: " + rising
+                             : "; NC1 does not clearly fall (no weight decay, a small learning "
+                               "rate, or features that are frozen?)";
+    }
+  }
+
+  ColumnIndex error_ = kNoColumn;
+  ColumnIndex variability_ = kNoColumn;
+  std::array<ColumnIndex, 4> others_ = {kNoColumn, kNoColumn, kNoColumn, kNoColumn};
+  bool measured_ = false;
+  double last_error_ = kUnknown;
+  int64_t first_step_ = -1;
+  int64_t last_step_ = -1;
+  int64_t terminal_ = -1;   // step at which the terminal phase began; -1: not in it
+  ThinnedSeries collapse_;  // NC1, NC2 norms, NC2 angles; in the terminal phase
+  ThinnedSeries rest_;      // NC3, NC4
+};
+
+}  // namespace
+
+std::unique_ptr<Law> make_neural_collapse() { return std::make_unique<NeuralCollapse>(); }
+
+}  // namespace tycho::analyzer
