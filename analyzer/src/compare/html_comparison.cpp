@@ -480,13 +480,19 @@ PageData page_data(const Comparison& comparison) {
       if (series[i]["statistic"] == name && !series[i].contains("layers")) overview.push_back(i);
     }
   }
+  // Of replicates only, each is named.
+  const bool single = set.groups() == 1;
   json runs = json::array();
-  for (size_t r = 0; r < set.runs().size(); ++r) {
-    runs.push_back(
-        {{"label", set.label(r)}, {"group", set.group(r)}, {"map", position_map(set.runs()[r])}});
-  }
   json groups = json::array();
-  for (size_t g = 0; g < set.groups(); ++g) groups.push_back({{"label", set.group_label(g)}});
+  for (size_t r = 0; r < set.runs().size(); ++r) {
+    runs.push_back({{"label", set.label(r)},
+                    {"group", single ? r : set.group(r)},
+                    {"map", position_map(set.runs()[r])}});
+    if (single) groups.push_back({{"label", set.label(r)}});
+  }
+  for (size_t g = 0; g < set.groups() && !single; ++g) {
+    groups.push_back({{"label", set.group_label(g)}});
+  }
   result.data = {{"by", to_string(comparison.options.by)},
                  {"runs", runs},
                  {"groups", groups},
@@ -524,9 +530,12 @@ std::string html_comparison(const Comparison& comparison) {
   out += fmt::format("<title>{} - comparison</title>\n<style>{}\n{}</style></head><body><main>\n",
                      escape(title), assets::page_css, assets::compare_css);
   out += fmt::format(
-      "<header><p class=\"kind\">Comparison</p><h1>{}</h1><p>{} groups that differ by more than "
-      "seeds; laid over each other by {}{}</p>{}</header>\n",
-      escape(title), set.groups(), to_string(comparison.options.by),
+      "<header><p class=\"kind\">Comparison</p><h1>{}</h1><p>{}; laid over each other by "
+      "{}{}</p>{}</header>\n",
+      escape(title),
+      set.groups() == 1 ? std::string("they differ by their seeds at most")
+                        : fmt::format("{} groups that differ by more than seeds", set.groups()),
+      to_string(comparison.options.by),
       set.left_out().empty() ? "" : fmt::format("; {} left out", set.left_out().size()),
       tally(comparison));
   out += what_to_do_section(comparison);
