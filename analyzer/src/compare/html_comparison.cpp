@@ -254,17 +254,7 @@ std::string differences_section(const Comparison& comparison) {
                         columns.size() < kMostColumns;
     (column ? columns : others).push_back(&difference);
   }
-  const bool widths = std::any_of(set.runs().begin(), set.runs().end(), [&](const RunDigest& run) {
-    return set.value(Axis::kWidth, static_cast<size_t>(&run - set.runs().data())) !=
-           set.value(Axis::kWidth, 0);
-  });
-  const bool depths = std::any_of(set.runs().begin(), set.runs().end(), [&](const RunDigest& run) {
-    return set.value(Axis::kDepth, static_cast<size_t>(&run - set.runs().data())) !=
-           set.value(Axis::kDepth, 0);
-  });
   out += "<div class=\"scroll\"><table class=\"runs\"><thead><tr><th>run</th>";
-  if (widths) out += "<th>width</th>";
-  if (depths) out += "<th>depth</th>";
   for (const Difference* column : columns) out += "<th>" + escape(column->name) + "</th>";
   out += fmt::format("<th>{}</th><th>{}</th><th>{} at {}</th></tr></thead><tbody>\n",
                      by == Alignment::kStep ? "last step" : to_string(by), escape(ends.statistic),
@@ -272,12 +262,6 @@ std::string differences_section(const Comparison& comparison) {
   for (size_t r = 0; r < set.runs().size(); ++r) {
     out += fmt::format("<tr><td title=\"{}\">{}</td>", escape(set.runs()[r].path),
                        escape(set.runs()[r].name));
-    if (widths)
-      out +=
-          fmt::format("<td class=\"number\">{}</td>", optional_number(set.value(Axis::kWidth, r)));
-    if (depths)
-      out +=
-          fmt::format("<td class=\"number\">{}</td>", optional_number(set.value(Axis::kDepth, r)));
     for (const Difference* column : columns)
       out += "<td class=\"number\">" + escape(column->value[r]) + "</td>";
     out += fmt::format(
