@@ -211,7 +211,7 @@ TEST_F(CompareTest, DamagedAndUnfinishedRunsAreComparedAsFarAsTheyGo) {
   EXPECT_THAT(outcome.out, HasSubstr("killed is not finished"));
   EXPECT_THAT(outcome.out, HasSubstr("cut is damaged"));
   EXPECT_THAT(outcome.err, HasSubstr("could not be read"));
-  EXPECT_THAT(outcome.out, HasSubstr("Comparison of 3 runs in 1 groups"));
+  EXPECT_THAT(outcome.out, HasSubstr("Comparison of 3 runs in 1 group,"));
 }
 
 TEST_F(CompareTest, OtherStatisticsAndLayersAreComparedAmongThoseThatHaveThem) {

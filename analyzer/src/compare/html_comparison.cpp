@@ -254,17 +254,7 @@ std::string differences_section(const Comparison& comparison) {
                         columns.size() < kMostColumns;
     (column ? columns : others).push_back(&difference);
   }
-  const bool widths = std::any_of(set.runs().begin(), set.runs().end(), [&](const RunDigest& run) {
-    return set.value(Axis::kWidth, static_cast<size_t>(&run - set.runs().data())) !=
-           set.value(Axis::kWidth, 0);
-  });
-  const bool depths = std::any_of(set.runs().begin(), set.runs().end(), [&](const RunDigest& run) {
-    return set.value(Axis::kDepth, static_cast<size_t>(&run - set.runs().data())) !=
-           set.value(Axis::kDepth, 0);
-  });
   out += "<div class=\"scroll\"><table class=\"runs\"><thead><tr><th>run</th>";
-  if (widths) out += "<th>width</th>";
-  if (depths) out += "<th>depth</th>";
   for (const Difference* column : columns) out += "<th>" + escape(column->name) + "</th>";
   out += fmt::format("<th>{}</th><th>{}</th><th>{} at {}</th></tr></thead><tbody>\n",
                      by == Alignment::kStep ? "last step" : to_string(by), escape(ends.statistic),
@@ -272,12 +262,6 @@ std::string differences_section(const Comparison& comparison) {
   for (size_t r = 0; r < set.runs().size(); ++r) {
     out += fmt::format("<tr><td title=\"{}\">{}</td>", escape(set.runs()[r].path),
                        escape(set.runs()[r].name));
-    if (widths)
-      out +=
-          fmt::format("<td class=\"number\">{}</td>", optional_number(set.value(Axis::kWidth, r)));
-    if (depths)
-      out +=
-          fmt::format("<td class=\"number\">{}</td>", optional_number(set.value(Axis::kDepth, r)));
     for (const Difference* column : columns)
       out += "<td class=\"number\">" + escape(column->value[r]) + "</td>";
     out += fmt::format(
@@ -480,13 +464,19 @@ PageData page_data(const Comparison& comparison) {
       if (series[i]["statistic"] == name && !series[i].contains("layers")) overview.push_back(i);
     }
   }
+  // Of replicates only, each is named.
+  const bool single = set.groups() == 1;
   json runs = json::array();
-  for (size_t r = 0; r < set.runs().size(); ++r) {
-    runs.push_back(
-        {{"label", set.label(r)}, {"group", set.group(r)}, {"map", position_map(set.runs()[r])}});
-  }
   json groups = json::array();
-  for (size_t g = 0; g < set.groups(); ++g) groups.push_back({{"label", set.group_label(g)}});
+  for (size_t r = 0; r < set.runs().size(); ++r) {
+    runs.push_back({{"label", set.label(r)},
+                    {"group", single ? r : set.group(r)},
+                    {"map", position_map(set.runs()[r])}});
+    if (single) groups.push_back({{"label", set.label(r)}});
+  }
+  for (size_t g = 0; g < set.groups() && !single; ++g) {
+    groups.push_back({{"label", set.group_label(g)}});
+  }
   result.data = {{"by", to_string(comparison.options.by)},
                  {"runs", runs},
                  {"groups", groups},
@@ -524,9 +514,12 @@ std::string html_comparison(const Comparison& comparison) {
   out += fmt::format("<title>{} - comparison</title>\n<style>{}\n{}</style></head><body><main>\n",
                      escape(title), assets::page_css, assets::compare_css);
   out += fmt::format(
-      "<header><p class=\"kind\">Comparison</p><h1>{}</h1><p>{} groups that differ by more than "
-      "seeds; laid over each other by {}{}</p>{}</header>\n",
-      escape(title), set.groups(), to_string(comparison.options.by),
+      "<header><p class=\"kind\">Comparison</p><h1>{}</h1><p>{}; laid over each other by "
+      "{}{}</p>{}</header>\n",
+      escape(title),
+      set.groups() == 1 ? std::string("they differ by their seeds at most")
+                        : fmt::format("{} groups that differ by more than seeds", set.groups()),
+      to_string(comparison.options.by),
       set.left_out().empty() ? "" : fmt::format("; {} left out", set.left_out().size()),
       tally(comparison));
   out += what_to_do_section(comparison);

@@ -272,6 +272,9 @@ void RunSet::find_differences() {
   for (const auto& run : settings_) {
     for (const auto& [name, setting] : run) names.emplace(name, setting.kind);
   }
+  // What is read off the shapes is a setting too.
+  for (const Axis axis : {Axis::kWidth, Axis::kDepth})
+    names.emplace(to_string(axis), SettingKind::kTraining);
   for (const auto& [name, kind] : names) {
     Difference difference;
     difference.name = name;

@@ -94,6 +94,7 @@ TEST(RunSetTest, WidthIsTheExtentThatVariesAndSeedsAreReplicates) {
   EXPECT_THAT(values(ladders[0]), ElementsAre(64, 128, 256));
   EXPECT_EQ(ladders[0].runs(), 9u);
   EXPECT_THAT(ladders[0].describe(), HasSubstr("3 runs each"));
+  EXPECT_EQ(set.differences()[0].name, "width");
   EXPECT_EQ(set.groups(), 3u);
   EXPECT_THAT(set.ladders(Axis::kDepth), IsEmpty());
   EXPECT_THAT(set.ladders(Axis::kBatchSize), IsEmpty());
@@ -187,6 +188,7 @@ TEST(RunSetTest, WhatDiffersIsListedAndWhatIsTheSameIsNot) {
   EXPECT_THAT(names, Contains("optimizer"));
   EXPECT_THAT(names, Contains("tag dropout"));
   EXPECT_THAT(names, Not(Contains("batch size")));
+  EXPECT_THAT(names, Not(Contains("width")));
   EXPECT_EQ(set.groups(), 2u);
 }
 
@@ -240,6 +242,35 @@ TEST(SlopeTest, AnExponentIsJudgedByItsInterval) {
   EXPECT_EQ(judge(-0.3, 0.1), Verdict::kViolated);
   EXPECT_EQ(judge(0.15, 0.1), Verdict::kUnderpowered);
   EXPECT_EQ(judge_exponent(Estimate(), 0.1, 0.25), Verdict::kUnderpowered);
+}
+
+TEST(SlopeTest, RunsObservedAtOtherStepsAreMatchedBetweenTheirs) {
+  std::vector<RunDigest> runs;
+  for (const int width : {64, 128, 256}) {
+    Sample sample;
+    sample.width = width;
+    runs.push_back(sample.digest());
+  }
+  const RunSet set(std::move(runs), {});
+  const Ladder ladder = set.ladders(Axis::kWidth).at(0);
+  // width^0.5 (step + 1)^0.8, seen at other steps by the run in the middle.
+  const auto observe = [&](const std::vector<double>& steps) {
+    return [&set, steps](size_t run) {
+      const double width = set.value(Axis::kWidth, run);
+      Observations series;
+      for (const double step : width == 128 ? steps : std::vector<double>{0, 10, 20, 40}) {
+        series.emplace_back(step, std::sqrt(width) * std::pow(step + 1, 0.8));
+      }
+      return series;
+    };
+  };
+  const LadderSlope slope = ladder_slope(set, ladder, observe({7, 15, 30, 60}), 10);
+  EXPECT_EQ(slope.steps.size(), 3u);  // not at step 0, before the other's first
+  EXPECT_NEAR(slope.slope.value, 0.5, 1e-9);
+  EXPECT_NEAR(slope.slope.high, 0.5, 1e-6);
+  // Too far apart to know what was between.
+  EXPECT_TRUE(ladder_slope(set, ladder, observe({1, 80}), 10).steps.empty());
+  EXPECT_EQ(ladder_slope(set, ladder, observe({7, 15, 30, 60}), 2).steps.size(), 2u);
 }
 
 RunDigest with_loss(const std::vector<double>& loss, uint64_t bad_from = 1000000) {

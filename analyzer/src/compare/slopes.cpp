@@ -10,7 +10,7 @@ namespace {
 /// Value at a step: measured, or on the line through its neighbours in both logarithms; NaN where
 /// there are none close by.
 double value_at(const Observations& series, double step) {
-  constexpr double kWidestGap = 2;
+  constexpr double kWidestGap = 4;
   const auto after =
       std::lower_bound(series.begin(), series.end(), step,
                        [](const auto& point, double at) { return point.first < at; });

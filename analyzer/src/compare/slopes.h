@@ -35,7 +35,7 @@ struct LadderSlope {
 
 /// Slope over the ladder's axis of what `observe` says of each run: values that are not positive
 /// are left out, runs without any take no part. Runs are matched at equal steps; where one was not
-/// observed at a step, between its neighbours if these are no further apart than a factor of two.
+/// observed at a step, between its neighbours if these are no further apart than a factor of four.
 /// Of the steps that all have, the first `most_steps` count.
 LadderSlope ladder_slope(const RunSet& set, const Ladder& ladder,
                          const std::function<Observations(size_t run)>& observe, size_t most_steps);

@@ -45,8 +45,9 @@ std::string values_of(const Difference& difference) {
 std::string text_comparison(const Comparison& comparison, bool colour, int width) {
   const auto columns = static_cast<size_t>(std::max(width, 40));
   const RunSet& set = comparison.set;
-  std::string out = fmt::format("Comparison of {} runs in {} groups, by {}\n\n", set.runs().size(),
-                                set.groups(), to_string(comparison.options.by));
+  std::string out =
+      fmt::format("Comparison of {} runs in {} {}, by {}\n\n", set.runs().size(), set.groups(),
+                  set.groups() == 1 ? "group" : "groups", to_string(comparison.options.by));
   out += "What to do\n";
   const auto important = what_to_do(comparison);
   if (important.empty()) out += "  " + wrap(nothing_to_do(comparison), 2, columns) + "\n";
