@@ -37,6 +37,7 @@ struct Needs {
   bool stability = false;                   ///< StepView::stability (with loss_surface)
   bool probe_features = false;              ///< StepView::features
   bool probe_feature_gradients = false;     ///< StepView::features, its gradients too
+  bool probe_attention = false;             ///< StepView::features, its attention too
 
   Needs& operator|=(const Needs& other) {
     gradients |= other.gradients;
@@ -57,6 +58,7 @@ struct Needs {
     stability |= other.stability;
     probe_features |= other.probe_features;
     probe_feature_gradients |= other.probe_feature_gradients;
+    probe_attention |= other.probe_attention;
     return *this;
   }
 };
