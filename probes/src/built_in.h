@@ -45,5 +45,8 @@ std::unique_ptr<Probe> make_representation_probe();
 std::unique_ptr<Probe> make_tangent_kernel_probe();
 std::unique_ptr<Probe> make_spectral_norms_probe();
 std::unique_ptr<Probe> make_weight_spectrum_probe();
+std::unique_ptr<Probe> make_feature_ansatz_probe();
+std::unique_ptr<Probe> make_neural_collapse_probe();
+std::unique_ptr<Probe> make_attention_probe();
 
 }  // namespace tycho
