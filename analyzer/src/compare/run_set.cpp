@@ -388,6 +388,10 @@ std::vector<Ladder> RunSet::ladders(Axis axis, const std::set<std::string>& free
     }
     result.push_back(std::move(ladder));
   }
+  // As runs are sorted: numbers as numbers.
+  std::stable_sort(result.begin(), result.end(), [](const Ladder& a, const Ladder& b) {
+    return a.levels[0].runs[0] < b.levels[0].runs[0];
+  });
   return result;
 }
 
