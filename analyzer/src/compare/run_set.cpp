@@ -362,7 +362,8 @@ std::vector<Ladder> RunSet::ladders(Axis axis, const std::set<std::string>& free
     members[key].push_back(r);
   }
   std::vector<Ladder> result;
-  for (const auto& [key, runs] : members) {
+  for (const auto& member : members) {
+    const std::vector<size_t>& runs = member.second;
     Ladder ladder;
     ladder.axis = axis;
     std::map<double, std::vector<size_t>> levels;
