@@ -151,6 +151,7 @@ class CoordinateCheck : public ComparisonLaw {
       }
     }
     std::vector<Finding*> tested;
+    tested.reserve(parts.size());
     for (ComparisonFinding& part : parts) tested.push_back(&part);
     control_false_discoveries(tested);
     all->push_back(summary(parts, ladder, sweep));

@@ -145,6 +145,7 @@ class CurveCollapse : public ComparisonLaw {
     ComparisonFinding finding = start_comparison(law(), "runs", sweep);
     finding.evidence_statistic = statistic;
     std::vector<std::pair<double, double>> horizons;
+    horizons.reserve(runs.size());
     for (const Run& run : runs) horizons.emplace_back(run.weights, run.horizon);
     const Estimate grows = log_log_slope(horizons);
     if (!(grows.value > kGrows)) {

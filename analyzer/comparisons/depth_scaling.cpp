@@ -99,6 +99,7 @@ class DepthScaling : public ComparisonLaw {
       add(ladder_slope(set, ladder, observe, kMostSteps), "feature_change", "layer:" + path);
     }
     std::vector<Finding*> tested;
+    tested.reserve(parts.size());
     for (ComparisonFinding& part : parts) tested.push_back(&part);
     control_false_discoveries(tested);
     const LadderSlope output = ladder_slope(

@@ -29,8 +29,8 @@ bool stdout_is_terminal();
 bool stderr_is_terminal();
 /// Columns of the terminal; 100 where that is not known.
 int terminal_width();
-/// html, text or json: as asked for, else by the ending of the file's name, HTML for other files and
-/// text for standard output.
+/// html, text or json: as asked for, else by the ending of the file's name, HTML for other files
+/// and text for standard output.
 std::string choose_format(const std::string& asked, const std::string& output);
 /// A terminal that wants colours: NO_COLOR is not set.
 bool wants_colour();

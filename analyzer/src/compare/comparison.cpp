@@ -67,13 +67,19 @@ std::vector<const ComparisonFinding*> what_to_do(const Comparison& comparison) {
   std::vector<const ComparisonFinding*> chosen;
   for (const ComparisonFinding& finding : comparison.findings) {
     if (finding.advice.empty() || finding.importance < kWorthIt) continue;
-    // The sweep speaks for its layers.
+    // The sweep speaks for its layers, and two sweeps for all that come out alike.
+    constexpr std::ptrdiff_t kMostAlike = 2;
     const bool said =
         std::any_of(chosen.begin(), chosen.end(), [&](const ComparisonFinding* other) {
           return other->law == finding.law &&
                  (other->sweep == finding.sweep || other->advice == finding.advice);
         });
-    if (!said) chosen.push_back(&finding);
+    const auto alike =
+        std::count_if(chosen.begin(), chosen.end(), [&](const ComparisonFinding* other) {
+          return other->law == finding.law && other->verdict == finding.verdict;
+        });
+    if (said || alike >= kMostAlike) continue;
+    chosen.push_back(&finding);
     if (chosen.size() == kMost) break;
   }
   return chosen;

@@ -39,7 +39,7 @@ Result<Comparison> read_comparison(
     const std::vector<std::string>& paths, const ComparisonOptions& options,
     const std::function<void(size_t run, uint64_t frames)>& progress);
 
-/// What a reader should see first: findings with advice, one for each law and advice.
+/// What a reader should see first: findings with advice, at most two of a law that come out alike.
 std::vector<const ComparisonFinding*> what_to_do(const Comparison& comparison);
 /// The sweeps for which a finding's law gives the same advice: "over A; the same over B".
 std::string where(const Comparison& comparison, const ComparisonFinding& finding);

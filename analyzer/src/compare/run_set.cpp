@@ -362,7 +362,8 @@ std::vector<Ladder> RunSet::ladders(Axis axis, const std::set<std::string>& free
     members[key].push_back(r);
   }
   std::vector<Ladder> result;
-  for (const auto& [key, runs] : members) {
+  for (const auto& member : members) {
+    const std::vector<size_t>& runs = member.second;
     Ladder ladder;
     ladder.axis = axis;
     std::map<double, std::vector<size_t>> levels;
@@ -388,6 +389,10 @@ std::vector<Ladder> RunSet::ladders(Axis axis, const std::set<std::string>& free
     }
     result.push_back(std::move(ladder));
   }
+  // As runs are sorted: numbers as numbers.
+  std::stable_sort(result.begin(), result.end(), [](const Ladder& a, const Ladder& b) {
+    return a.levels[0].runs[0] < b.levels[0].runs[0];
+  });
   return result;
 }
 

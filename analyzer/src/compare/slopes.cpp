@@ -96,6 +96,7 @@ LadderSlope ladder_slope(const RunSet& set, const Ladder& ladder,
   for (const auto& [step, unused] : sparsest->series) {
     if (result.steps.size() == most_steps) break;
     std::vector<double> value;
+    value.reserve(members.size());
     for (const Member& member : members) value.push_back(value_at(member.series, step));
     if (std::any_of(value.begin(), value.end(), [](double v) { return !(v > 0); })) continue;
     LadderSlope::AtStep at;
