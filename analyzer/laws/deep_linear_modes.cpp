@@ -56,8 +56,8 @@ const LawDescription& law() {
       "plateau",
       "Saxe, McClelland and Ganguli 2013, arXiv:1312.6120",
       {"mode_strength", "target_mode_strength", "balance_residual", "probe_loss", "learning_rate"},
-      {"Whether the inputs are whitened is not measured: where they are not, modes mix and the law "
-       "is not violated but does not apply."}};
+      {"Whether the inputs are whitened is not measured: where they are not, modes mix, and a "
+       "violation says no more than that."}};
   return description;
 }
 
