@@ -187,6 +187,7 @@ void RunSet::sort_runs() {
   permute(width_);
   permute(depth_);
   std::vector<RunDigest> sorted;
+  sorted.reserve(order.size());
   for (const size_t r : order) sorted.push_back(std::move(runs_[r]));
   runs_ = std::move(sorted);
   for (Difference& difference : differences_) permute(difference.value);
