@@ -813,7 +813,7 @@ void ProbePass::find_batch() {
 
 /// Shape, and a weighted sum over a sample of the elements.
 at::Tensor ProbePass::fingerprint(const at::Tensor& data) const {
-  constexpr int64_t kSample = 1 << 16;
+  constexpr int64_t kSample = 1 << 12;
   std::vector<double> sizes;
   for (const int64_t size : data.sizes()) sizes.push_back(static_cast<double>(size));
   const at::Tensor shape = at::tensor(sizes, at::kDouble);
