@@ -2,7 +2,7 @@
 // `features` in forward passes of the probe batch, and of `tangent_kernel` in gradients of one
 // example.
 //
-//   features_benchmark [--repeats N] [--threads N]
+//   features_benchmark [--repeats N] [--threads N] [--network MLP|CNN|transformer]
 #include <ATen/record_function.h>
 #include <fmt/format.h>
 #include <torch/torch.h>
@@ -92,9 +92,11 @@ struct Discard : tycho::Transfer {
 int main(int argc, char** argv) {
   int repeats = 21;
   int threads = 2;
+  std::string only;
   CLI::App app{"Measures what feature learning costs."};
   app.add_option("--repeats", repeats, "of each measurement")->check(CLI::Range(3, 10000));
   app.add_option("--threads", threads, "of LibTorch")->check(CLI::Range(1, 1024));
+  app.add_option("--network", only, "the only one that is measured");
   CLI11_PARSE(app, argc, argv);
   torch::set_num_threads(threads);
   torch::manual_seed(1);
@@ -102,6 +104,7 @@ int main(int argc, char** argv) {
       "| network | features, forward passes | representation | kernel of 64, gradients of one "
       "example | without the linearization |\n|---|---|---|---|---|\n");
   for (Network& network : networks()) {
+    if (!only.empty() && only != network.name) continue;
     torch::optim::SGD optimizer(network.module->parameters(), 0.01);
     tycho::ModelFacts facts = tycho::describe(*network.module, optimizer);
     std::vector<tycho::ProbeLossSurface::Parameter> parameters;

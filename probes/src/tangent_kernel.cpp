@@ -115,7 +115,7 @@ class TangentKernelProbe : public Probe {
     std::optional<size_t> residual;
     bool exact = true;
     if (first) {
-      first_parameters_ = narrowed(pass->parameters());
+      first_parameters_ = pass->parameters();
     } else {
       residual = send_residual(*pass, transfer, &exact);
     }
@@ -153,12 +153,6 @@ class TangentKernelProbe : public Probe {
     return (left / left.norm() - right / right.norm()).square().sum() / 2;
   }
 
-  /// In single precision, where nothing is lost by it.
-  static at::Tensor narrowed(const at::Tensor& wide) {
-    const at::Tensor narrow = wide.to(at::kFloat);
-    return at::equal(narrow.to(at::kDouble), wide) ? narrow : wide;
-  }
-
   static std::optional<size_t> send_alignment(FeaturePass& pass, const TangentKernel& kernel,
                                               Transfer& transfer) {
     at::Tensor targets;
@@ -187,10 +181,7 @@ class TangentKernelProbe : public Probe {
   }
 
   std::optional<size_t> send_residual(FeaturePass& pass, Transfer& transfer, bool* exact) {
-    const at::Tensor now = pass.parameters();
-    const at::Tensor zero = first_parameters_.to(at::kDouble);
-    if (now.sizes() != zero.sizes()) return std::nullopt;
-    const FeaturePass::Line line = pass.line(0, zero, now - zero);
+    const FeaturePass::Line line = pass.line(0, first_parameters_);
     *exact = line.exact;
     const at::Tensor change = (pass.outputs()[0].reshape({-1}) - line.output).to(at::kDouble);
     return transfer.send((change - line.derivative.to(at::kDouble)).norm() / change.norm());
@@ -240,7 +231,7 @@ class TangentKernelProbe : public Probe {
 
   bool begun_ = false;
   std::map<std::optional<uint32_t>, Kernels> kernels_;  // of each layer, and of the whole
-  at::Tensor first_parameters_;
+  std::vector<at::Tensor> first_parameters_;
 };
 
 }  // namespace

@@ -321,8 +321,7 @@ TEST(FeaturePass, EmbeddingsThatAreRenormalisedAreLeftAsTheyWere) {
     const auto& uses = made->pass.uses();
     ASSERT_EQ(uses.size(), 1u);
     EXPECT_LT(uses[0].output.norm(2, {-1}).max().item<float>(), 0.5001f);
-    const auto here = made->pass.parameters();
-    (void)made->pass.line(0, here * 0.9, here);
+    (void)made->pass.line(0, {embedding->weight.detach() * 0.9});
   }
   {
     SavedState saved(probed.state, embedding->parameters());
@@ -385,18 +384,25 @@ TEST(FeaturePass, LinesAreTangentsAtOtherParameters) {
                                    },
                                    [](const at::Tensor& z) { return z.square().mean(); }));
     const auto made = probed.pass(true);
-    const auto here = made->pass.parameters();
     const auto before = probed.everything();
-    const auto there = here * 0.5;
-    const auto direction = torch::linspace(-1, 2, here.numel(), kWide);
-    const auto line = made->pass.line(0, there, direction);
+    auto there = made->pass.parameters();
+    std::vector<at::Tensor> way;
+    for (auto& each : there) {
+      const auto here = each.clone();
+      each = (each * 0.5).add_(torch::sin(each));
+      way.push_back(here - each);
+    }
+    const auto line = made->pass.line(0, there);
     EXPECT_EQ(line.exact, twice);
     const auto value = [&](double along) {
-      return made->pass.line(0, there + along * direction, direction).output;
+      auto at = there;
+      for (size_t i = 0; i < at.size(); ++i) at[i] = at[i] + along * way[i];
+      return made->pass.line(0, at).output;
     };
     const auto difference = (value(1e-5) - value(-1e-5)) / 2e-5;
     EXPECT_LT(distance(line.derivative, difference), 1e-8);
     EXPECT_LT(distance(value(0), line.output), 1e-15);
+    EXPECT_LT(distance(value(1), made->pass.outputs()[0].reshape(-1)), 1e-14);
     const auto after = probed.everything();
     for (size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(torch::equal(before[i], after[i])) << i;
     // The graph that was kept still belongs to the parameters of now.

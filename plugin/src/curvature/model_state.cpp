@@ -137,20 +137,33 @@ void SavedState::rewind(const std::vector<at::Tensor>& generators) {
 }
 
 void SavedState::move(const at::Tensor& displacement) {
-  if (!displacement.defined() && !displacement_.defined()) return;
+  if (!displacement.defined() && !moved()) return;
   const at::NoGradGuard no_grad;
-  undo_renormalisation();
-  if (weights_.empty()) {
-    for (const at::Tensor& parameter : parameters_) {
-      if (parameter.requires_grad()) {
-        weights_.emplace_back(parameter.variable_data(), parameter.detach().clone());
-      }
-    }
-  }
+  keep_weights();
   write_parameters(displacement);
   for (auto& [weight, values] : renormalised_) values.copy_(weight);
   displacement_ = displacement;
+  visiting_ = false;
   ++position_;
+}
+
+void SavedState::visit(const std::vector<at::Tensor>& values) {
+  const at::NoGradGuard no_grad;
+  keep_weights();
+  for (size_t i = 0; i < weights_.size(); ++i) weights_[i].first.copy_(values[i]);
+  for (auto& [weight, kept] : renormalised_) kept.copy_(weight);
+  displacement_ = at::Tensor();
+  visiting_ = true;
+  ++position_;
+}
+
+void SavedState::keep_weights() {
+  undo_renormalisation();
+  if (!weights_.empty()) return;
+  for (const at::Tensor& parameter : parameters_) {
+    if (!parameter.requires_grad()) continue;
+    weights_.emplace_back(parameter.variable_data(), parameter.detach().clone());
+  }
 }
 
 void SavedState::undo_renormalisation() {

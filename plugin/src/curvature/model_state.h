@@ -53,12 +53,16 @@ class SavedState {
   /// Parameters that are trained, as they were plus `displacement`: their entries one after the
   /// other. Undefined: as they were.
   void move(const at::Tensor& displacement);
+  /// Parameters that are trained, to these values, in their order; until the next move().
+  void visit(const std::vector<at::Tensor>& values);
+  bool moved() const { return displacement_.defined() || visiting_; }
   const at::Tensor& displacement() const { return displacement_; }
   /// Changes with every move, so that what was computed elsewhere can be told.
   int64_t position() const { return position_; }
 
  private:
   void write_parameters(const at::Tensor& displacement);
+  void keep_weights();
   void undo_renormalisation();
 
   const ModelState& model_;
@@ -72,6 +76,7 @@ class SavedState {
   std::vector<std::pair<at::Generator, at::Tensor>> generators_;
   std::vector<std::pair<at::Tensor, at::Tensor>> weights_;  // once moved
   at::Tensor displacement_;
+  bool visiting_ = false;
   int64_t position_ = 0;
 };
 

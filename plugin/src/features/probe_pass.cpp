@@ -87,7 +87,7 @@ void ProbePass::evaluate(const std::function<void()>& action) const {
 
 void ProbePass::begin() {
   state_.begin();
-  if (state_.displacement().defined()) state_.move({});
+  if (state_.moved()) state_.move({});
   if (memory_->begun) return;
   memory_->begun = true;
   memory_->generators = state_.generator_states();
@@ -408,84 +408,74 @@ std::vector<at::Tensor> ProbePass::loss_gradients() {
   return sums;
 }
 
-at::Tensor ProbePass::parameters() {
-  std::vector<at::Tensor> parts;
-  for (const at::Tensor& parameter : parameters_) {
-    parts.push_back(parameter.detach().to(at::kDouble).reshape({-1}));
-    if (parts.size() > 1) parts.back() = parts.back().to(parts.front().device());
-  }
-  return parts.empty() ? at::Tensor() : at::cat(parts).clone();
-}
-
-std::vector<at::Tensor> ProbePass::split(const at::Tensor& flat) const {
-  std::vector<at::Tensor> parts;
-  int64_t first = 0;
-  for (const at::Tensor& parameter : parameters_) {
-    parts.push_back(flat.narrow(0, first, parameter.numel())
-                        .reshape(parameter.sizes())
-                        .to(parameter.options().requires_grad(false)));
-    first += parameter.numel();
-  }
-  return parts;
+std::vector<at::Tensor> ProbePass::parameters() {
+  begin();
+  std::vector<at::Tensor> copies;
+  for (const at::Tensor& parameter : parameters_) copies.push_back(parameter.detach().clone());
+  return copies;
 }
 
 /// J v by differentiating u -> J' u, which is linear, in u.
-FeaturePass::Line ProbePass::line(int64_t chunk, const at::Tensor& at,
-                                  const at::Tensor& direction) {
+FeaturePass::Line ProbePass::line(int64_t chunk, const std::vector<at::Tensor>& from) {
   if (!has_output()) fail("the network's output was not given apart from the loss");
   begin();
-  const at::Tensor here = parameters();
-  const auto output_at = [&](const at::Tensor& where) {
-    state_.move(where - here);
+  std::vector<at::Tensor> way;
+  double length = 0;
+  double size = 0;
+  for (size_t i = 0; i < parameters_.size(); ++i) {
+    way.push_back(parameters_[i].detach() - from[i]);
+    length = std::hypot(length, way[i].norm().item<double>());
+    size = std::hypot(size, from[i].norm().item<double>());
+  }
+  const auto output_here = [&] {
     state_.rewind(memory_->generators);
     return loss_.output(chunk);
   };
-  const auto back = [&] { state_.move({}); };
   Line result;
-  try {
-    evaluate([&] {
-      const at::AutoGradMode with_gradients(true);
-      const at::Tensor output = output_at(at);
-      result.output = output.detach().reshape({-1});
-      if (!output.requires_grad()) fail("the output depends on no parameter, or was detached");
-      result.derivative = at::zeros_like(result.output);
-      try {
-        const at::Tensor seed = at::zeros_like(output).detach().requires_grad_(true);
-        const auto parts = torch::autograd::grad({output}, parameters_, {seed},
-                                                 /*retain_graph=*/true, /*create_graph=*/true,
-                                                 /*allow_unused=*/true);
-        const std::vector<at::Tensor> directions = split(direction);
-        std::vector<at::Tensor> reached;
-        std::vector<at::Tensor> along;
-        for (size_t i = 0; i < parts.size(); ++i) {
-          if (!parts[i].defined() || !parts[i].requires_grad()) continue;
-          reached.push_back(parts[i]);
-          along.push_back(directions[i]);
-        }
-        if (!reached.empty()) {
-          result.derivative =
-              torch::autograd::grad({torch::autograd::variable_list(reached)}, {seed}, along)[0]
-                  .detach()
-                  .reshape({-1});
-        }
-        return;
-      } catch (const std::exception&) {
-        result.exact = false;
+  const auto measure = [&] {
+    const at::AutoGradMode with_gradients(true);
+    state_.visit(from);
+    const at::Tensor output = output_here();
+    result.output = output.detach().reshape({-1});
+    if (!output.requires_grad()) fail("the output depends on no parameter, or was detached");
+    result.derivative = at::zeros_like(result.output);
+    try {
+      const at::Tensor seed = at::zeros_like(output).detach().requires_grad_(true);
+      const auto parts = torch::autograd::grad({output}, parameters_, {seed}, /*retain_graph=*/true,
+                                               /*create_graph=*/true, /*allow_unused=*/true);
+      torch::autograd::variable_list reached;
+      torch::autograd::variable_list along;
+      for (size_t i = 0; i < parts.size(); ++i) {
+        if (!parts[i].defined() || !parts[i].requires_grad()) continue;
+        reached.push_back(parts[i]);
+        along.push_back(way[i]);
       }
-      const at::NoGradGuard no_grad;
-      const double length = direction.norm().item<double>();
-      const double size = std::max(at.norm().item<double>(), 1e-3);
-      const bool wide = result.output.scalar_type() == at::kDouble;
-      const double epsilon = length > 0 ? (wide ? 1e-5 : 1e-2) * size / length : 1;
-      const at::Tensor above = output_at(at + epsilon * direction).detach().clone();
-      const at::Tensor below = output_at(at - epsilon * direction).detach();
-      result.derivative = ((above - below) / (2 * epsilon)).reshape({-1});
-    });
+      if (!reached.empty()) {
+        result.derivative = torch::autograd::grad(reached, {seed}, along)[0].detach().reshape({-1});
+      }
+      return;
+    } catch (const std::exception&) {
+      result.exact = false;
+    }
+    const at::NoGradGuard no_grad;
+    const bool wide = result.output.scalar_type() == at::kDouble;
+    const double step = length > 0 ? (wide ? 1e-5 : 1e-2) * std::max(size, 1e-3) / length : 1;
+    const auto output_at = [&](double factor) {
+      std::vector<at::Tensor> values;
+      for (size_t i = 0; i < from.size(); ++i) values.push_back(at::add(from[i], way[i], factor));
+      state_.visit(values);
+      return output_here().detach().clone();
+    };
+    const at::Tensor above = output_at(step);
+    result.derivative = ((above - output_at(-step)) / (2 * step)).reshape({-1});
+  };
+  try {
+    evaluate(measure);
   } catch (...) {
-    back();
+    state_.move({});
     throw;
   }
-  back();
+  state_.move({});
   return result;
 }
 
@@ -823,7 +813,7 @@ void ProbePass::find_batch() {
 
 /// Shape, and a weighted sum over a sample of the elements.
 at::Tensor ProbePass::fingerprint(const at::Tensor& data) const {
-  constexpr int64_t kSample = 1 << 16;
+  constexpr int64_t kSample = 1 << 12;
   std::vector<double> sizes;
   for (const int64_t size : data.sizes()) sizes.push_back(static_cast<double>(size));
   const at::Tensor shape = at::tensor(sizes, at::kDouble);

@@ -48,8 +48,8 @@ class ProbePass : public FeaturePass, private OperatorListener {
   std::vector<at::Tensor> gradients(int64_t chunk, const at::Tensor& seed) override;
   std::vector<at::Tensor> loss_gradients() override;
   TangentKernel tangent_kernel(int64_t limit, at::Generator generator) override;
-  at::Tensor parameters() override;
-  Line line(int64_t chunk, const at::Tensor& at, const at::Tensor& direction) override;
+  std::vector<at::Tensor> parameters() override;
+  Line line(int64_t chunk, const std::vector<at::Tensor>& from) override;
 
   /// What there is to say, once per code and entity.
   std::vector<ObserverNotice> take_notices();
@@ -125,7 +125,6 @@ class ProbePass : public FeaturePass, private OperatorListener {
                         ByParameter* kernels, std::vector<std::string>* why_not);
   std::vector<at::Tensor> parameter_gradients(const at::Tensor& root,
                                               const std::vector<uint32_t>& of);
-  std::vector<at::Tensor> split(const at::Tensor& flat) const;
 
   const ProbeLoss& loss_;
   SavedState& state_;

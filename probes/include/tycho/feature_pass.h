@@ -129,16 +129,16 @@ class FeaturePass {
   /// else from one backward pass for each example. Only with has_output().
   virtual TangentKernel tangent_kernel(int64_t limit, at::Generator generator) = 0;
 
-  /// All trained parameters, flat as in LossSurface, in float64: those of layers that are not
-  /// selected too.
-  virtual at::Tensor parameters() = 0;
-  /// The chunk's output at other parameters, and its derivative there along a direction, both flat.
+  /// Copies of all trained parameters, those of layers that are not selected too.
+  virtual std::vector<at::Tensor> parameters() = 0;
+  /// The chunk's output at other parameters, an earlier result of parameters(), and its derivative
+  /// there along the straight way to the parameters of now; both flat.
   struct Line {
     at::Tensor output;
     at::Tensor derivative;
     bool exact = true;  ///< false: a central difference, where operators have no second derivative
   };
-  virtual Line line(int64_t chunk, const at::Tensor& at, const at::Tensor& direction) = 0;
+  virtual Line line(int64_t chunk, const std::vector<at::Tensor>& from) = 0;
 };
 
 }  // namespace tycho
