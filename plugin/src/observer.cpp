@@ -12,6 +12,7 @@
 #include <unordered_set>
 
 #include "convolution_geometry.h"
+#include "data_flow.h"
 #include "gradient_capture.h"
 #include "operator_watch.h"
 #include "per_example/per_example.h"
@@ -103,10 +104,7 @@ struct Observer::Impl : OperatorListener {
   Batch batch;
   bool new_forward = true;
   std::string pass_not_exact;  // why nothing in the current forward pass is exact
-  // Storages that hold nothing of the examples (positions, masks): they come from operators that
-  // read no data. Weak, so that an address that is used again is not mistaken.
-  std::unordered_map<const c10::StorageImpl*, c10::weak_intrusive_ptr<c10::StorageImpl>> constants;
-  bool output_is_constant = false;  // of the operator that runs
+  DataFlow flow{[this](const at::Tensor& tensor) { return parameter_of(tensor).has_value(); }};
 
   // Between before() and after().
   struct PendingUse {
@@ -160,17 +158,6 @@ struct Observer::Impl : OperatorListener {
     return found->second;
   }
 
-  bool is_constant(const at::Tensor& tensor) const {
-    if (!tensor.has_storage()) return false;
-    const auto found = constants.find(tensor.storage().unsafeGetStorageImpl());
-    return found != constants.end() && !found->second.expired();
-  }
-
-  // Whether a tensor can hold something of the examples.
-  bool carries(const at::Tensor& tensor) const {
-    return tensor.defined() && !parameter_of(tensor) && !is_constant(tensor);
-  }
-
   void writes(const c10::IValue& target) override {
     try {
       const auto write = [this](const at::Tensor& tensor) {
@@ -216,26 +203,8 @@ struct Observer::Impl : OperatorListener {
     if (paused) return false;
     const bool wants_norms = needs.per_example_gradient_norms;
     const bool wants_outputs = needs.activations || needs.output_gradients;
-    const std::string_view operator_name = name;
-    // What is drawn at random is taken for an input (the noise of a generator).
-    // Memory that is not initialised is filled by the program.
-    output_is_constant = operator_name.find("empty") == std::string_view::npos &&
-                         operator_name.find("rand") == std::string_view::npos &&
-                         operator_name.find("normal") == std::string_view::npos &&
-                         operator_name.find("bernoulli") == std::string_view::npos;
-    for (const c10::IValue& input : inputs) {
-      if (input.isTensor()) {
-        output_is_constant = output_is_constant && !carries_data(input.toTensor());
-      } else if (input.isTensorList()) {
-        for (const at::Tensor& tensor : input.toTensorVector()) {
-          output_is_constant = output_is_constant && !carries_data(tensor);
-        }
-      }
-    }
-    if (!output_is_constant) {
-      batch.rearranged =
-          batch.rearranged || rearranges(operator_name, inputs, options.batch_dim, new_forward);
-    }
+    batch.rearranged =
+        flow.before(name, inputs, options.batch_dim, new_forward) || batch.rearranged;
     for (size_t i = 0; i < inputs.size(); ++i) {
       if (inputs[i].isTensorList()) {
         for (const at::Tensor& tensor : inputs[i].toTensorVector()) {
@@ -257,7 +226,7 @@ struct Observer::Impl : OperatorListener {
       }
     }
     if (pending.empty()) return true;
-    note_convolution(operator_name, inputs);
+    note_convolution(name, inputs);
     if (wants_norms) {
       for (PendingUse& use : pending) {
         if (!selected(parameters[use.parameter].layer)) continue;
@@ -289,60 +258,12 @@ struct Observer::Impl : OperatorListener {
     }
   }
 
-  // Of a tensor that is more than a number.
-  bool carries_data(const at::Tensor& tensor) const {
-    return carries(tensor) &&
-           !(tensor.dim() == 0 && tensor.unsafeGetTensorImpl()->is_wrapped_number());
-  }
-
-  // Whether the examples may lie elsewhere, or in another order, after this operator.
-  static bool rearranges(std::string_view name, c10::ArrayRef<const c10::IValue> inputs,
-                         int64_t batch_dim, bool before_model) {
-    // The batch itself is put together so.
-    if (before_model && (name == "aten::stack" || name == "aten::select" || name == "aten::flip" ||
-                         name == "aten::index_select" || name == "aten::unbind")) {
-      return false;
-    }
-    if (name == "aten::einsum" || name == "aten::repeat" || name == "aten::tile" ||
-        name == "aten::repeat_interleave" || name == "aten::t" || name == "aten::movedim" ||
-        name == "aten::moveaxis" || name == "aten::swapaxes" || name == "aten::swapdims" ||
-        name == "aten::numpy_T" || name == "aten::unbind" || name == "aten::roll" ||
-        name == "aten::flip" || name == "aten::as_strided") {
-      return true;
-    }
-    const bool list = !inputs.empty() && inputs[0].isTensorList();
-    int64_t dims = 0;
-    if (list) {
-      const auto tensors = inputs[0].toTensorVector();
-      dims = tensors.empty() ? 0 : tensors[0].dim() + (name == "aten::stack" ? 1 : 0);
-    } else if (!inputs.empty() && inputs[0].isTensor() && inputs[0].toTensor().defined()) {
-      dims = inputs[0].toTensor().dim();
-    }
-    const auto is_batch = [&](size_t i) {
-      if (i >= inputs.size() || !inputs[i].isInt()) return false;
-      const int64_t dim = inputs[i].toInt();
-      return (dim < 0 ? dim + dims : dim) == batch_dim;
-    };
-    if (name == "aten::transpose" || name == "aten::transpose_") return is_batch(1) || is_batch(2);
-    if (name == "aten::cat" || name == "aten::concat" || name == "aten::stack" ||
-        name == "aten::select" || name == "aten::index_select") {
-      return is_batch(1);
-    }
-    if (name == "aten::permute" && inputs.size() > 1 && inputs[1].isIntList()) {
-      const auto order = inputs[1].toIntVector();
-      if (static_cast<int64_t>(order.size()) <= batch_dim) return true;
-      const int64_t from = order[static_cast<size_t>(batch_dim)];
-      return (from < 0 ? from + dims : from) != batch_dim;
-    }
-    return false;
-  }
-
   // Whether the other operand of a use is made of examples, as many as the pass has.
   void check_operand(PendingUse* use) {
     if (!use->why_not.empty()) return;
     const size_t position = per_example::operand(use->use);
     if (position >= use->use.arguments.size() || !use->use.arguments[position].isTensor() ||
-        !carries(use->use.arguments[position].toTensor())) {
+        !flow.carries(use->use.arguments[position].toTensor())) {
       use->why_not =
           fmt::format("{} combines it with something that is not made of examples", use->use.name);
       return;
@@ -358,23 +279,8 @@ struct Observer::Impl : OperatorListener {
     if (operand.dim() >= 2) pass_not_exact = use->why_not;
   }
 
-  void note_constant(const at::Tensor& output) {
-    if (!output.defined() || !output.has_storage() || parameter_of(output)) return;
-    const auto* storage = output.storage().unsafeGetStorageImpl();
-    if (output_is_constant) {
-      constants.insert_or_assign(storage, output.storage().getWeakStorageImpl());
-    } else if (!constants.empty()) {
-      constants.erase(storage);  // Data were written into it, or its address is used again.
-    }
-  }
-
   void after_operator(const std::vector<c10::IValue>& results) {
-    for (const c10::IValue& result : results) {
-      if (result.isTensor()) note_constant(result.toTensor());
-      if (result.isTensorList()) {
-        for (const at::Tensor& tensor : result.toTensorVector()) note_constant(tensor);
-      }
-    }
+    flow.after(results);
     if (pending.empty()) return;
     if (results.empty() || !results[0].isTensor()) {
       for (const PendingUse& use : pending) {
@@ -421,7 +327,7 @@ struct Observer::Impl : OperatorListener {
       for (const c10::IValue& argument : use.use.arguments) {
         if (!argument.isTensor()) continue;
         const at::Tensor tensor = argument.toTensor();
-        if (!carries(tensor)) continue;
+        if (!flow.carries(tensor)) continue;
         if (tensor.dim() > std::max<int64_t>(batch.dim, 1) ||
             (tensor.dim() == 1 && batch.dim == 0)) {
           new_forward = false;
@@ -899,7 +805,7 @@ StepObservation Observer::uninstall(int64_t batch_size) {
   for (ObserverNotice& notice : impl.notices) result.notices.push_back(std::move(notice));
   impl.notices.clear();
   impl.outputs.clear();
-  impl.constants.clear();
+  impl.flow.clear();
   impl.output_sums.clear();
   for (ParameterState& parameter : impl.parameters) {
     parameter.parts.clear();

@@ -18,6 +18,7 @@ struct ThreadState {
   std::vector<OperatorListener*> listeners;
   at::CallbackHandle handle = 0;
   int depth = 0;
+  bool exclusive = false;  // the one listener sees operators without gradients too
 };
 
 thread_local ThreadState state;
@@ -33,8 +34,9 @@ std::unique_ptr<at::ObserverContext> start(const at::RecordFunction& function) {
   if (!outermost || function.scope() != at::RecordScope::FUNCTION) return context;
   const std::string_view name = function.name();
   const bool in_place = !name.empty() && name.back() == '_';
-  if (!at::GradMode::is_enabled() && !in_place) return context;
-  const bool hidden_write = in_place && !at::GradMode::is_enabled();
+  const bool recorded = at::GradMode::is_enabled() || state.exclusive;
+  if (!recorded && !in_place) return context;
+  const bool hidden_write = in_place && !recorded;
   at::NoGradGuard no_grad;
   at::DisableRecordFunctionGuard unobserved;
   // Boxed calls may show more of the stack than the operator's own arguments, which are the last.
@@ -63,17 +65,20 @@ void finish(const at::RecordFunction& function, at::ObserverContext* context) {
   }
 }
 
-}  // namespace
-
-OperatorWatch::OperatorWatch(OperatorListener* listener) : listener_(listener) {
-  state.listeners.push_back(listener);
-  if (state.listeners.size() > 1) return;
+void install() {
   state.depth = 0;
   state.handle = at::addThreadLocalCallback(
       at::RecordFunctionCallback(&start, &finish)
           .needsInputs(true)
           .needsOutputs(true)
           .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
+}
+
+}  // namespace
+
+OperatorWatch::OperatorWatch(OperatorListener* listener) : listener_(listener) {
+  state.listeners.push_back(listener);
+  if (state.listeners.size() == 1) install();
 }
 
 OperatorWatch::~OperatorWatch() {
@@ -83,6 +88,26 @@ OperatorWatch::~OperatorWatch() {
     return;  // Ended on another thread: the callback stays, without listeners.
   listeners.erase(found);
   if (listeners.empty()) at::removeCallback(state.handle);
+}
+
+struct ExclusiveOperatorWatch::Saved {
+  ThreadState watched;
+  at::RecordFunctionTLS callbacks;
+};
+
+ExclusiveOperatorWatch::ExclusiveOperatorWatch(OperatorListener* listener)
+    : saved_(std::make_unique<Saved>(Saved{state, at::get_record_function_tls_()})) {
+  at::set_record_function_tls_({});
+  state = ThreadState();
+  state.listeners.push_back(listener);
+  state.exclusive = true;
+  install();
+}
+
+ExclusiveOperatorWatch::~ExclusiveOperatorWatch() {
+  at::removeCallback(state.handle);
+  state = saved_->watched;
+  at::set_record_function_tls_(saved_->callbacks);
 }
 
 }  // namespace tycho

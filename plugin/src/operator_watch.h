@@ -22,8 +22,8 @@ class OperatorListener {
   virtual void writes(const c10::IValue& target) = 0;
 };
 
-/// While it lives, `listener` sees the operators of the thread that made it. Several may live at
-/// once.
+/// While it lives, `listener` sees the operators of the thread that made it, those that run with
+/// gradients disabled only where they write in place. Several may live at once.
 class OperatorWatch {
  public:
   explicit OperatorWatch(OperatorListener* listener);
@@ -33,6 +33,22 @@ class OperatorWatch {
 
  private:
   OperatorListener* listener_;
+};
+
+/// While it lives, `listener` alone sees the operators of this thread, gradients enabled or not:
+/// other listeners and callbacks of the thread see nothing, also where observation was off. Ended
+/// on the thread that made it; scopes nest. Callbacks that the program added for all threads still
+/// see the operators.
+class ExclusiveOperatorWatch {
+ public:
+  explicit ExclusiveOperatorWatch(OperatorListener* listener);
+  ~ExclusiveOperatorWatch();
+  ExclusiveOperatorWatch(const ExclusiveOperatorWatch&) = delete;
+  ExclusiveOperatorWatch& operator=(const ExclusiveOperatorWatch&) = delete;
+
+ private:
+  struct Saved;
+  std::unique_ptr<Saved> saved_;
 };
 
 }  // namespace tycho

@@ -181,6 +181,7 @@ struct Session::Impl {
         [this](v1::Event::Kind kind, const std::string& code, const std::string& message) {
           event(kind, code, message, v1::SCOPE_RUN, 0);
         });
+    losses->watch_layers(facts.info, options.batch_dim());
     add_built_in_probes();
     check_directory(options);
     trace = std::make_unique<RunTrace>(options.durability(), [this] {
@@ -514,6 +515,9 @@ struct Session::Impl {
       charge(index, seconds_between(begin, Clock::now()));
     }
     losses->close();
+    for (const ObserverNotice& n : losses->take_notices()) {
+      event(n.kind, n.code, n.message, n.scope, n.entity);
+    }
     step.transfer->start();
     pending.push_back(std::move(step));
     snapshot_valid = refreshed;

@@ -21,7 +21,12 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_hessian_trace_probe(), Tier::kFull, 50});
   probes.push_back({make_hessian_spectrum_probe(), Tier::kFull, 400});
   probes.push_back({make_spectral_norms_probe(), Tier::kFull, 1});
+  probes.push_back({make_update_alignment_probe(), Tier::kFull, 2});
   probes.push_back({make_weight_spectrum_probe(), Tier::kFull, 100});
+  probes.push_back({make_linear_modes_probe(), Tier::kFull, 2});
+  probes.push_back({make_features_probe(), Tier::kFull, 3});
+  probes.push_back({make_representation_probe(), Tier::kFull, 3});
+  probes.push_back({make_tangent_kernel_probe(), Tier::kFull, 15});
   return probes;
 }
 

@@ -38,6 +38,11 @@ std::unique_ptr<Probe> make_batch_sharpness_probe();
 std::unique_ptr<Probe> make_hessian_trace_probe();
 std::unique_ptr<Probe> make_hessian_spectrum_probe();
 std::unique_ptr<Probe> make_spectral_norms_probe();
+std::unique_ptr<Probe> make_update_alignment_probe();
 std::unique_ptr<Probe> make_weight_spectrum_probe();
+std::unique_ptr<Probe> make_linear_modes_probe();
+std::unique_ptr<Probe> make_features_probe();
+std::unique_ptr<Probe> make_representation_probe();
+std::unique_ptr<Probe> make_tangent_kernel_probe();
 
 }  // namespace tycho

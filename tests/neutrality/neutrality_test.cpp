@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/support/test_device.h"
@@ -72,8 +73,13 @@ std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>
                                             .overhead_budget(std::nullopt)
                                             .every("hessian_spectrum", 5)
                                             .every("block_sharpness", 5));
-    session->set_probe_loss(
-        [&] { return torch::cross_entropy_loss(model->forward(probe_data), probe_target); });
+    ProbeLoss probe_loss;
+    probe_loss.output = [&](int64_t) { return model->forward(probe_data); };
+    probe_loss.loss = [&](const at::Tensor& output, int64_t) {
+      return torch::cross_entropy_loss(output, probe_target);
+    };
+    probe_loss.labels = [&](int64_t) { return probe_target; };
+    session->set_probe_loss(std::move(probe_loss));
     session->set_step_loss([&] { return torch::cross_entropy_loss(model->forward(data), target); });
     session->set_batch_loss([&](int64_t index) {
       return torch::cross_entropy_loss(model->forward(probe_data * (1 + index % 3)), probe_target);

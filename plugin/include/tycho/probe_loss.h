@@ -29,6 +29,9 @@ struct ProbeLoss {
   /// one chunk: products take two thirds of the time, and a third more memory at their peak
   /// (docs/performance.md).
   bool keep_graph = false;
+  /// The classes of chunk k's examples, int64 [n]. Optional: unlocks statistics that need classes,
+  /// such as neural collapse.
+  std::function<at::Tensor(int64_t chunk)> labels;
 };
 
 }  // namespace tycho

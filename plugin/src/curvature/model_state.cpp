@@ -96,10 +96,18 @@ void SavedState::begin() {
   }
 }
 
-void SavedState::rewind() {
-  for (auto& [generator, state] : generators_) {
+std::vector<at::Tensor> SavedState::generator_states() const {
+  std::vector<at::Tensor> states;
+  for (const auto& [generator, state] : generators_) states.push_back(state);
+  return states;
+}
+
+void SavedState::rewind(const std::vector<at::Tensor>& generators) {
+  const bool others = generators.size() == generators_.size();
+  for (size_t i = 0; i < generators_.size(); ++i) {
+    auto& [generator, state] = generators_[i];
     const std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(state);
+    generator.set_state(others ? generators[i] : state);
   }
   for (auto& [buffer, values] : buffers_) {
     if (buffer.sizes() != values.sizes()) buffer.resize_(values.sizes());

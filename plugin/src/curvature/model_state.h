@@ -41,8 +41,10 @@ class SavedState {
   /// Saves; does nothing the second time.
   void begin();
   /// Generators, buffers and flags as they were; may be called while a graph lives that was made
-  /// since.
-  void rewind();
+  /// since. `generators`: states of an earlier generator_states() instead, where as many.
+  void rewind(const std::vector<at::Tensor>& generators = {});
+  /// As they were at begin().
+  std::vector<at::Tensor> generator_states() const;
   /// Parameters that are trained, as they were plus `displacement`: their entries one after the
   /// other. Undefined: as they were.
   void move(const at::Tensor& displacement);

@@ -7,6 +7,8 @@
 #include <cmath>
 #include <utility>
 
+#include "features/probe_pass.h"
+
 namespace tycho {
 namespace {
 
@@ -31,6 +33,8 @@ UserLosses::UserLosses(const ModelState& model, std::vector<ProbeLossSurface::Pa
                        Say say)
     : model_(model), parameters_(std::move(parameters)), say_(std::move(say)) {}
 
+UserLosses::~UserLosses() = default;
+
 bool UserLosses::set(Kind kind, ProbeLoss loss) {
   bool legal = static_cast<bool>(loss.loss) && !loss.weights.empty();
   for (const double weight : loss.weights) legal = legal && std::isfinite(weight);
@@ -44,6 +48,7 @@ bool UserLosses::set(Kind kind, ProbeLoss loss) {
   entry = Entry();
   entry.loss = std::move(loss);
   entry.given = true;
+  if (kind == kProbe) pass_memory_ = ProbePassMemory();
   return true;
 }
 
@@ -66,7 +71,8 @@ bool UserLosses::set_batches(std::function<at::Tensor(int64_t)> loss) {
 }
 
 bool UserLosses::serve(const Needs& needs) const {
-  if (needs.loss_surface && !entries_[kProbe].usable()) return false;
+  const bool probe = needs.loss_surface || needs.probe_features || needs.probe_feature_gradients;
+  if (probe && !entries_[kProbe].usable()) return false;
   if (needs.step_surface && !entries_[kStep].usable() && !entries_[kProbe].usable()) return false;
   return !needs.batch_surface || entries_[kBatch].usable();
 }
@@ -130,6 +136,12 @@ void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, St
                                                 &entry.method);
     };
   }
+  const bool features = needs.probe_features || needs.probe_feature_gradients;
+  if (features && layers_ != nullptr && entries_[kProbe].usable()) {
+    pass_ = std::make_unique<ProbePass>(entries_[kProbe].loss, *state_, *layers_, parameters_,
+                                        batch_dim_, needs.probe_feature_gradients, &pass_memory_);
+    view->features = pass_.get();
+  }
   const LossSurface* any = view->surface != nullptr ? view->surface : view->step_surface;
   if (any == nullptr) return;
   if (needs.update) view->update = update_of(*view, *any);
@@ -145,12 +157,19 @@ void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, St
 
 void UserLosses::settle(StepView* view) {
   if (state_) state_->move({});
-  if (entries_[kProbe].suspended) view->surface = nullptr;
+  if (entries_[kProbe].suspended) {
+    view->surface = nullptr;
+    view->features = nullptr;
+  }
   if (entries_[kStep].suspended) view->step_surface = nullptr;
   if (entries_[kBatch].suspended) view->batch_surface = nullptr;
 }
 
 void UserLosses::close() {
+  if (pass_) {
+    for (ObserverNotice& notice : pass_->take_notices()) notices_.push_back(std::move(notice));
+    pass_.reset();
+  }
   for (Entry& entry : entries_) entry.surface.reset();
   state_.reset();
   for (size_t kind = 0; kind < kKinds; ++kind) {

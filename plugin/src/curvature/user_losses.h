@@ -6,15 +6,20 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "curvature/model_state.h"
 #include "curvature/probe_loss_surface.h"
 #include "curvature/stability.h"
+#include "features/pass_memory.h"
+#include "observer.h"
 #include "tycho/probe.h"
 #include "tycho/probe_loss.h"
 
 namespace tycho {
+
+class ProbePass;
 
 /// The losses that the user gave to be measured beside training, and their surfaces at one step.
 class UserLosses {
@@ -24,6 +29,14 @@ class UserLosses {
 
   /// `model` outlives this. `parameters`: all of the model's, with ids where they are selected.
   UserLosses(const ModelState& model, std::vector<ProbeLossSurface::Parameter> parameters, Say say);
+
+  ~UserLosses();
+
+  /// Whose layers feature passes watch, and where their examples lie; outlives this.
+  void watch_layers(const ModelInfo& model, int64_t batch_dim) {
+    layers_ = &model;
+    batch_dim_ = batch_dim;
+  }
 
   /// Losses without weights, or without a function, are refused: said, and false.
   bool set_probe(ProbeLoss loss);
@@ -41,6 +54,8 @@ class UserLosses {
   /// Parameters where training left them, whatever a probe did; no surface of a suspended loss.
   void settle(StepView* view);
   void close();
+  /// What feature passes have to say since the last call.
+  std::vector<ObserverNotice> take_notices() { return std::exchange(notices_, {}); }
   /// A loss could not be used: it is not evaluated any more, which is said.
   void suspend(const LossError& error);
 
@@ -69,6 +84,11 @@ class UserLosses {
   std::function<at::Tensor(int64_t)> batches_;
   int64_t next_batch_ = -1;
   Stability stability_;
+  const ModelInfo* layers_ = nullptr;
+  int64_t batch_dim_ = 0;
+  std::unique_ptr<ProbePass> pass_;
+  ProbePassMemory pass_memory_;
+  std::vector<ObserverNotice> notices_;
 };
 
 }  // namespace tycho

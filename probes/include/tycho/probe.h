@@ -14,6 +14,8 @@
 
 namespace tycho {
 
+class FeaturePass;  // tycho/feature_pass.h
+
 /// What a probe needs to be there at an observed step. The session merges the needs of all probes
 /// scheduled at a step and pays for each once.
 struct Needs {
@@ -34,6 +36,8 @@ struct Needs {
   bool update = false;                      ///< StepView::update
   bool stability = false;                   ///< StepView::stability (with loss_surface)
   bool convolutions = false;                ///< StepView::convolutions
+  bool probe_features = false;              ///< StepView::features
+  bool probe_feature_gradients = false;     ///< StepView::features, its gradients too
 
   Needs& operator|=(const Needs& other) {
     gradients |= other.gradients;
@@ -53,6 +57,8 @@ struct Needs {
     update |= other.update;
     stability |= other.stability;
     convolutions |= other.convolutions;
+    probe_features |= other.probe_features;
+    probe_feature_gradients |= other.probe_feature_gradients;
     return *this;
   }
 };
@@ -207,7 +213,10 @@ struct StepView {
   /// known: at a first step, or where layers that train are not selected.
   at::Tensor update;
   const Stability* stability = nullptr;  ///< of the optimizer as it stands after the step
-  uint64_t seed = 0;                     ///< SessionOptions::seed, for random numbers of one's own
+  /// What layers took in and gave out on the probe batch; nullptr: no probe loss was given, or it
+  /// could not be used.
+  FeaturePass* features = nullptr;
+  uint64_t seed = 0;  ///< SessionOptions::seed, for random numbers of one's own
 };
 
 /// Where a probe's numbers are written once they are on the host.

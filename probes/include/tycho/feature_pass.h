@@ -1,0 +1,127 @@
+#pragma once
+
+#include <ATen/core/Generator.h>
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace tycho {
+
+/// A layer's own operator as it ran, with all arguments but input, weight and bias fixed. Pure: no
+/// autograd, no random numbers, nothing is written.
+class LayerOperator {
+ public:
+  enum class Kind {
+    kLinear,       ///< x W' + b over the last dimension
+    kConvolution,  ///< of one, two or three dimensions, with groups, transposed
+    kEmbedding,    ///< rows of the weight; the input holds indices
+    kScale,        ///< normalisation with a gain, or multiplication by the weight
+  };
+  virtual ~LayerOperator() = default;
+  virtual Kind kind() const = 0;
+  /// The operator on `input` with another weight and bias, of the parameters' shapes. It is linear
+  /// in weight and bias together, and, but for kScale normalisations, in the input. `bias`
+  /// undefined: zero.
+  virtual at::Tensor apply(const at::Tensor& input, const at::Tensor& weight,
+                           const at::Tensor& bias) const = 0;
+  /// The weight as a matrix [out, in] that meets inputs (patches of them, in convolutions) at every
+  /// position. Undefined where it is none: kScale, kEmbedding, groups, transposed convolutions.
+  virtual at::Tensor matrix(const at::Tensor& weight) const = 0;
+  /// Outputs, or their gradients, as rows [positions of all examples, out]. Undefined for kScale.
+  virtual at::Tensor rows(const at::Tensor& output) const = 0;
+};
+
+/// One use of a layer's weight in the feature pass.
+struct LayerUse {
+  static constexpr uint32_t kNone = static_cast<uint32_t>(-1);
+  uint32_t layer = 0;     ///< that owns the weight
+  uint32_t weight = 0;    ///< parameter id
+  uint32_t bias = kNone;  ///< parameter id; kNone: no bias, or another layer's
+  int64_t chunk = 0;
+  /// What the operator took in, and what it gave out: before the nonlinearity, with the bias.
+  /// Values of that moment, on the layer's device, detached; not to be changed.
+  at::Tensor input;
+  at::Tensor output;
+  std::shared_ptr<const LayerOperator> op;
+};
+
+/// Per-example tangent kernels of the network's output, see FeaturePass::tangent_kernel.
+struct TangentKernel {
+  int64_t examples = 0;
+  /// float64 [n, n] by layer id: sum over the layer's parameters. Undefined: the layer is not used,
+  /// or why_not[layer] says why it cannot be had.
+  std::vector<at::Tensor> layers;
+  std::vector<std::string> why_not;
+  at::Tensor whole;        ///< sum over all layers; undefined where one cannot be had
+  at::Tensor directions;   ///< [n, outputs of an example]
+  bool products = true;    ///< false: some come from one backward pass for each example
+  std::string impossible;  ///< not empty: nothing else is there
+};
+
+/// What every layer with a weight took in and gave out on the probe batch, at the parameters after
+/// the update (Session::set_probe_loss). The pass runs at the first call that asks for it and is
+/// shared by all probes of the step; every pass of a run sees the same random numbers (dropout is
+/// one fixed mask). Random numbers, buffers, training flags, gradients and parameters are put back
+/// bit for bit. All functions throw LossError where the loss cannot be used; training thread only.
+class FeaturePass {
+ public:
+  virtual ~FeaturePass() = default;
+
+  /// In the order in which they ran, chunk by chunk. A layer that several operators use has several
+  /// entries; one whose operators are not known, or that is not used, has none, which is said.
+  virtual const std::vector<LayerUse>& uses() = 0;
+  /// Whether the probe batch is the one of the run's first pass: same shapes, same content where
+  /// operators with weights first meet data. False is said; what compares with earlier passes
+  /// then has nothing to say.
+  virtual bool comparable() = 0;
+
+  virtual int64_t chunks() const = 0;
+  /// Weight of a chunk's loss in the probe loss.
+  virtual double chunk_weight(int64_t chunk) const = 0;
+  /// Whether the user gave the network's output apart from the loss (ProbeLoss::output).
+  virtual bool has_output() const = 0;
+  /// By chunk, detached. Only with has_output().
+  virtual const std::vector<at::Tensor>& outputs() = 0;
+  /// Class of each example of a chunk, int64 [n], on the CPU; undefined: none were given.
+  virtual at::Tensor labels(int64_t chunk) = 0;
+  /// [examples, outputs of an example] the output at which the chunk's loss is smallest, where it
+  /// is the same parabola in all entries of the output (a squared error); undefined elsewhere.
+  virtual at::Tensor targets(int64_t chunk) = 0;
+  /// How many examples a chunk has; 0: not to be seen.
+  virtual int64_t examples(int64_t chunk) = 0;
+
+  /// A use's output (or gradients of it) as [examples, rest]; undefined where the examples cannot
+  /// be found in it.
+  virtual at::Tensor by_example(const LayerUse& use, const at::Tensor& output) = 0;
+
+  // With Needs::probe_feature_gradients only. With several chunks each call may evaluate the chunk
+  // again.
+
+  /// Gradients with respect to the output of each entry of uses(); undefined for those of other
+  /// chunks, and where it does not depend on them. Of sum(seed * output(chunk)), or, `seed`
+  /// undefined, of the chunk's loss times its weight.
+  virtual std::vector<at::Tensor> gradients(int64_t chunk, const at::Tensor& seed) = 0;
+
+  /// K_ij = sum over parameters of (d f_i/d theta)(d f_j/d theta) of the first `limit` examples of
+  /// the first chunk, with f_i the output of example i along a fixed unit direction drawn from
+  /// `generator` (1 where an example has one output). From products of inputs and output gradients
+  /// where these are seen to give it (one backward pass, and now and then three more to see it),
+  /// else from one backward pass for each example. Only with has_output().
+  virtual TangentKernel tangent_kernel(int64_t limit, at::Generator generator) = 0;
+
+  /// All trained parameters, flat as in LossSurface, in float64: those of layers that are not
+  /// selected too.
+  virtual at::Tensor parameters() = 0;
+  /// The chunk's output at other parameters, and its derivative there along a direction, both flat.
+  struct Line {
+    at::Tensor output;
+    at::Tensor derivative;
+    bool exact = true;  ///< false: a central difference, where operators have no second derivative
+  };
+  virtual Line line(int64_t chunk, const at::Tensor& at, const at::Tensor& direction) = 0;
+};
+
+}  // namespace tycho
