@@ -27,6 +27,9 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_features_probe(), Tier::kFull, 3});
   probes.push_back({make_representation_probe(), Tier::kFull, 3});
   probes.push_back({make_tangent_kernel_probe(), Tier::kFull, 15});
+  probes.push_back({make_feature_ansatz_probe(), Tier::kFull, 20});
+  probes.push_back({make_neural_collapse_probe(), Tier::kFull, 3});
+  probes.push_back({make_attention_probe(), Tier::kFull, 3});
   return probes;
 }
 

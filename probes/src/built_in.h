@@ -44,5 +44,8 @@ std::unique_ptr<Probe> make_linear_modes_probe();
 std::unique_ptr<Probe> make_features_probe();
 std::unique_ptr<Probe> make_representation_probe();
 std::unique_ptr<Probe> make_tangent_kernel_probe();
+std::unique_ptr<Probe> make_feature_ansatz_probe();
+std::unique_ptr<Probe> make_neural_collapse_probe();
+std::unique_ptr<Probe> make_attention_probe();
 
 }  // namespace tycho

@@ -309,6 +309,33 @@ TEST(FeaturePass, ALossThatFailsIsSaidAndLeavesNoTrace) {
   for (size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(torch::equal(before[i], after[i])) << i;
 }
 
+TEST(FeaturePass, EmbeddingsThatAreRenormalisedAreLeftAsTheyWere) {
+  torch::manual_seed(1);
+  nn::Embedding embedding(nn::EmbeddingOptions(9, 4).max_norm(0.5));
+  const auto tokens = torch::randint(9, {3, 5});
+  ProbedModel probed(*embedding, probe_loss_of([&] { return embedding->forward(tokens); },
+                                               [](const at::Tensor& z) { return z.pow(4).sum(); }));
+  const auto before = probed.everything();
+  {
+    const auto made = probed.pass(true);
+    const auto& uses = made->pass.uses();
+    ASSERT_EQ(uses.size(), 1u);
+    EXPECT_LT(uses[0].output.norm(2, {-1}).max().item<float>(), 0.5001f);
+    const auto here = made->pass.parameters();
+    (void)made->pass.line(0, here * 0.9, here);
+  }
+  {
+    SavedState saved(probed.state, embedding->parameters());
+    ProductMethod method;
+    ProbeLossSurface surface("probe_loss", probed.loss, saved, probed.parameters, &method);
+    (void)surface.hessian_product(torch::ones({36}));
+    surface.move(torch::ones({36}) * 0.1);
+    (void)surface.value();
+  }
+  const auto after = probed.everything();
+  for (size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(torch::equal(before[i], after[i])) << i;
+}
+
 TEST(FeaturePass, IsSeenByNoOtherWatch) {
   struct Counter : OperatorListener {
     int seen = 0;

@@ -348,7 +348,7 @@ std::vector<KernelCase> kernel_cases() {
     };
     auto model = std::make_shared<SequenceImpl>();
     const auto tokens = torch::randint(7, {5, 4});
-    all.push_back({"sequence", model, [=] { return model->forward(tokens); }, 5, false});
+    all.push_back({"sequence", model, [=] { return model->forward(tokens); }, 5});
   }
   {
     struct TiedImpl : nn::Module {
@@ -549,6 +549,287 @@ TEST(TangentKernel, TargetsAreNotInventedAndWithoutOutputNothingIsSaidButThat) {
   recorded = observe(*other, without, 0);
   EXPECT_TRUE(recorded.values.empty());
   EXPECT_EQ(recorded.events.count("tangent_kernel_not_observed"), 1u);
+}
+
+// The feature ansatz and FACT.
+
+v1::OptimizerSettings settings_with_decay(const ProbedModel& probed, double decay,
+                                          bool decoupled = false) {
+  v1::OptimizerSettings settings;
+  v1::ParameterGroup* group = settings.add_group();
+  group->set_weight_decay(decay);
+  group->set_decoupled_weight_decay(decoupled);
+  for (const auto& parameter : probed.facts.info.parameters) group->add_parameter(parameter.id);
+  return settings;
+}
+
+double cosine(const at::Tensor& left, const at::Tensor& right) {
+  return ((left * right).sum() / (left.norm() * right.norm())).item<double>();
+}
+
+TEST(FeatureAnsatz, OfAWideAndANarrowLayerByExplicitJacobians) {
+  torch::manual_seed(1);
+  nn::Linear below(4, 7), above(7, 3);
+  nn::Sequential model(below, nn::Tanh(), above);
+  model->to(torch::kFloat64);
+  const auto x = torch::randn({6, 4}, kWide);
+  const auto labels = torch::tensor({0, 1, 2, 2, 1, 0});
+  ProbedModel probed(
+      *model, probe_loss_of([&] { return model->forward(x); },
+                            [&](const at::Tensor& z) { return F::cross_entropy(z, labels); }));
+  constexpr double kDecay = 0.3;
+  const auto settings = settings_with_decay(probed, kDecay);
+  auto probe = make_feature_ansatz_probe();
+  const auto recorded = observe(*probe, probed, 0, &settings);
+  for (const bool upper : {false, true}) {
+    const std::string layer = upper ? "2" : "0";
+    auto& linear = upper ? above : below;
+    const auto w = linear->weight.detach();
+    const auto h = (upper ? torch::tanh(below(x)) : x).detach().requires_grad_(true);
+    const auto rest = [&](const at::Tensor& input) {
+      return upper ? above(input) : above(torch::tanh(below(input)));
+    };
+    const auto f = rest(h);
+    at::Tensor agop = torch::zeros({w.size(1), w.size(1)}, kWide);
+    for (int64_t i = 0; i < 6; ++i) {
+      for (int64_t c = 0; c < 3; ++c) {
+        const auto j = torch::autograd::grad({f[i][c]}, {h}, {}, true)[0][i];
+        agop += torch::outer(j, j);
+      }
+    }
+    const auto square = torch::matmul(w.t(), w);
+    EXPECT_NEAR(recorded.at("feature_ansatz_alignment@" + layer), cosine(square, agop), 1e-12);
+    const auto slope = torch::autograd::grad({F::cross_entropy(rest(h), labels)}, {h})[0];
+    const auto fact = -torch::matmul(slope.t(), h.detach()) / kDecay;
+    EXPECT_NEAR(recorded.at("fact_alignment@" + layer), cosine(square, fact + fact.t()), 1e-10);
+    EXPECT_NEAR(recorded.at("fact_residual@" + layer),
+                ((square - fact).norm() / square.norm()).item<double>(), 1e-10);
+    EXPECT_NEAR(recorded.at("fact_asymmetry@" + layer),
+                ((fact - fact.t()).norm() / fact.norm()).item<double>(), 1e-10);
+  }
+}
+
+TEST(FeatureAnsatz, OfConvolutionsOnPatchesAndOfManyOutputsBySigns) {
+  torch::manual_seed(1);
+  nn::Conv2d convolution(nn::Conv2dOptions(2, 5, 2).stride(2));
+  nn::Linear head(20, 40);
+  nn::Sequential model(convolution, nn::Tanh(), nn::Flatten(), head);
+  model->to(torch::kFloat64);
+  const auto x = torch::randn({3, 2, 4, 4}, kWide);
+  ProbedModel probed(*model, probe_loss_of([&] { return model->forward(x); }, mean_square));
+  // Patches [3, 2 * 4, 4 positions] do not overlap.
+  const auto patches = torch::im2col(x, {2, 2}, {1, 1}, {0, 0}, {2, 2}).requires_grad_(true);
+  const auto w = convolution->weight.detach().reshape({5, 8});
+  const auto z = torch::matmul(w, patches) + convolution->bias.detach().unsqueeze(1);
+  const auto f = head(torch::tanh(z).flatten(1));
+  at::Tensor agop = torch::zeros({8, 8}, kWide);
+  for (int64_t i = 0; i < 3; ++i) {
+    for (int64_t c = 0; c < 40; ++c) {
+      const auto j = torch::autograd::grad({f[i][c]}, {patches}, {}, true)[0][i];
+      agop += torch::matmul(j, j.t());
+    }
+  }
+  const double exact = cosine(torch::matmul(w.t(), w), agop);
+  double sum = 0;
+  constexpr int kTrials = 40;
+  for (int trial = 0; trial < kTrials; ++trial) {
+    auto probe = make_feature_ansatz_probe();
+    const auto recorded = observe(*probe, probed, trial);
+    sum += recorded.at("feature_ansatz_alignment@0");
+    EXPECT_FALSE(recorded.has("fact_alignment@0"));  // no weight decay
+  }
+  EXPECT_NEAR(sum / kTrials, exact, 0.03);
+}
+
+TEST(FeatureAnsatz, FactHoldsAtAStationaryPointAndNotBefore) {
+  torch::manual_seed(1);
+  nn::Sequential model(nn::Linear(nn::LinearOptions(3, 6).bias(false)), nn::Tanh(),
+                       nn::Linear(nn::LinearOptions(6, 1).bias(false)));
+  model->to(torch::kFloat64);
+  const auto x = torch::randn({20, 3}, kWide);
+  const auto y = torch::sin(x.sum(1, true));
+  constexpr double kDecay = 0.01;
+  ProbedModel probed(*model, probe_loss_of([&] { return model->forward(x); },
+                                           [&](const at::Tensor& z) { return F::mse_loss(z, y); }));
+  const auto settings = settings_with_decay(probed, kDecay);
+  auto probe = make_feature_ansatz_probe();
+  const auto before = observe(*probe, probed, 0, &settings);
+  EXPECT_GT(before.at("fact_residual@0"), 0.5);
+  EXPECT_GT(before.at("fact_asymmetry@0"), 0.1);
+  torch::optim::SGD optimizer(model->parameters(),
+                              torch::optim::SGDOptions(0.3).momentum(0.9).weight_decay(kDecay));
+  for (int step = 0; step < 20000; ++step) {
+    optimizer.zero_grad();
+    F::mse_loss(model->forward(x), y).backward();
+    optimizer.step();
+  }
+  const auto after = observe(*probe, probed, 1, &settings);
+  for (const std::string layer : {"0", "2"}) {
+    EXPECT_LT(after.at("fact_residual@" + layer), 1e-5);
+    EXPECT_LT(after.at("fact_asymmetry@" + layer), 1e-5);
+    EXPECT_GT(after.at("fact_alignment@" + layer), 1 - 1e-9);
+  }
+  const auto decoupled = settings_with_decay(probed, kDecay, true);
+  const auto other = observe(*probe, probed, 2, &decoupled);
+  EXPECT_FALSE(other.has("fact_residual@0"));
+  EXPECT_EQ(other.events.count("fact_not_observed"), 1u);
+  EXPECT_TRUE(other.has("feature_ansatz_alignment@0"));
+}
+
+// Neural collapse.
+
+/// A model whose last features are what is wanted: the input.
+struct Collapsed {
+  nn::Sequential model;
+  at::Tensor h, labels;
+  ProbeLoss loss;
+  Collapsed(at::Tensor features, at::Tensor classes, const at::Tensor& weight)
+      : model(nn::Linear(nn::LinearOptions(weight.size(1), weight.size(0)).bias(false))),
+        h(std::move(features)),
+        labels(std::move(classes)) {
+    model->to(torch::kFloat64);
+    torch::NoGradGuard(), model->parameters()[0].copy_(weight);
+    loss = probe_loss_of([this] { return model->forward(h); },
+                         [this](const at::Tensor& z) { return F::cross_entropy(z, labels); });
+    loss.labels = [this](int64_t) { return labels; };
+  }
+  Recorded observed() {
+    ProbedModel probed(*model, loss);
+    auto probe = make_neural_collapse_probe();
+    return observe(*probe, probed, 0);
+  }
+};
+
+TEST(NeuralCollapse, OfASimplexIsComplete) {
+  // Rows of the centred identity: four points at equal angles with cosine -1/3.
+  const auto simplex = torch::eye(4, kWide) - 0.25;
+  const auto labels = torch::tensor({0, 1, 2, 3, 3, 2, 1, 0});
+  Collapsed made(simplex.index_select(0, labels) * 2 + 7, labels, simplex * 5);
+  const auto recorded = made.observed();
+  EXPECT_NEAR(recorded.at("class_variability"), 0, 1e-12);
+  EXPECT_NEAR(recorded.at("class_mean_norm_variation"), 0, 1e-12);
+  EXPECT_NEAR(recorded.at("class_mean_angle_deviation"), 0, 1e-12);
+  EXPECT_NEAR(recorded.at("self_duality"), 0, 1e-12);
+  EXPECT_EQ(recorded.at("nearest_center_mismatch"), 0);
+  EXPECT_EQ(recorded.at("probe_error"), 0);
+}
+
+TEST(NeuralCollapse, OfARandomBatchByDenseMatrices) {
+  torch::manual_seed(2);
+  constexpr int64_t kClasses = 3, kFeatures = 5, kExamples = 40;
+  const auto h = torch::randn({kExamples, kFeatures}, kWide);
+  const auto labels = torch::randint(kClasses, {kExamples});
+  const auto w = torch::randn({kClasses, kFeatures}, kWide);
+  Collapsed made(h, labels, w);
+  const auto recorded = made.observed();
+  std::vector<at::Tensor> means;
+  at::Tensor within = torch::zeros({kFeatures, kFeatures}, kWide);
+  for (int64_t c = 0; c < kClasses; ++c) {
+    const auto rows = h.index({labels.eq(c)});
+    means.push_back(rows.mean(0));
+    within += torch::matmul((rows - means.back()).t(), rows - means.back()) / kExamples;
+  }
+  const auto m = torch::stack(means);
+  const auto centred = m - m.mean(0, true);
+  const auto between = torch::matmul(centred.t(), centred) / kClasses;
+  EXPECT_NEAR(
+      recorded.at("class_variability"),
+      torch::matmul(within, torch::linalg_pinv(between, 1e-10)).trace().item<double>() / kClasses,
+      1e-10);
+  const auto norms = centred.norm(2, 1);
+  EXPECT_NEAR(recorded.at("class_mean_norm_variation"), (norms.std() / norms.mean()).item<double>(),
+              1e-12);
+  double angle = 0;
+  for (int64_t a = 0; a < kClasses; ++a) {
+    for (int64_t b = 0; b < kClasses; ++b) {
+      if (a != b) angle += std::abs(cosine(centred[a], centred[b]) + 0.5) / 6;
+    }
+  }
+  EXPECT_NEAR(recorded.at("class_mean_angle_deviation"), angle, 1e-12);
+  EXPECT_NEAR(recorded.at("self_duality"),
+              (w / w.norm() - centred / centred.norm()).square().sum().item<double>(), 1e-12);
+  const auto said = torch::matmul(h, w.t()).argmax(1);
+  const auto nearest = torch::cdist(h, m).argmin(1);
+  EXPECT_NEAR(recorded.at("nearest_center_mismatch"),
+              said.ne(nearest).to(torch::kFloat64).mean().item<double>(), 1e-12);
+  EXPECT_NEAR(recorded.at("probe_error"), said.ne(labels).to(torch::kFloat64).mean().item<double>(),
+              1e-12);
+}
+
+TEST(NeuralCollapse, IsAbsentWhereThereIsNone) {
+  const auto w = torch::randn({3, 5}, kWide);
+  const auto expect_absent = [](Collapsed& made) {
+    const auto recorded = made.observed();
+    EXPECT_TRUE(recorded.values.empty());
+    EXPECT_EQ(recorded.events.count("neural_collapse_not_observed"), 1u);
+  };
+  Collapsed one_class(torch::randn({4, 5}, kWide), torch::tensor({1, 1, 1, 1}), w);
+  expect_absent(one_class);
+  Collapsed unlabelled(torch::randn({4, 5}, kWide), torch::tensor({0, 1, 2, 1}), w);
+  unlabelled.loss.labels = nullptr;
+  expect_absent(unlabelled);
+  Collapsed other(torch::randn({4, 5}, kWide), torch::tensor({0, 1, 2, 1}), w);
+  other.loss.labels = [](int64_t) { return torch::tensor({0, 1, 7, 1}); };
+  expect_absent(other);
+  other.loss.labels = [](int64_t) { return torch::tensor({0, 1}); };
+  expect_absent(other);
+  // All means the same: only what can be said is said.
+  Collapsed still(torch::ones({4, 5}, kWide), torch::tensor({0, 1, 2, 1}), w);
+  const auto recorded = still.observed();
+  EXPECT_FALSE(recorded.has("class_variability"));
+  EXPECT_TRUE(recorded.has("probe_error"));
+}
+
+// Attention.
+
+TEST(Attention, OfModulesAndOfHandWrittenHeads) {
+  torch::manual_seed(1);
+  struct HeadsImpl : nn::Module {
+    nn::Linear query_key_value{6, 18};
+    nn::MultiheadAttention module{nn::MultiheadAttentionOptions(6, 2).dropout(0.3)};
+    nn::Linear classes{6, 4};
+    at::Tensor p, scores, inner;
+    HeadsImpl() {
+      register_module("query_key_value", query_key_value);
+      register_module("module", module);
+      register_module("classes", classes);
+    }
+    at::Tensor forward(const at::Tensor& x) {  // [batch, context, 6]
+      const auto parts =
+          query_key_value(x).view({x.size(0), x.size(1), 3, 2, 3}).permute({2, 0, 3, 1, 4});
+      const auto future = torch::ones({x.size(1), x.size(1)}, torch::kBool).triu(1);
+      scores = torch::matmul(parts[0], parts[1].transpose(-2, -1))
+                   .masked_fill(future, -std::numeric_limits<double>::infinity());
+      p = scores.softmax(-1);
+      const auto mixed =
+          torch::matmul(torch::dropout(p, 0.5, true), parts[2]).transpose(1, 2).flatten(2);
+      inner = mixed.transpose(0, 1);
+      const auto y = std::get<0>(module(inner, inner, inner));
+      // No attention: nothing is multiplied by it.
+      return classes(y).softmax(-1);
+    }
+  };
+  auto model = std::make_shared<HeadsImpl>();
+  model->to(torch::kFloat64);
+  const auto x = torch::randn({3, 5, 6}, kWide) * 2;
+  ProbedModel probed(*model, probe_loss_of([&] { return model->forward(x); }, mean_square));
+  auto probe = make_attention_probe();
+  const auto recorded = observe(*probe, probed, 0);
+  EXPECT_EQ(recorded.values.size(), 4u);
+  const auto entropy = [](const at::Tensor& p) {
+    return -torch::xlogy(p, p).sum(-1).mean().item<double>();
+  };
+  EXPECT_NEAR(recorded.at("attention_entropy@query_key_value"), entropy(model->p), 1e-12);
+  EXPECT_EQ(recorded.at("attention_largest_logit@query_key_value"),
+            model->scores.max().item<double>());
+  const torch::NoGradGuard no_grad;
+  const auto all =
+      torch::linear(model->inner, model->module->in_proj_weight, model->module->in_proj_bias)
+          .view({5, 3, 3, 2, 3})
+          .permute({2, 1, 3, 0, 4});
+  const auto scores = torch::matmul(all[0], all[1].transpose(-2, -1)) / std::sqrt(3.0);
+  EXPECT_NEAR(recorded.at("attention_entropy@module"), entropy(scores.softmax(-1)), 1e-10);
+  EXPECT_NEAR(recorded.at("attention_largest_logit@module"), scores.max().item<double>(), 1e-10);
 }
 
 }  // namespace

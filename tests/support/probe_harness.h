@@ -66,7 +66,7 @@ inline Recorded observe(Probe& probe, ProbedModel& probed, int64_t step,
   Recorded recorded(probed.facts.info);
   probe.setup(probed.facts.info);
   const at::NoGradGuard no_grad;
-  const auto made = probed.pass(probe.needs().probe_feature_gradients);
+  const auto made = probed.pass(probe.needs());
   StepView view;
   view.step = step;
   view.seed = 5;

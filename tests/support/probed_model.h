@@ -31,13 +31,17 @@ struct ProbedModel {
   struct Made {
     SavedState saved;
     ProbePass pass;
-    Made(ProbedModel& of, bool gradients)
+    Made(ProbedModel& of, const Needs& needs)
         : saved(of.state, of.model.parameters()),
-          pass(of.loss, saved, of.facts.info, of.parameters, of.batch_dim, gradients, &of.memory) {}
+          pass(of.loss, saved, of.facts.info, of.parameters, of.batch_dim, needs, &of.memory) {}
     ProbePass* operator->() { return &pass; }
   };
+  std::unique_ptr<Made> pass(const Needs& needs) { return std::make_unique<Made>(*this, needs); }
   std::unique_ptr<Made> pass(bool gradients = false) {
-    return std::make_unique<Made>(*this, gradients);
+    Needs needs;
+    needs.probe_features = true;
+    needs.probe_feature_gradients = gradients;
+    return pass(needs);
   }
 
   uint32_t layer(const std::string& path) const {

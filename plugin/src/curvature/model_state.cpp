@@ -51,6 +51,20 @@ void ModelState::set_training_flags(const std::vector<bool>& flags) const {
   }
 }
 
+std::vector<at::Tensor> ModelState::renormalised() const {
+  std::vector<at::Tensor> weights;
+  if (module_ == nullptr) return weights;
+  for_each_module(*module_, [&](torch::nn::Module& module) {
+    if (auto* embedding = module.as<torch::nn::EmbeddingImpl>()) {
+      if (embedding->options.max_norm()) weights.push_back(embedding->weight);
+    }
+    if (auto* bag = module.as<torch::nn::EmbeddingBagImpl>()) {
+      if (bag->options.max_norm()) weights.push_back(bag->weight);
+    }
+  });
+  return weights;
+}
+
 SavedState::SavedState(const ModelState& model, std::vector<at::Tensor> parameters)
     : model_(model), parameters_(std::move(parameters)) {}
 
@@ -87,6 +101,9 @@ void SavedState::begin() {
     gradients_.emplace_back(parameter, parameter.grad());
     gradients_.back().first.mutable_grad().reset();
   }
+  for (const at::Tensor& weight : model_.renormalised()) {
+    renormalised_.emplace_back(weight.variable_data(), weight.detach().clone());
+  }
   for (const at::Device& device : devices) {
     at::Generator generator = device.is_cpu() ? at::detail::getDefaultCPUGenerator()
                                               : at::globalContext().defaultGenerator(device);
@@ -109,6 +126,7 @@ void SavedState::rewind(const std::vector<at::Tensor>& generators) {
     const std::lock_guard<std::mutex> lock(generator.mutex());
     generator.set_state(others ? generators[i] : state);
   }
+  undo_renormalisation();
   for (auto& [buffer, values] : buffers_) {
     if (buffer.sizes() != values.sizes()) buffer.resize_(values.sizes());
     // Past the version counter, which graphs that saved the buffer look at.
@@ -120,6 +138,7 @@ void SavedState::rewind(const std::vector<at::Tensor>& generators) {
 void SavedState::move(const at::Tensor& displacement) {
   if (!displacement.defined() && !displacement_.defined()) return;
   const at::NoGradGuard no_grad;
+  undo_renormalisation();
   if (weights_.empty()) {
     for (const at::Tensor& parameter : parameters_) {
       if (parameter.requires_grad()) {
@@ -128,8 +147,14 @@ void SavedState::move(const at::Tensor& displacement) {
     }
   }
   write_parameters(displacement);
+  for (auto& [weight, values] : renormalised_) values.copy_(weight);
   displacement_ = displacement;
   ++position_;
+}
+
+void SavedState::undo_renormalisation() {
+  const at::NoGradGuard no_grad;
+  for (auto& [weight, values] : renormalised_) weight.copy_(values);
 }
 
 void SavedState::write_parameters(const at::Tensor& displacement) {

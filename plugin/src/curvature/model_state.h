@@ -20,6 +20,8 @@ class ModelState {
   std::vector<at::Tensor> buffers() const;
   std::vector<bool> training_flags() const;
   void set_training_flags(const std::vector<bool>& flags) const;
+  /// Parameters that a forward pass writes to: embeddings with a largest norm.
+  std::vector<at::Tensor> renormalised() const;
 
  private:
   torch::nn::Module* module_ = nullptr;
@@ -40,8 +42,9 @@ class SavedState {
 
   /// Saves; does nothing the second time.
   void begin();
-  /// Generators, buffers and flags as they were; may be called while a graph lives that was made
-  /// since. `generators`: states of an earlier generator_states() instead, where as many.
+  /// Generators, buffers, flags, and parameters that were renormalised, as they were; may be called
+  /// while a graph lives that was made since. `generators`: states of an earlier generator_states()
+  /// instead, where as many.
   void rewind(const std::vector<at::Tensor>& generators = {});
   /// As they were at begin().
   std::vector<at::Tensor> generator_states() const;
@@ -54,6 +57,7 @@ class SavedState {
 
  private:
   void write_parameters(const at::Tensor& displacement);
+  void undo_renormalisation();
 
   const ModelState& model_;
   std::vector<at::Tensor> parameters_;
@@ -61,6 +65,7 @@ class SavedState {
   std::vector<bool> flags_;
   std::vector<std::pair<at::Tensor, at::Tensor>> buffers_;
   std::vector<std::pair<at::Tensor, at::Tensor>> gradients_;
+  std::vector<std::pair<at::Tensor, at::Tensor>> renormalised_;
   std::vector<std::pair<at::Generator, at::Tensor>> generators_;
   std::vector<std::pair<at::Tensor, at::Tensor>> weights_;  // once moved
   at::Tensor displacement_;

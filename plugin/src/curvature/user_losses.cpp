@@ -21,6 +21,10 @@ const char* name_of(size_t kind) {
   return names[kind];
 }
 
+bool wants_features(const Needs& needs) {
+  return needs.probe_features || needs.probe_feature_gradients || needs.probe_attention;
+}
+
 std::string words_of(const std::string& name) {
   std::string words = "the " + name;
   for (char& letter : words) letter = letter == '_' ? ' ' : letter;
@@ -71,8 +75,7 @@ bool UserLosses::set_batches(std::function<at::Tensor(int64_t)> loss) {
 }
 
 bool UserLosses::serve(const Needs& needs) const {
-  const bool probe = needs.loss_surface || needs.probe_features || needs.probe_feature_gradients;
-  if (probe && !entries_[kProbe].usable()) return false;
+  if ((needs.loss_surface || wants_features(needs)) && !entries_[kProbe].usable()) return false;
   if (needs.step_surface && !entries_[kStep].usable() && !entries_[kProbe].usable()) return false;
   return !needs.batch_surface || entries_[kBatch].usable();
 }
@@ -136,10 +139,9 @@ void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, St
                                                 &entry.method);
     };
   }
-  const bool features = needs.probe_features || needs.probe_feature_gradients;
-  if (features && layers_ != nullptr && entries_[kProbe].usable()) {
+  if (wants_features(needs) && layers_ != nullptr && entries_[kProbe].usable()) {
     pass_ = std::make_unique<ProbePass>(entries_[kProbe].loss, *state_, *layers_, parameters_,
-                                        batch_dim_, needs.probe_feature_gradients, &pass_memory_);
+                                        batch_dim_, needs, &pass_memory_);
     view->features = pass_.get();
   }
   const LossSurface* any = view->surface != nullptr ? view->surface : view->step_surface;

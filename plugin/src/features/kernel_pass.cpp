@@ -49,7 +49,7 @@ ProbePass::ByParameter ProbePass::kernel_products(const at::Tensor& along, int64
     if (!d[i].defined()) continue;
     const ParameterUse& use = now.parameter_uses[i];
     if (!use.why_not.empty()) (*why_not)[use.parameter] = use.why_not;
-    uses[use.parameter].push_back({&use.use, d[i].detach()});
+    uses[use.parameter].push_back({&use.use, d[i].detach(), use.sum ? &*use.sum : nullptr});
   }
   ByParameter kernels(model_.parameters.size());
   for (const ParameterInfo& parameter : model_.parameters) {

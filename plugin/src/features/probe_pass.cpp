@@ -52,12 +52,13 @@ void ProbePass::Chunk::drop_graph() {
 
 ProbePass::ProbePass(const ProbeLoss& loss, SavedState& state, const ModelInfo& model,
                      const std::vector<ProbeLossSurface::Parameter>& parameters, int64_t batch_dim,
-                     bool with_gradients, ProbePassMemory* memory)
+                     const Needs& needs, ProbePassMemory* memory)
     : loss_(loss),
       state_(state),
       model_(model),
       batch_dim_(batch_dim),
-      with_gradients_(with_gradients),
+      with_gradients_(needs.probe_feature_gradients),
+      with_attention_(needs.probe_attention),
       memory_(memory),
       unrecognised_(model.layers.size()),
       flow_([this](const at::Tensor& tensor) { return parameter_of(tensor).has_value(); }) {
@@ -101,6 +102,9 @@ ProbePass::Chunk ProbePass::run_chunk(int64_t chunk) {
     flow_.clear();
     tainted_.clear();
     last_outputs_.clear();
+    softmaxes_.clear();
+    passes_on_.clear();
+    positions_.clear();
     pending_.clear();
     failure_.clear();
     now_ = &result;
@@ -115,6 +119,9 @@ ProbePass::Chunk ProbePass::run_chunk(int64_t chunk) {
   arguments_.clear();
   pending_.clear();
   last_outputs_.clear();
+  softmaxes_.clear();
+  passes_on_.clear();
+  positions_.clear();
   tainted_.clear();
   if (!failure_.empty()) fail(failure_);
   if (loss_.output && !result.output.defined()) fail("its output is not a tensor");
@@ -147,6 +154,7 @@ void ProbePass::run() {
 
 /// Gathers what the chunks have, and says what there is not.
 void ProbePass::finish() {
+  ran_all_ = true;
   std::vector<bool> used(model_.layers.size(), false);
   std::vector<at::Tensor> data;
   for (Chunk& chunk : chunks_) {
@@ -161,6 +169,8 @@ void ProbePass::finish() {
     chunk.uses.clear();
     chunk.edges = std::move(edges);
     uses_.insert(uses_.end(), kept.begin(), kept.end());
+    attention_.insert(attention_.end(), chunk.attention.begin(), chunk.attention.end());
+    chunk.attention.clear();
     data.insert(data.end(), chunk.data.begin(), chunk.data.end());
     chunk.data.clear();
   }
@@ -201,6 +211,11 @@ const std::vector<LayerUse>& ProbePass::uses() {
 bool ProbePass::comparable() {
   run();
   return comparable_;
+}
+
+const std::vector<AttentionUse>& ProbePass::attention() {
+  run();
+  return attention_;
 }
 
 const std::vector<at::Tensor>& ProbePass::outputs() {
@@ -364,6 +379,35 @@ std::vector<at::Tensor> ProbePass::gradients(int64_t chunk, const at::Tensor& se
   return all;
 }
 
+std::vector<at::Tensor> ProbePass::loss_gradients() {
+  std::vector<at::Tensor> sums(model_.parameters.size());
+  run();
+  std::vector<uint32_t> trained;
+  for (const ParameterInfo& parameter : model_.parameters) {
+    if (parameter.tensor.requires_grad()) trained.push_back(parameter.id);
+  }
+  for (int64_t i = 0; i < chunks(); ++i) {
+    // The one that is held first.
+    const int64_t chunk = (held_ + i) % chunks();
+    hold(chunk);
+    const Chunk& now = chunks_[static_cast<size_t>(chunk)];
+    evaluate([&] {
+      const at::AutoGradMode with_gradients(true);
+      if (!now.loss.defined() || now.loss.numel() != 1) fail("it is not a scalar");
+      if (!now.loss.requires_grad()) fail("it depends on no parameter, or was detached");
+      const std::vector<at::Tensor> found = parameter_gradients(now.loss, trained);
+      const at::NoGradGuard no_grad;
+      for (size_t k = 0; k < trained.size(); ++k) {
+        if (!found[k].defined()) continue;
+        const at::Tensor part = found[k].detach() * chunk_weight(chunk);
+        at::Tensor& sum = sums[trained[k]];
+        sum = sum.defined() ? sum + part : part;
+      }
+    });
+  }
+  return sums;
+}
+
 at::Tensor ProbePass::parameters() {
   std::vector<at::Tensor> parts;
   for (const at::Tensor& parameter : parameters_) {
@@ -478,6 +522,9 @@ void ProbePass::after(const std::vector<c10::IValue>& outputs) {
   pending_.clear();
   arguments_.clear();
   merges_.reset();
+  softmax_.reset();
+  passed_on_.reset();
+  added_.reset();
 }
 
 void ProbePass::before_operator(const char* name, c10::ArrayRef<const c10::IValue> inputs) {
@@ -506,6 +553,8 @@ void ProbePass::before_operator(const char* name, c10::ArrayRef<const c10::IValu
       for (const at::Tensor& tensor : inputs[i].toTensorVector()) look(tensor, i, true);
     }
   }
+  if (with_gradients_ && !positions_.empty()) before_positions(inputs);
+  if (with_attention_ && !ran_all_) before_attention(inputs);
   if (!pending_.empty()) {
     arguments_.assign(inputs.begin(), inputs.end());
     find_merge(name_);
@@ -560,6 +609,7 @@ void ProbePass::protect(const at::Tensor& target) {
 
 void ProbePass::after_operator(const std::vector<c10::IValue>& results) {
   flow_.after(results);
+  if (with_attention_ && !ran_all_) after_attention(results);
   const auto taint = [&](const at::Tensor& tensor) {
     if (!tensor.defined() || !tensor.has_storage() || parameter_of(tensor)) return;
     const auto* storage = tensor.storage().unsafeGetStorageImpl();
@@ -572,6 +622,9 @@ void ProbePass::after_operator(const std::vector<c10::IValue>& results) {
     if (result.isTensorList()) {
       for (const at::Tensor& tensor : result.toTensorVector()) taint(tensor);
     }
+  }
+  if (added_ && !results.empty() && results[0].isTensor()) {
+    after_positions(results[0].toTensor());
   }
   if (pending_.empty()) return;
   if (results.empty() || !results[0].isTensor() || !results[0].toTensor().defined()) {
@@ -652,6 +705,105 @@ void ProbePass::after_operator(const std::vector<c10::IValue>& results) {
   }
 }
 
+// Positions: an embedding at indices that are the same for all examples is added to something of
+// theirs; from there on its gradient shows the examples.
+
+void ProbePass::before_positions(c10::ArrayRef<const c10::IValue> inputs) {
+  added_.reset();
+  if ((name_ != "aten::add" && name_ != "aten::add_") || inputs.size() < 3 || !is_one(inputs[2])) {
+    return;
+  }
+  for (size_t i = 0; i < 2; ++i) {
+    if (!inputs[i].isTensor() || !inputs[1 - i].isTensor()) continue;
+    const at::Tensor tensor = inputs[i].toTensor();
+    const auto found = positions_.find(tensor.unsafeGetTensorImpl());
+    if (found == positions_.end() || found->second.tensor.expired() ||
+        !flow_.carries(inputs[1 - i].toTensor())) {
+      continue;
+    }
+    Added added{found->second.use, {name_, {}, i, tensor.detach()}};
+    for (const c10::IValue& input : inputs) {
+      added.sum.arguments.push_back(input.isTensor() ? c10::IValue(input.toTensor().detach())
+                                                     : input);
+    }
+    added_ = std::move(added);
+    return;
+  }
+}
+
+void ProbePass::after_positions(const at::Tensor& output) {
+  ParameterUse& use = now_->parameter_uses[added_->use];
+  use.sum = std::move(added_->sum);
+  use.edge = edge_of(output);
+  added_.reset();
+}
+
+// Attention: the result of a softmax over the last dimension that a matrix product takes first.
+
+void ProbePass::before_attention(c10::ArrayRef<const c10::IValue> inputs) {
+  softmax_.reset();
+  passed_on_.reset();
+  const std::string_view name = name_;
+  if (inputs.empty() || !inputs[0].isTensor() || !inputs[0].toTensor().defined()) return;
+  const at::Tensor first = inputs[0].toTensor();
+  if (name.back() == '_') {
+    // What is overwritten is not what was seen.
+    for (auto& each : softmaxes_) {
+      if (each && (shares_storage(each->weights, first) || shares_storage(each->scores, first))) {
+        each.reset();
+      }
+    }
+    return;
+  }
+  if (name == "aten::softmax") {
+    if (inputs.size() < 2 || !inputs[1].isInt() || first.dim() < 3) return;
+    const int64_t dim = inputs[1].toInt();
+    if (dim != -1 && dim != first.dim() - 1) return;
+    for (auto use = now_->uses.rbegin(); use != now_->uses.rend(); ++use) {
+      if (use->op->kind() != LayerOperator::Kind::kLinear) continue;
+      softmax_ = Attention{first.detach(), {}, use->layer};
+      return;
+    }
+    return;
+  }
+  const auto found = passes_on_.find(first.unsafeGetTensorImpl());
+  if (found == passes_on_.end() || found->second.tensor.expired()) return;
+  std::optional<Attention>& attention = softmaxes_[found->second.use];
+  if (!attention) return;
+  if (name == "aten::matmul" || name == "aten::bmm") {
+    AttentionUse use;
+    use.layer = attention->layer;
+    const at::Tensor& p = attention->weights;
+    use.queries = p.size(-1) == 0 ? 0 : p.numel() / p.size(-1);
+    if (use.queries > 0) {
+      use.entropy_sum = at::xlogy(p, p).sum(at::kDouble).neg();
+      use.largest_logit = attention->scores.max().to(at::kDouble);
+      now_->attention.push_back(std::move(use));
+    }
+    attention.reset();
+    return;
+  }
+  if (name == "aten::dropout" || name == "aten::view" || name == "aten::reshape" ||
+      name == "aten::expand" || name == "aten::contiguous" || name == "aten::to" ||
+      name == "aten::type_as" || name == "aten::unsqueeze" || name == "aten::squeeze" ||
+      name == "aten::flatten" || name == "aten::_unsafe_view") {
+    passed_on_ = found->second.use;
+  }
+}
+
+void ProbePass::after_attention(const std::vector<c10::IValue>& results) {
+  if ((!softmax_ && !passed_on_) || results.empty() || !results[0].isTensor()) return;
+  const at::Tensor output = results[0].toTensor();
+  if (!output.defined()) return;
+  if (softmax_) {
+    softmax_->weights = output.detach();
+    softmaxes_.push_back(std::move(softmax_));
+    passed_on_ = softmaxes_.size() - 1;
+  }
+  passes_on_.insert_or_assign(output.unsafeGetTensorImpl(),
+                              Output{Output::Weak(output.getIntrusivePtr()), *passed_on_});
+}
+
 /// The number of examples, and the data, from what operators with parameters meet first.
 void ProbePass::find_batch() {
   for (size_t i = 0; i < arguments_.size(); ++i) {
@@ -696,6 +848,12 @@ void ProbePass::note_uses(const at::Tensor& output) {
                                       : argument);
     }
     use.edge = edge_of(output);
+    if (name_ == "aten::embedding" && pending.position == 0 && arguments_.size() > 1 &&
+        arguments_[1].isTensor() && !flow_.carries(arguments_[1].toTensor())) {
+      positions_.insert_or_assign(
+          output.unsafeGetTensorImpl(),
+          Output{Output::Weak(output.getIntrusivePtr()), now_->parameter_uses.size()});
+    }
     now_->parameter_uses.push_back(std::move(use));
   }
 }

@@ -30,10 +30,11 @@ class ProbePass : public FeaturePass, private OperatorListener {
   /// References and `memory` outlive the pass. `parameters`: as for ProbeLossSurface.
   ProbePass(const ProbeLoss& loss, SavedState& state, const ModelInfo& model,
             const std::vector<ProbeLossSurface::Parameter>& parameters, int64_t batch_dim,
-            bool with_gradients, ProbePassMemory* memory);
+            const Needs& needs, ProbePassMemory* memory);
 
   const std::vector<LayerUse>& uses() override;
   bool comparable() override;
+  const std::vector<AttentionUse>& attention() override;
   int64_t chunks() const override { return static_cast<int64_t>(loss_.weights.size()); }
   double chunk_weight(int64_t chunk) const override {
     return loss_.weights[static_cast<size_t>(chunk)];
@@ -45,6 +46,7 @@ class ProbePass : public FeaturePass, private OperatorListener {
   int64_t examples(int64_t chunk) override;
   at::Tensor by_example(const LayerUse& use, const at::Tensor& output) override;
   std::vector<at::Tensor> gradients(int64_t chunk, const at::Tensor& seed) override;
+  std::vector<at::Tensor> loss_gradients() override;
   TangentKernel tangent_kernel(int64_t limit, at::Generator generator) override;
   at::Tensor parameters() override;
   Line line(int64_t chunk, const at::Tensor& at, const at::Tensor& direction) override;
@@ -57,7 +59,8 @@ class ProbePass : public FeaturePass, private OperatorListener {
   struct ParameterUse {
     uint32_t parameter = 0;
     per_example::Use use;
-    std::string why_not;  // its per-example gradients cannot be had from products
+    std::string why_not;                  // its per-example gradients cannot be had from products
+    std::optional<per_example::Use> sum;  // see GramUse
     torch::autograd::Edge edge;
   };
   struct Chunk {
@@ -67,6 +70,7 @@ class ProbePass : public FeaturePass, private OperatorListener {
     std::vector<ParameterUse> parameter_uses;
     per_example::Batch batch;
     std::vector<at::Tensor> data;
+    std::vector<AttentionUse> attention;
     at::Tensor output;  // with its graph, where there is one
     at::Tensor loss;
     void drop_graph();
@@ -101,8 +105,12 @@ class ProbePass : public FeaturePass, private OperatorListener {
   void finish();
   void find_batch();
   void note_uses(const at::Tensor& output);
+  void before_attention(c10::ArrayRef<const c10::IValue> inputs);
+  void after_attention(const std::vector<c10::IValue>& outputs);
   void protect(const at::Tensor& target);
   void find_merge(std::string_view name);
+  void before_positions(c10::ArrayRef<const c10::IValue> inputs);
+  void after_positions(const at::Tensor& output);
   at::Tensor fingerprint(const at::Tensor& data) const;
   std::optional<uint32_t> parameter_of(const at::Tensor& tensor) const;
   bool tainted(const at::Tensor& tensor) const;
@@ -125,11 +133,14 @@ class ProbePass : public FeaturePass, private OperatorListener {
   std::vector<at::Tensor> parameters_;  // those that are trained
   int64_t batch_dim_;
   bool with_gradients_;
+  bool with_attention_;
   ProbePassMemory* memory_;
 
   bool ran_ = false;
+  bool ran_all_ = false;
   bool comparable_ = true;
   std::vector<LayerUse> uses_;
+  std::vector<AttentionUse> attention_;
   std::vector<at::Tensor> outputs_;
   std::vector<Chunk> chunks_;
   int64_t held_ = -1;                      // the chunk whose graph lives
@@ -146,15 +157,31 @@ class ProbePass : public FeaturePass, private OperatorListener {
   std::vector<c10::IValue> arguments_;
   std::vector<Pending> pending_;
   std::optional<size_t> merges_;  // it adds its bias to the output of this use
-  bool reads_parameters_ = false;
-  using Weak = c10::weak_intrusive_ptr<c10::StorageImpl>;
-  std::unordered_map<const c10::StorageImpl*, Weak> tainted_;  // depends on parameters
   struct Output {
     using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
     Weak tensor;
     size_t use;
   };
+  // What embeddings at constant indices (positions) gave out, and their entry of parameter_uses.
+  std::unordered_map<const c10::TensorImpl*, Output> positions_;
+  struct Added {
+    size_t use;
+    per_example::Use sum;
+  };
+  std::optional<Added> added_;  // by the operator that runs
+  bool reads_parameters_ = false;
+  using Weak = c10::weak_intrusive_ptr<c10::StorageImpl>;
+  std::unordered_map<const c10::StorageImpl*, Weak> tainted_;  // depends on parameters
   std::unordered_map<const c10::TensorImpl*, Output> last_outputs_;
+  // Results of softmax that may be attention.
+  struct Attention {
+    at::Tensor scores, weights;
+    uint32_t layer = 0;
+  };
+  std::vector<std::optional<Attention>> softmaxes_;
+  std::unordered_map<const c10::TensorImpl*, Output> passes_on_;  // what holds which result
+  std::optional<Attention> softmax_;                              // that runs
+  std::optional<size_t> passed_on_;                               // by the operator that runs
 };
 
 }  // namespace tycho

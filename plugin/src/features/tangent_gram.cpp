@@ -134,6 +134,22 @@ at::Tensor gradients_of(const GramUse& use, const Batch& batch, int64_t examples
   return found.per_example.slice(0, 0, examples);
 }
 
+/// Rows of the embedding are looked up once each, so that its gradients are those of the result.
+at::Tensor positions_gram(const GramUse& use, const Batch& batch, int64_t examples,
+                          std::string* why_not) {
+  const at::Tensor indices = use.use->arguments[1].toTensor().reshape({-1});
+  const at::Tensor sorted = std::get<0>(indices.sort());
+  const bool distinct =
+      indices.numel() < 2 || sorted.slice(0, 1).ne(sorted.slice(0, 0, -1)).all().item<bool>();
+  if (!distinct || use.use->arguments[2].toInt() >= 0) {
+    *why_not = "its rows are not looked up once each";
+    return {};
+  }
+  const GramUse added{use.sum, use.output_gradient};
+  const at::Tensor gradients = gradients_of(added, batch, examples, why_not);
+  return gradients.defined() ? row_gram(gradients) : gradients;
+}
+
 bool same_view(const at::Tensor& left, const at::Tensor& right) {
   return left.sizes() == right.sizes() && left.strides() == right.strides() &&
          left.storage_offset() == right.storage_offset();
@@ -155,6 +171,9 @@ at::Tensor tangent_gram(const std::vector<GramUse>& uses, const at::Tensor& para
       *why_not = fmt::format("{} takes no tensor beside it", use.use->name);
       return {};
     }
+  }
+  if (uses.size() == 1 && uses[0].sum != nullptr) {
+    return positions_gram(uses[0], batch, examples, why_not);
   }
   const bool alike = std::all_of(uses.begin(), uses.end(), [&](const GramUse& use) {
     return same_view(use.use->argument, uses[0].use->argument);

@@ -14,6 +14,10 @@ namespace tycho {
 struct GramUse {
   const per_example::Use* use = nullptr;
   at::Tensor output_gradient;
+  /// Not nullptr: `use` is an embedding at indices that are the same for all examples (positions),
+  /// and this the addition of its result to something of the examples, whose output the gradient is
+  /// of.
+  const per_example::Use* sum = nullptr;
 };
 
 /// float64 [n, n]: inner products of the gradients of the first `examples` examples with respect to

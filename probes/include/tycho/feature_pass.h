@@ -48,6 +48,15 @@ struct LayerUse {
   std::shared_ptr<const LayerOperator> op;
 };
 
+/// One softmax over attention scores in the feature pass: its result, on its way through dropout
+/// and changes of shape, multiplied something by a matrix product.
+struct AttentionUse {
+  uint32_t layer = 0;  ///< whose linear operator ran last before it
+  int64_t queries = 0;
+  at::Tensor entropy_sum;    ///< float64 scalar: sum over queries of -sum p log p, in nats
+  at::Tensor largest_logit;  ///< float64 scalar: of the softmax's input
+};
+
 /// Per-example tangent kernels of the network's output, see FeaturePass::tangent_kernel.
 struct TangentKernel {
   int64_t examples = 0;
@@ -78,6 +87,10 @@ class FeaturePass {
   /// then has nothing to say.
   virtual bool comparable() = 0;
 
+  /// Where attention is a softmax that is seen: with Needs::probe_attention. Fused attention is
+  /// not.
+  virtual const std::vector<AttentionUse>& attention() = 0;
+
   virtual int64_t chunks() const = 0;
   /// Weight of a chunk's loss in the probe loss.
   virtual double chunk_weight(int64_t chunk) const = 0;
@@ -104,6 +117,10 @@ class FeaturePass {
   /// chunks, and where it does not depend on them. Of sum(seed * output(chunk)), or, `seed`
   /// undefined, of the chunk's loss times its weight.
   virtual std::vector<at::Tensor> gradients(int64_t chunk, const at::Tensor& seed) = 0;
+
+  /// Gradient of the probe loss by parameter id; undefined where it does not depend on it. One
+  /// backward pass.
+  virtual std::vector<at::Tensor> loss_gradients() = 0;
 
   /// K_ij = sum over parameters of (d f_i/d theta)(d f_j/d theta) of the first `limit` examples of
   /// the first chunk, with f_i the output of example i along a fixed unit direction drawn from

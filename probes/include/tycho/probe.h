@@ -38,6 +38,7 @@ struct Needs {
   bool convolutions = false;                ///< StepView::convolutions
   bool probe_features = false;              ///< StepView::features
   bool probe_feature_gradients = false;     ///< StepView::features, its gradients too
+  bool probe_attention = false;             ///< StepView::features, its attention too
 
   Needs& operator|=(const Needs& other) {
     gradients |= other.gradients;
@@ -59,6 +60,7 @@ struct Needs {
     convolutions |= other.convolutions;
     probe_features |= other.probe_features;
     probe_feature_gradients |= other.probe_feature_gradients;
+    probe_attention |= other.probe_attention;
     return *this;
   }
 };
