@@ -23,11 +23,13 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_implicit_regularization_probe(), Tier::kFull, 15});
   probes.push_back({make_noise_curvature_probe(), Tier::kFull, 60});
   probes.push_back({make_central_flow_probe(), Tier::kFull, 120});
+  probes.push_back({make_spectral_norms_probe(), Tier::kFull, 1});
+  probes.push_back({make_update_alignment_probe(), Tier::kFull, 2});
+  probes.push_back({make_weight_spectrum_probe(), Tier::kFull, 100});
+  probes.push_back({make_linear_modes_probe(), Tier::kFull, 2});
   probes.push_back({make_features_probe(), Tier::kFull, 3});
   probes.push_back({make_representation_probe(), Tier::kFull, 3});
   probes.push_back({make_tangent_kernel_probe(), Tier::kFull, 15});
-  probes.push_back({make_spectral_norms_probe(), Tier::kFull, 1});
-  probes.push_back({make_weight_spectrum_probe(), Tier::kFull, 100});
   probes.push_back({make_feature_ansatz_probe(), Tier::kFull, 20});
   probes.push_back({make_neural_collapse_probe(), Tier::kFull, 3});
   probes.push_back({make_attention_probe(), Tier::kFull, 3});
