@@ -73,7 +73,7 @@ void train(const std::string& run, const torch::Tensor& images, const torch::Ten
       tycho::SessionOptions(run)
           .preset(tycho::Preset::economy)
           .run_name((standard ? "standard " : "maximal update ") + std::to_string(width))
-          .tags({standard ? "standard" : "maximal_update"})
+          .tags({standard ? "parametrization=standard" : "parametrization=maximal_update"})
           .seed(static_cast<uint64_t>(seed))
           .every("loss", 1)
           .every("features", 1)
