@@ -56,9 +56,11 @@ int main(int argc, char** argv) try {
     return 0.5 * (output - y).square().sum(1).mean();
   };
 
-  tycho::Session session(
-      *model, optimizer,
-      tycho::SessionOptions(arguments.run).every("linear_modes", 10).every("loss", 1));  // Tycho 1
+  tycho::Session session(*model, optimizer,
+                         tycho::SessionOptions(arguments.run)
+                             .every("linear_modes", 10)
+                             .every("scalars", 10)
+                             .every("loss", 1));  // Tycho 1
   tycho::ProbeLoss probe;
   probe.output = [&](int64_t) { return model->forward(x); };
   probe.loss = [&](const torch::Tensor& output, int64_t) { return loss_of(output); };
