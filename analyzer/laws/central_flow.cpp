@@ -56,13 +56,8 @@ class CentralFlow : public Law {
     if (!series_.ready(&finding)) return {finding};
     const BlockAverages& blocks = series_.edge().blocks();
     const Estimate ratio = blocks.ratio({1, 0, 0, 0}, {0, 1, 0, 0});
-    set_measured(finding, ratio);
-    finding.predicted = 1;
     finding.evidence_level = blocks.mean({0, 1, 0, 0}).value;
-    set_verdict(finding, judge(ratio, 1, kTolerance));
-    if (finding.verdict == Verdict::kUnderpowered && series_.variance_distance() <= kTolerance)
-      set_verdict(finding, Verdict::kHolds);
-    finding.p_value = band_p_value(ratio, 1 / (1 + kTolerance), 1 + kTolerance);
+    judge_ratio(finding, ratio, kTolerance, series_.variance_distance());
     if (finding.verdict == Verdict::kHolds) {
       finding.advice =
           "At the edge the oscillation along the sharpest direction has the size that holds the "

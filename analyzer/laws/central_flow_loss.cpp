@@ -49,13 +49,8 @@ class CentralFlowLoss : public Law {
     if (!series_.ready(&finding)) return {finding};
     const BlockAverages& blocks = series_.edge().blocks();
     const Estimate ratio = blocks.ratio({0, 0, 1, 0}, {0, 0, 0, 1});
-    set_measured(finding, ratio);
-    finding.predicted = 1;
     finding.evidence_level = blocks.mean({0, 0, 0, 1}).value;
-    set_verdict(finding, judge(ratio, 1, kTolerance));
-    if (finding.verdict == Verdict::kUnderpowered && series_.excess_distance() <= kTolerance)
-      set_verdict(finding, Verdict::kHolds);
-    finding.p_value = band_p_value(ratio, 1 / (1 + kTolerance), 1 + kTolerance);
+    judge_ratio(finding, ratio, kTolerance, series_.excess_distance());
     const Estimate excess = blocks.mean({0, 0, 1, 0});
     if (finding.verdict == Verdict::kHolds && excess.low > 0) {
       const double share = excess.value / series_.last_loss();

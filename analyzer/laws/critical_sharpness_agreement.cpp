@@ -103,14 +103,8 @@ class CriticalSharpnessAgreement : public Law {
     }
     finding.window_begin = series_.window_begin();
     finding.window_end = series_.window_end();
-    finding.predicted = 1;
     const Estimate ratio = blocks.ratio({1, 0, 0, 0}, {0, 1, 0, 0});
-    set_measured(finding, ratio);
-    set_verdict(finding, judge(ratio, 1, kTolerance));
-    finding.p_value = band_p_value(ratio, 1 / (1 + kTolerance), 1 + kTolerance);
-    const double distance = blocks.ratio({0, 0, 1, 0}, {0, 1, 0, 0}).value;
-    if (finding.verdict == Verdict::kUnderpowered && std::fabs(distance) <= kTolerance)
-      set_verdict(finding, Verdict::kHolds);
+    judge_ratio(finding, ratio, kTolerance, blocks.ratio({0, 0, 1, 0}, {0, 1, 0, 0}).value);
     const double steps = 1 / blocks.mean({0, 0, 0, 1}).value;
     finding.gate =
         fmt::format("the loss is back at its start after about {} updates", format_number(steps));

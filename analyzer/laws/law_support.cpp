@@ -37,6 +37,15 @@ void set_measured(Finding& finding, const Estimate& estimate) {
   finding.ci_high = estimate.high;
 }
 
+void judge_ratio(Finding& finding, const Estimate& ratio, double tolerance, double distance) {
+  set_measured(finding, ratio);
+  finding.predicted = 1;
+  set_verdict(finding, judge(ratio, 1, tolerance));
+  if (finding.verdict == Verdict::kUnderpowered && std::fabs(distance) <= tolerance)
+    set_verdict(finding, Verdict::kHolds);
+  finding.p_value = band_p_value(ratio, 1 / (1 + tolerance), 1 + tolerance);
+}
+
 void set_verdict(Finding& finding, Verdict verdict) {
   finding.verdict = verdict;
   finding.importance = importance(verdict, finding.scope == "run");

@@ -19,6 +19,11 @@ Finding start_finding(const LawDescription& law, std::string scope);
 /// Takes over value and interval.
 void set_measured(Finding& finding, const Estimate& estimate);
 
+/// Judges a ratio that theory says is 1, within a factor 1 + tolerance, with its p-value. A trend
+/// of both sides widens the interval without harm where single observations agree: `distance`,
+/// their mean distance relative to the prediction, within the tolerance then is enough to hold.
+void judge_ratio(Finding& finding, const Estimate& ratio, double tolerance, double distance);
+
 /// Sets the verdict, with the importance that goes with it.
 void set_verdict(Finding& finding, Verdict verdict);
 
