@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "command.h"
+#include "src/forwarding_handler.h"
 #include "tycho/analyzer/engine.h"
 
 namespace tycho::analyzer::command {
@@ -19,32 +20,12 @@ struct Options {
 };
 
 // Passes messages on at the pace at which they were recorded, times `speed`.
-class Pacer : public trace::MessageHandler {
+class Pacer : public ForwardingHandler {
  public:
-  Pacer(Engine* engine, double speed) : engine_(engine), speed_(speed) {}
-  bool on_segment(const trace::SegmentInfo& info, const v1::RunDescription& run,
-                  const v1::ModelDescription& model,
-                  const v1::StatisticRegistry& registry) override {
-    return engine_->on_segment(info, run, model, registry);
-  }
+  Pacer(Engine* engine, double speed) : ForwardingHandler(engine), speed_(speed) {}
   bool on_record(const std::string& probe, const v1::Record& record, int64_t time_ns) override {
     wait(time_ns);
-    return engine_->on_record(probe, record, time_ns);
-  }
-  bool on_optimizer(const v1::OptimizerSettings& settings, int64_t time_ns) override {
-    return engine_->on_optimizer(settings, time_ns);
-  }
-  bool on_event(const v1::Event& event, int64_t time_ns) override {
-    return engine_->on_event(event, time_ns);
-  }
-  bool on_health(const v1::Health& health, int64_t time_ns) override {
-    return engine_->on_health(health, time_ns);
-  }
-  bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override {
-    return engine_->on_structure(structure, time_ns);
-  }
-  bool on_skipped(const trace::SkippedRegion& region) override {
-    return engine_->on_skipped(region);
+    return ForwardingHandler::on_record(probe, record, time_ns);
   }
 
  private:
@@ -56,7 +37,6 @@ class Pacer : public trace::MessageHandler {
     }
     last_ns_ = time_ns;
   }
-  Engine* engine_;
   double speed_;
   int64_t last_ns_ = 0;
 };

@@ -204,14 +204,7 @@ std::string law_block(const Comparison& comparison, const LawDescription& law) {
     out += fmt::format("<p class=\"muted\">and {} more, in the JSON.</p>\n", count - kMostRows);
   }
   out += "</details>\n";
-  out += fmt::format("<p><b>Assumes</b> {}</p><p><b>What to do</b> {}</p>", escape(law.assumptions),
-                     escape(law.what_to_do));
-  if (!law.caveats.empty()) {
-    out += "<ul>";
-    for (const std::string& caveat : law.caveats) out += "<li>" + escape(caveat) + "</li>";
-    out += "</ul>";
-  }
-  return out + fmt::format("<p class=\"muted\">{}</p></div></details>\n", escape(law.source));
+  return out + law_footer(law) + "</div></details>\n";
 }
 
 std::string laws_section(const Comparison& comparison) {

@@ -1,14 +1,12 @@
-#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "src/compare/comparison.h"
+#include "src/report/json_parts.h"
 
 namespace tycho::analyzer {
 namespace {
 
 using nlohmann::json;
-
-json number(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
 
 json pairs(const std::vector<std::pair<double, double>>& points) {
   json result = json::array();
@@ -92,24 +90,13 @@ std::string json_comparison(const Comparison& comparison) {
                        {"ci_low", number(at.slope.low)},
                        {"ci_high", number(at.slope.high)}});
     }
-    laws.push_back({{"law", finding.law},
-                    {"line", to_string(finding.line)},
-                    {"scope", finding.scope},
-                    {"sweep", finding.sweep},
-                    {"statistic", finding.evidence_statistic},
-                    {"verdict", to_string(finding.verdict)},
-                    {"measured", number(finding.measured)},
-                    {"predicted", number(finding.predicted)},
-                    {"ci_low", number(finding.ci_low)},
-                    {"ci_high", number(finding.ci_high)},
-                    {"unit", finding.unit},
-                    {"window", {finding.window_begin, finding.window_end}},
-                    {"gate", finding.gate},
-                    {"advice", finding.advice},
-                    {"source", finding.source},
-                    {"by_step", steps},
-                    {"points", pairs(finding.points)},
-                    {"curve", pairs(finding.curve)}});
+    json law = finding_json(finding);
+    law["sweep"] = finding.sweep;
+    law["statistic"] = finding.evidence_statistic;
+    law["by_step"] = steps;
+    law["points"] = pairs(finding.points);
+    law["curve"] = pairs(finding.curve);
+    laws.push_back(law);
   }
   const json result = {{"by", to_string(comparison.options.by)},
                        {"loss_statistic", ends.statistic},

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <utility>
 
+#include "src/forwarding_handler.h"
+
 namespace tycho::analyzer {
 namespace {
 
@@ -255,39 +257,24 @@ RunDigest DigestBuilder::take() {
 namespace {
 
 /// Passes messages on to an engine and tells the builder their time.
-class Timekeeper : public trace::MessageHandler {
+class Timekeeper : public ForwardingHandler {
  public:
-  Timekeeper(Engine* engine, DigestBuilder* builder) : engine_(engine), builder_(builder) {}
+  Timekeeper(Engine* engine, DigestBuilder* builder)
+      : ForwardingHandler(engine), builder_(builder) {}
   bool on_segment(const trace::SegmentInfo& info, const v1::RunDescription& run,
                   const v1::ModelDescription& model,
                   const v1::StatisticRegistry& registry) override {
     if (info.resumed || run.resumed()) builder_->pause();
-    return engine_->on_segment(info, run, model, registry);
+    return ForwardingHandler::on_segment(info, run, model, registry);
   }
   bool on_record(const std::string& probe, const v1::Record& record, int64_t time_ns) override {
     // The frame before is completed by this record: it must not see its time.
-    const bool more = engine_->on_record(probe, record, time_ns);
+    const bool more = ForwardingHandler::on_record(probe, record, time_ns);
     builder_->set_time(time_ns);
     return more;
   }
-  bool on_optimizer(const v1::OptimizerSettings& settings, int64_t time_ns) override {
-    return engine_->on_optimizer(settings, time_ns);
-  }
-  bool on_event(const v1::Event& event, int64_t time_ns) override {
-    return engine_->on_event(event, time_ns);
-  }
-  bool on_health(const v1::Health& health, int64_t time_ns) override {
-    return engine_->on_health(health, time_ns);
-  }
-  bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override {
-    return engine_->on_structure(structure, time_ns);
-  }
-  bool on_skipped(const trace::SkippedRegion& region) override {
-    return engine_->on_skipped(region);
-  }
 
  private:
-  Engine* engine_;
   DigestBuilder* builder_;
 };
 

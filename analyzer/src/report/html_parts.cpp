@@ -78,6 +78,17 @@ json rounded(double value) {
   return shorter.is_discarded() ? json(value) : shorter;  // the largest doubles round to infinity
 }
 
+std::string law_footer(const LawDescription& law) {
+  std::string out = fmt::format("<p><b>Assumes</b> {}</p><p><b>What to do</b> {}</p>",
+                                escape(law.assumptions), escape(law.what_to_do));
+  if (!law.caveats.empty()) {
+    out += "<ul>";
+    for (const std::string& caveat : law.caveats) out += "<li>" + escape(caveat) + "</li>";
+    out += "</ul>";
+  }
+  return out + fmt::format("<p class=\"muted\">{}</p>", escape(law.source));
+}
+
 std::string without_source_map(const std::string& text) {
   size_t at = text.find("sourceMappingURL=");
   if (at == std::string::npos) return text;

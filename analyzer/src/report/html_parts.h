@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "tycho/analyzer/law.h"
 #include "tycho/analyzer/verdict.h"
 
 namespace tycho::analyzer {
@@ -17,6 +18,8 @@ std::string script_json(const nlohmann::json& value);
 nlohmann::json rounded(double value);
 /// A verdict as a sign and a word.
 std::string badge(Verdict verdict, int count = 1);
+/// What a law assumes, asks for, warns of and rests on: the end of its block.
+std::string law_footer(const LawDescription& law);
 /// Without the last line of a minified file, which points to a source map that a browser's tools
 /// would look for.
 std::string without_source_map(const std::string& text);

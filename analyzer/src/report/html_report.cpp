@@ -160,14 +160,7 @@ std::string law_block(const Report& report, const LawDescription& law) {
                          findings.size() - kMostRows);
     }
   }
-  out += fmt::format("<p><b>Assumes</b> {}</p><p><b>What to do</b> {}</p>", escape(law.assumptions),
-                     escape(law.what_to_do));
-  if (!law.caveats.empty()) {
-    out += "<ul>";
-    for (const std::string& caveat : law.caveats) out += "<li>" + escape(caveat) + "</li>";
-    out += "</ul>";
-  }
-  return out + fmt::format("<p class=\"muted\">{}</p></div></details>\n", escape(law.source));
+  return out + law_footer(law) + "</div></details>\n";
 }
 
 std::string lines_section(const Report& report) {

@@ -1,14 +1,12 @@
-#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "report.h"
+#include "src/report/json_parts.h"
 
 namespace tycho::analyzer {
 namespace {
 
 using nlohmann::json;
-
-json number(double value) { return std::isfinite(value) ? json(value) : json(nullptr); }
 
 template <typename Map>
 json text_map(const Map& map) {
@@ -66,21 +64,7 @@ std::string json_report(const Report& report) {
                  {"training_seconds", number(report.health.training_seconds())},
                  {"probes", cost}};
   json laws = json::array();
-  for (const Finding& finding : report.findings) {
-    laws.push_back({{"law", finding.law},
-                    {"line", to_string(finding.line)},
-                    {"scope", finding.scope},
-                    {"verdict", to_string(finding.verdict)},
-                    {"measured", number(finding.measured)},
-                    {"predicted", number(finding.predicted)},
-                    {"ci_low", number(finding.ci_low)},
-                    {"ci_high", number(finding.ci_high)},
-                    {"unit", finding.unit},
-                    {"window", {finding.window_begin, finding.window_end}},
-                    {"gate", finding.gate},
-                    {"advice", finding.advice},
-                    {"source", finding.source}});
-  }
+  for (const Finding& finding : report.findings) laws.push_back(finding_json(finding));
   // Names come from the user's program and need not be UTF-8.
   return json{{"run", run}, {"laws", laws}}.dump(2, ' ', false, json::error_handler_t::replace) +
          "\n";
