@@ -5,6 +5,7 @@
 
 #include "built_in.h"
 #include "curvature_support.h"
+#include "not_observed.h"
 
 namespace tycho {
 namespace {
@@ -12,6 +13,7 @@ namespace {
 // Of the two largest eigenvalues; the eigenvector's error goes with its square root.
 constexpr double kTolerance = 1e-4;
 constexpr int64_t kMaxProducts = 100;
+constexpr const char* kNotObserved = "central_flow_not_observed";
 
 /// The oscillation at the edge of stability against the central flow (theory T2.3). At the edge the
 /// parameters oscillate about a slow path w along u, the top eigenvector, and change side at each
@@ -65,7 +67,8 @@ class CentralFlowProbe : public Probe {
     if (surface == nullptr || step.stability == nullptr || !step.update.defined()) return nullptr;
     const Stability& stability = *step.stability;
     if (!stability.unknown.empty() || stability.preconditioner.defined()) {
-      return not_observed("the central flow is derived for SGD with one learning rate");
+      return not_observed(kNotObserved,
+                          "the central flow is derived for SGD with one learning rate");
     }
     const at::Tensor& update = step.update;
     if (inner_product(update, update) == 0) return nullptr;
@@ -88,7 +91,7 @@ class CentralFlowProbe : public Probe {
     const Eigenpairs found =
         lanczos_.largest(product, surface->dimension(), surface->options(), options, step, 7);
     if (!found.finite) {
-      return not_observed("a product with the Hessian is not finite");
+      return not_observed(kNotObserved, "a product with the Hessian is not finite");
     }
     const at::Tensor top = found.vectors[0];
     const at::Tensor parameters = parameters_of(step, *surface);
@@ -126,12 +129,6 @@ class CentralFlowProbe : public Probe {
   }
 
  private:
-  static Finish not_observed(const std::string& why) {
-    return [why](const Arrived&, Recorder& recorder) {
-      recorder.event(v1::Event::NOT_OBSERVED, "central_flow_not_observed", why, v1::SCOPE_RUN, 0);
-    };
-  }
-
   /// After the update, flat. Known wherever the update is.
   static at::Tensor parameters_of(const StepView& step, const LossSurface& surface) {
     std::vector<at::Tensor> parts;

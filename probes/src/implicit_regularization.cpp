@@ -4,12 +4,14 @@
 
 #include "built_in.h"
 #include "curvature_support.h"
+#include "not_observed.h"
 
 namespace tycho {
 namespace {
 
 // Of the update: how far it may be from -eta g, which rounding of the parameters alone makes.
 constexpr double kSameDirection = 1e-2;
+constexpr const char* kNotObserved = "implicit_regularization_not_observed";
 
 /// One step of gradient descent against the modified gradient flow (theory T2.15): a step theta' =
 /// theta - eta g follows the flow of L + eta/4 |grad L|^2 to third order in eta (Barrett & Dherin
@@ -59,7 +61,7 @@ class ImplicitRegularizationProbe : public Probe {
     if (surface == nullptr || !step.update.defined()) return nullptr;
     const v1::OptimizerSettings& settings = *step.optimizer;
     const std::string why = why_no_gradient_step(settings);
-    if (!why.empty()) return not_observed(why);
+    if (!why.empty()) return not_observed(kNotObserved, why);
     const double rate = settings.group(0).learning_rate();
     const at::Tensor& update = step.update;
 
@@ -71,6 +73,7 @@ class ImplicitRegularizationProbe : public Probe {
     if (!(inner_product(rest, rest) <=
           kSameDirection * kSameDirection * inner_product(update, update))) {
       return not_observed(
+          kNotObserved,
           "the update is not the learning rate times the gradient of this loss (another batch, "
           "clipping, dropout): set a step loss");
     }
@@ -115,13 +118,6 @@ class ImplicitRegularizationProbe : public Probe {
       }
     }
     return "";
-  }
-
-  static Finish not_observed(const std::string& why) {
-    return [why](const Arrived&, Recorder& recorder) {
-      recorder.event(v1::Event::NOT_OBSERVED, "implicit_regularization_not_observed", why,
-                     v1::SCOPE_RUN, 0);
-    };
   }
 };
 

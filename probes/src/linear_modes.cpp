@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "built_in.h"
+#include "not_observed.h"
 #include "tycho/feature_pass.h"
 
 namespace tycho {
@@ -66,7 +67,7 @@ class LinearModesProbe : public Probe {
     FeaturePass& pass = *step.features;
     std::vector<at::Tensor> weights;
     const std::string why_not = find_chain(pass, &weights);
-    if (!why_not.empty()) return not_observed(why_not);
+    if (!why_not.empty()) return absent(why_not);
     at::Tensor whole = weights.front();
     for (size_t i = 1; i < weights.size(); ++i) whole = at::mm(weights[i], whole);
     if (!at::isfinite(whole).all().item<bool>()) {
@@ -76,7 +77,7 @@ class LinearModesProbe : public Probe {
                        v1::SCOPE_RUN, 0);
       };
     }
-    if (too_large(whole.size(0), whole.size(1))) return not_observed("it would take too long");
+    if (too_large(whole.size(0), whole.size(1))) return absent("it would take too long");
     std::vector<std::pair<uint32_t, double>> residuals;
     for (size_t i = 0; i + 1 < weights.size(); ++i) {
       const at::Tensor& lower = weights[i];
@@ -105,11 +106,9 @@ class LinearModesProbe : public Probe {
   }
 
  private:
-  static Finish not_observed(const std::string& why_not) {
-    return [why_not](const Arrived&, Recorder& recorder) {
-      recorder.event(v1::Event::NOT_OBSERVED, "linear_modes_not_observed",
-                     "modes of a linear network are not recorded: " + why_not, v1::SCOPE_RUN, 0);
-    };
+  static Finish absent(const std::string& why_not) {
+    return not_observed("linear_modes_not_observed",
+                        "modes of a linear network are not recorded: " + why_not);
   }
 
   static at::Tensor wide(const at::Tensor& tensor) {

@@ -8,6 +8,7 @@
 
 #include "built_in.h"
 #include "feature_support.h"
+#include "not_observed.h"
 
 namespace tycho {
 namespace {
@@ -122,10 +123,7 @@ class NeuralCollapseProbe : public Probe {
   };
 
   static Finish absent(const std::string& why) {
-    return [why](const Arrived&, Recorder& recorder) {
-      recorder.event(v1::Event::NOT_OBSERVED, "neural_collapse_not_observed",
-                     "neural collapse is not observed: " + why, v1::SCOPE_RUN, 0);
-    };
+    return not_observed("neural_collapse_not_observed", "neural collapse is not observed: " + why);
   }
 
   std::optional<Batch> gather(FeaturePass& pass, std::string* why) const {

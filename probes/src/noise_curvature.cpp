@@ -5,6 +5,7 @@
 #include "built_in.h"
 #include "curvature_support.h"
 #include "krylov/trace.h"
+#include "not_observed.h"
 
 namespace tycho {
 namespace {
@@ -55,10 +56,8 @@ class NoiseCurvatureProbe : public Probe {
       loss.why_unknown = "ProbeLoss::examples was not given";
     }
     if (loss.kind == OutputLoss::kUnknown) {
-      return [why = loss.why_unknown](const Arrived&, Recorder& recorder) {
-        recorder.event(v1::Event::NOT_OBSERVED, "noise_curvature_not_observed",
-                       "noise and curvature cannot be compared: " + why, v1::SCOPE_RUN, 0);
-      };
+      return not_observed("noise_curvature_not_observed",
+                          "noise and curvature cannot be compared: " + loss.why_unknown);
     }
     const at::Generator generator = own_generator(step, 6);
     const DiagonalSamples diagonal =

@@ -4,6 +4,7 @@
 
 #include "built_in.h"
 #include "curvature_support.h"
+#include "not_observed.h"
 
 namespace tycho {
 namespace {
@@ -134,10 +135,8 @@ class PreconditionedSharpnessProbe : public Probe {
     if (surface == nullptr || step.stability == nullptr) return nullptr;
     const Stability& stability = *step.stability;
     if (!stability.unknown.empty()) {
-      return [why = stability.unknown](const Arrived&, Recorder& recorder) {
-        recorder.event(v1::Event::NOT_OBSERVED, "preconditioned_sharpness_not_observed",
-                       "preconditioned sharpness: " + why, v1::SCOPE_RUN, 0);
-      };
+      return not_observed("preconditioned_sharpness_not_observed",
+                          "preconditioned sharpness: " + stability.unknown);
     }
     const at::Tensor root =
         stability.preconditioner.defined() ? stability.preconditioner.rsqrt() : at::Tensor();

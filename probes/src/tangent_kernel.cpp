@@ -10,6 +10,7 @@
 
 #include "built_in.h"
 #include "feature_support.h"
+#include "not_observed.h"
 
 namespace tycho {
 namespace {
@@ -81,10 +82,8 @@ class TangentKernelProbe : public Probe {
     const TangentKernel now =
         pass->tangent_kernel(kExamples, at::detail::createCPUGenerator(step.seed + 0x7a9));
     if (!now.impossible.empty()) {
-      return [why = now.impossible](const Arrived&, Recorder& recorder) {
-        recorder.event(v1::Event::NOT_OBSERVED, "tangent_kernel_not_observed",
-                       "the tangent kernel is not observed: " + why, v1::SCOPE_RUN, 0);
-      };
+      return not_observed("tangent_kernel_not_observed",
+                          "the tangent kernel is not observed: " + now.impossible);
     }
     const bool first = !begun_;
     begun_ = true;

@@ -3,15 +3,14 @@
 #include <torch/script.h>
 #include <torch/torch.h>
 #include <tycho/tycho.h>
-#include <unistd.h>
 
 #include <cmath>
-#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "tests/support/run_contents.h"
+#include "tests/support/session_directory.h"
 
 namespace tycho {
 namespace {
@@ -19,21 +18,7 @@ namespace {
 namespace nn = torch::nn;
 namespace F = torch::nn::functional;
 
-class FeaturesSession : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    directory_ = (std::filesystem::temp_directory_path() /
-                  ("tycho_features_" + std::string(info->name()) + "_" + std::to_string(getpid())))
-                     .string();
-    std::filesystem::remove_all(directory_);
-  }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
-  SessionOptions full() const {
-    return SessionOptions(directory_).preset(Preset::full).overhead_budget(std::nullopt);
-  }
-  std::string directory_;
-};
+using FeaturesSession = SessionDirectory;
 
 double rms(const at::Tensor& x) { return x.square().mean().sqrt().item<double>(); }
 

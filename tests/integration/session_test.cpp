@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 #include <tycho/tycho.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>
@@ -14,28 +13,22 @@
 #include <vector>
 
 #include "tests/support/run_contents.h"
+#include "tests/support/session_directory.h"
 #include "tests/support/test_device.h"
 
 namespace tycho {
 namespace {
 
-class SessionTest : public ::testing::Test {
+class SessionTest : public SessionDirectory {
  protected:
   void SetUp() override {
-    const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-    directory_ = (std::filesystem::temp_directory_path() /
-                  ("tycho_session_" + std::string(info->name()) + "_" + std::to_string(getpid())))
-                     .string();
-    std::filesystem::remove_all(directory_);
+    SessionDirectory::SetUp();
     torch::manual_seed(1);
   }
-  void TearDown() override { std::filesystem::remove_all(directory_); }
 
   SessionOptions every_step(Preset preset = Preset::economy) const {
     return SessionOptions(directory_).preset(preset).overhead_budget(std::nullopt);
   }
-
-  std::string directory_;
 };
 
 torch::nn::Sequential small_model() {
