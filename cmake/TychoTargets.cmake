@@ -14,22 +14,39 @@ function(tycho_configure_target target)
   endif()
 endfunction()
 
-# tycho_add_test(<name> LABELS <label...> SOURCES <file...> LIBRARIES <target...> [TIMEOUT <s>] [GPU <cases...>])
-# One executable, one CTest entry: LibTorch takes long to load, so the cases of a file share a process. Those under GPU
-# run once more, on CUDA tensors, as <name>_gpu, where LibTorch is built for CUDA; skipped where there is no GPU.
+# tycho_add_test(<name> LABELS <label...> SOURCES <file...> LIBRARIES <target...> [TIMEOUT <s>] [SHARDS <n>] [ALL_CORES]
+#                [GPU <cases...>])
+# One executable, one CTest entry: LibTorch takes long to load, so the cases of a file share a process. With SHARDS, so
+# many entries with a part of the cases each. An entry uses one core, so that others can run beside it; with ALL_CORES,
+# LibTorch's threads use all, and it runs alone. Cases under GPU run once more, on CUDA tensors, as <name>_gpu, where
+# LibTorch is built for CUDA; skipped where there is no GPU.
 function(tycho_add_test name)
   if(NOT TYCHO_BUILD_TESTS)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "TIMEOUT" "LABELS;SOURCES;LIBRARIES;GPU" ${ARGN})
+  cmake_parse_arguments(ARG "ALL_CORES" "TIMEOUT;SHARDS" "LABELS;SOURCES;LIBRARIES;GPU" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   tycho_configure_target(${name})
   target_link_libraries(${name} PRIVATE ${ARG_LIBRARIES} GTest::gtest GTest::gmock GTest::gtest_main)
-  add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
   endif()
-  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  if(ARG_ALL_CORES)
+    set(cores RUN_SERIAL ON)
+  else()
+    set(cores ENVIRONMENT OMP_NUM_THREADS=1)
+  endif()
+  if(ARG_SHARDS)
+    math(EXPR last "${ARG_SHARDS} - 1")
+    foreach(shard RANGE ${last})
+      add_test(NAME ${name}_${shard} COMMAND ${name})
+      set_tests_properties(${name}_${shard} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT}
+        ENVIRONMENT "OMP_NUM_THREADS=1;GTEST_TOTAL_SHARDS=${ARG_SHARDS};GTEST_SHARD_INDEX=${shard}")
+    endforeach()
+  else()
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT} ${cores})
+  endif()
   if(ARG_GPU AND TARGET torch_cuda)
     list(JOIN ARG_GPU ":" cases)
     add_test(NAME ${name}_gpu COMMAND ${name} --gtest_filter=${cases})

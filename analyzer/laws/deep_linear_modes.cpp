@@ -113,7 +113,7 @@ class DeepLinearModes : public Law {
     const double rate = frame.column(rate_)[0];
     if (std::isfinite(rate)) last_rate_ = rate;
     if (last_step_ >= 0) {
-      time_ += last_rate_ * speed_ * static_cast<double>(frame.step() - last_step_);
+      time_ += last_rate_ * speed_ * steps_between(last_step_, frame.step());
     }
     last_step_ = frame.step();
     const double loss = frame.column(probe_loss_)[0];

@@ -16,6 +16,10 @@ std::string format_number(double value) {
   return fmt::format("{:.3g}", value);
 }
 
+double steps_between(int64_t from, int64_t to) {
+  return static_cast<double>(to) - static_cast<double>(from);
+}
+
 std::string format_interval(double value, double low, double high) {
   return fmt::format("{} [{}, {}]", format_number(value), format_number(low), format_number(high));
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "src/statistics/block_averages.h"
@@ -9,6 +10,9 @@ namespace tycho::analyzer {
 
 /// Three significant digits, without an exponent from 0.001 to a million: 1430, 0.0123, 2.5e+07.
 std::string format_number(double value);
+
+/// Steps from one to the other. Those of a file may lie further apart than an integer can say.
+double steps_between(int64_t from, int64_t to);
 
 /// "1430 [1210, 1700]".
 std::string format_interval(double value, double low, double high);

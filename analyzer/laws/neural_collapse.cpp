@@ -91,10 +91,12 @@ class NeuralCollapse : public Law {
       return {finding};
     }
     const size_t size = collapse_.points().size();
-    if (size < kFewest || last_step_ - terminal_ < terminal_ - first_step_) {
+    const double lasted = steps_between(terminal_, last_step_);
+    const double before = steps_between(first_step_, terminal_);
+    if (size < kFewest || lasted < before) {
       finding.gate = fmt::format(
-          "the terminal phase has lasted {} steps ({} observations) and took {} to reach",
-          last_step_ - terminal_, size, terminal_ - first_step_);
+          "the terminal phase has lasted {} steps ({} observations) and took {} to reach", lasted,
+          size, before);
       return {finding};
     }
     judge_trends(&finding);
@@ -124,8 +126,9 @@ class NeuralCollapse : public Law {
                                          trend(rest_, 1)};
     const std::array<const char*, 4> name = {"norms (NC2)", "angles (NC2)", "duality (NC3)",
                                              "nearest mean (NC4)"};
-    finding->gate = fmt::format("terminal phase of {} steps; NC1 {} to {}", last_step_ - terminal_,
-                                format_number(first.early), format_number(first.late));
+    finding->gate = fmt::format("terminal phase of {} steps; NC1 {} to {}",
+                                steps_between(terminal_, last_step_), format_number(first.early),
+                                format_number(first.late));
     std::string rising;
     for (size_t i = 0; i < others.size(); ++i) {
       if (!std::isfinite(others[i].late)) continue;

@@ -50,11 +50,6 @@ const LawDescription& law() {
   return description;
 }
 
-/// Steps from a file may lie further apart than an integer can say.
-double between(int64_t from, int64_t to) {
-  return static_cast<double>(to) - static_cast<double>(from);
-}
-
 /// What was seen up to a moment.
 struct Passage {
   double largest = 0;        // s
@@ -141,15 +136,15 @@ class WarmUp : public Law {
     finding->confidence = 1;
     finding->window_begin = first_step_;
     finding->window_end = ramp_.end;
-    const double seen = between(first_step_, last_step_) + 1;
+    const double seen = steps_between(first_step_, last_step_) + 1;
     // A loss that is no longer finite has said what there is to say.
     const bool diverged = std::isinf(edge_.last_level());
-    if (!diverged && (between(raise_step_, last_step_) < kSettled * seen || behind_ < kBehind)) {
+    if (!diverged && (steps_between(raise_step_, last_step_) < kSettled * seen || behind_ < kBehind)) {
       finding->gate = ramp ? "the learning rate still rises" : "too few steps";
       return;
     }
-    const double length = between(first_step_, raise_step_);
-    if (between(first_step_, first_measured_) > std::max(1.0, kLateStart * length)) {
+    const double length = steps_between(first_step_, raise_step_);
+    if (steps_between(first_step_, first_measured_) > std::max(1.0, kLateStart * length)) {
       set_verdict(*finding, Verdict::kNotApplicable);
       finding->gate = fmt::format("the sharpness was first measured at step {}", first_measured_);
       return;
@@ -189,7 +184,7 @@ class WarmUp : public Law {
 
   bool measured_closely() const {
     return ramp_.measurements >= kEnough &&
-           between(first_step_, ramp_.end) <=
+           steps_between(first_step_, ramp_.end) <=
                kStepsPerMeasurement * static_cast<double>(ramp_.measurements);
   }
 

@@ -7,12 +7,14 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "analyzer/src/report/report.h"
 #include "src/compare/comparison.h"
+#include "tycho/analyzer/law.h"
 #include "tycho/trace/run_writer.h"
 
 namespace {
@@ -87,55 +89,20 @@ class Instructions {
   int64_t step_ = 0;
 };
 
-const char* const kStatistics[] = {
-    "loss",
-    "batch_size",
-    "learning_rate",
-    "step_seconds",
-    "tycho_seconds",
-    "probe_loss",
-    "weight_norm_sq",
-    "grad_norm_sq",
-    "update_norm_sq",
-    "weight_dot_grad",
-    "weight_dot_update",
-    "grad_dot_update",
-    "angular_update",
-    "grad_non_finite",
-    "weight_non_finite",
-    "per_example_grad_norm_sq",
-    "grad_noise_trace",
-    "grad_signal_sq",
-    "noise_scale",
-    "activation_mean",
-    "activation_rms",
-    "activation_grad_rms",
-    "dead_fraction",
-    "adam_update_rms",
-    "epsilon_floor_share",
-    "symmetry_residual",
-    "conservation_error",
-    "sharpness",
-    "preconditioned_sharpness",
-    "preconditioned_sharpness_error_bound",
-    "stability_threshold",
-    "preconditioned_eigenvector_share",
-    "hessian_eigenvalue",
-    "hessian_eigenvalue_error_bound",
-    "hessian_trace",
-    "spectral_density_node",
-    "spectral_density_weight",
-    "batch_sharpness",
-    "batch_sharpness_pooled",
-    "top_subspace_fraction",
-    "gradient_curvature_overlap",
-    "loss_change",
-    "loss_change_first_order",
-    "loss_change_second_order",
-    "gain_ratio",
-    "of_ones_own",
-};
-constexpr uint32_t kStatisticCount = sizeof(kStatistics) / sizeof(kStatistics[0]);
+/// What the laws read, and one that none knows.
+const std::vector<std::string>& statistics() {
+  static const std::vector<std::string> names = [] {
+    std::set<std::string> all = {"of_ones_own"};
+    for (const auto& law : tycho::analyzer::make_laws()) {
+      const std::vector<std::string>& read = law->description().statistics;
+      all.insert(read.begin(), read.end());
+    }
+    return std::vector<std::string>(all.begin(), all.end());
+  }();
+  return names;
+}
+
+uint32_t statistic_count() { return static_cast<uint32_t>(statistics().size()); }
 
 v1::ModelDescription model_of(Instructions* from) {
   v1::ModelDescription model;
@@ -164,10 +131,12 @@ v1::ModelDescription model_of(Instructions* from) {
 
 v1::StatisticRegistry registry_of(Instructions* from) {
   v1::StatisticRegistry registry;
-  for (uint32_t i = 0; i < kStatisticCount; ++i) {
+  uint32_t id = 0;
+  for (const std::string& name : statistics()) {
     v1::StatisticDefinition* definition = registry.add_statistic();
-    definition->set_id(from->below(16) == 0 ? from->id(kStatisticCount) : i + 1);
-    definition->set_name(kStatistics[i]);
+    ++id;
+    definition->set_id(from->below(16) == 0 ? from->id(statistic_count()) : id);
+    definition->set_name(name);
     definition->set_symbol(from->text());
     definition->set_unit(from->text());
     definition->add_scope(from->scope());
@@ -181,7 +150,7 @@ v1::Record record_of(Instructions* from) {
   const uint32_t columns = from->below(5);
   for (uint32_t c = 0; c < columns; ++c) {
     v1::Column* column = record.add_column();
-    column->set_statistic(from->id(kStatisticCount));
+    column->set_statistic(from->id(statistic_count()));
     column->set_scope(from->scope());
     const uint32_t values = from->below(5);
     for (uint32_t i = 0; i < values; ++i) {
