@@ -88,15 +88,31 @@ TEST(TraceDamage, CutAtEveryByteKeepsEveryWholeChunk) {
   }
 }
 
+/// Type and length of every record outside chunks: the bytes that no checksum protects.
+std::vector<size_t> framing_bytes(const std::string& bytes) {
+  std::vector<size_t> framing;
+  for (size_t at = 8; at + 9 < bytes.size();) {
+    for (size_t i = 0; i < 9; ++i) framing.push_back(at + i);
+    uint64_t length;
+    std::memcpy(&length, bytes.data() + at + 1, sizeof length);
+    at += 9 + length;
+  }
+  return framing;
+}
+
 TEST(TraceDamage, AFlippedBitCostsAtMostItsOwnChunk) {
   ScratchDirectory scratch;
   const std::string bytes = make_trace(scratch);
   const auto chunks = chunk_extents(bytes);
+  std::vector<size_t> bits;
+  for (const size_t byte : framing_bytes(bytes)) {
+    for (size_t bit = 0; bit < 8; ++bit) bits.push_back(8 * byte + bit);
+  }
   std::mt19937 random(20240501);
   std::uniform_int_distribution<size_t> position(0, bytes.size() * 8 - 1);
+  for (int trial = 0; trial < 6000; ++trial) bits.push_back(position(random));
   const std::string path = scratch.path("flipped.mcap");
-  for (int trial = 0; trial < 6000; ++trial) {
-    const size_t bit = position(random);
+  for (const size_t bit : bits) {
     std::string damaged = bytes;
     damaged[bit / 8] = static_cast<char>(damaged[bit / 8] ^ (1 << (bit % 8)));
     write_file(path, damaged);
@@ -111,10 +127,9 @@ TEST(TraceDamage, AFlippedBitCostsAtMostItsOwnChunk) {
     expect_sound(got);
     size_t hit = 0;
     for (const auto& [begin, end] : chunks) hit += bit / 8 >= begin && bit / 8 < end ? 1 : 0;
-    ASSERT_GE(got.records.size(), (chunks.size() - hit) * 10) << "bit " << bit;
+    EXPECT_GE(got.records.size(), (chunks.size() - hit) * 10) << "bit " << bit;
     if (got.records.size() < static_cast<size_t>(kSteps)) {
-      ASSERT_FALSE(got.skipped.empty()) << "bit " << bit;
-      EXPECT_FALSE(got.skipped.empty());
+      EXPECT_FALSE(got.skipped.empty()) << "bit " << bit;
     }
   }
 }

@@ -50,7 +50,7 @@ Result<std::unique_ptr<SegmentReader>> SegmentReader::open(const std::string& pa
   if (!starts_well) {
     mcap::Seal seal;
     uint64_t offset = 0;
-    if (reader->find_seal(0, &seal, &offset) == 0) {
+    if (reader->find_seal(0, size, &seal, &offset) == 0) {
       return Status(
           Status::Code::kNotATrace,
           fmt::format("{} is not a Tycho trace: it does not start with MCAP's magic and holds no "
@@ -97,9 +97,11 @@ bool SegmentReader::read_head(uint64_t offset, RecordHead* head) const {
   return is_known(head->opcode) && head->length <= left;
 }
 
-// Returns the end of the first intact Seal record at or after `from`; 0: there is none.
-uint64_t SegmentReader::find_seal(uint64_t from, mcap::Seal* seal, uint64_t* seal_offset) const {
-  const uint64_t size = file_->size();
+// Returns the end of the first intact Seal record that begins at or after `from` and whose content
+// begins before `until`; 0: there is none.
+uint64_t SegmentReader::find_seal(uint64_t from, uint64_t until, mcap::Seal* seal,
+                                  uint64_t* seal_offset) const {
+  const uint64_t size = std::min(until + mcap::kSealMagic.size() - 1, file_->size());
   std::string window;
   std::string content;
   const uint64_t overlap = mcap::kSealMagic.size() - 1;
@@ -203,7 +205,7 @@ const std::map<std::string, std::string>& SegmentReader::attachments() {
   mcap::Seal seal;
   uint64_t seal_offset = 0;
   for (uint64_t from = 0; attachments_.size() < kExpected;) {
-    const uint64_t end = find_seal(from, &seal, &seal_offset);
+    const uint64_t end = find_seal(from, file_->size(), &seal, &seal_offset);
     if (end == 0) break;
     for (at = end; read_head(at, &head) && head.opcode == static_cast<uint8_t>(Opcode::kAttachment);
          at += mcap::kRecordHeaderBytes + head.length) {
@@ -304,7 +306,7 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
   };
   const uint64_t size = file_->size();
   uint64_t at = mcap::kMagic.size();
-  uint64_t delivered_to = 0;  // end of the last chunk that was delivered
+  uint64_t passed_to = 0;  // end of the last chunk that was delivered, or was not wanted
   std::string head_magic;
   if (size < mcap::kMagic.size() || !file_->read(0, mcap::kMagic.size(), &head_magic).ok() ||
       head_magic != mcap::kMagic) {
@@ -322,6 +324,7 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
         if (known != step_index_.end() && known->second.first <= known->second.second &&
             callbacks.wanted && !callbacks.wanted(known->second.first, known->second.second)) {
           counts_gaps = false;  // Numbers skipped on purpose prove nothing.
+          passed_to = next;
           at = next;
           continue;
         }
@@ -333,7 +336,7 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
           return status;
         } else if (decode_chunk(stored_, &messages, &why)) {
           ++chunks_;
-          delivered_to = next;
+          passed_to = next;
           if (!deliver(messages, inner)) return Status();
           at = next;
           continue;
@@ -343,10 +346,15 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
         if (head.length <= kMaxSealBytes &&
             file_->read(content_offset, head.length, &stored_).ok() &&
             mcap::decode_seal(stored_, &seal)) {
-          at = next;
-          continue;
+          if (seal.chunk_offset < passed_to || seal.chunk_offset >= at) {
+            at = next;
+            continue;
+          }
+          why = "the chunk has the type of another record";
+          at = seal.chunk_offset;
+        } else {
+          why = "the Seal's checksum does not match";
         }
-        why = "the Seal's checksum does not match";
       } else if (opcode == Opcode::kFooter) {
         if (next + mcap::kMagic.size() == size && sealed_) return Status();
         why = "a footer that is not at the end of the file";
@@ -373,8 +381,14 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
         }
         why = "a message index contradicts its length";
       } else {
-        at = next;
-        continue;
+        // Nor have these.
+        mcap::Seal seal;
+        uint64_t seal_offset = 0;
+        if (find_seal(content_offset, next, &seal, &seal_offset) == 0) {
+          at = next;
+          continue;
+        }
+        why = "the record's length reaches over a chunk";
       }
     } else {
       why = "the record's type or length is impossible, or the file ends within it";
@@ -383,7 +397,7 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
     // is not.
     mcap::Seal seal;
     uint64_t seal_offset = 0;
-    const uint64_t resume = find_seal(std::max<uint64_t>(at, 1), &seal, &seal_offset);
+    const uint64_t resume = find_seal(std::max<uint64_t>(at, 1), size, &seal, &seal_offset);
     if (resume == 0) {
       if (callbacks.on_skipped) callbacks.on_skipped(at, size, why);
       return Status();
@@ -392,7 +406,7 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
     std::string chunk_why;
     std::string record;
     const bool new_chunk =
-        seal.chunk_offset >= delivered_to && seal.chunk_length > mcap::kRecordHeaderBytes &&
+        seal.chunk_offset >= passed_to && seal.chunk_length > mcap::kRecordHeaderBytes &&
         seal.chunk_length <= mcap::kMaxChunkBytes && seal.chunk_offset < seal_offset &&
         seal.chunk_length <= seal_offset - seal.chunk_offset;
     if (new_chunk && file_->read(seal.chunk_offset, seal.chunk_length, &record).ok() &&
@@ -403,7 +417,7 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
         callbacks.on_skipped(std::min(at, seal.chunk_offset), seal.chunk_offset, why);
       }
       ++chunks_;
-      delivered_to = seal.chunk_offset + seal.chunk_length;
+      passed_to = seal.chunk_offset + seal.chunk_length;
       if (!deliver(messages, inner)) return Status();
     } else if (callbacks.on_skipped) {
       callbacks.on_skipped(at, resume, why);

@@ -54,7 +54,7 @@ class SegmentReader {
   };
   SegmentReader(std::unique_ptr<ReadableFile> file, std::string path);
   bool read_head(uint64_t offset, RecordHead* head) const;
-  uint64_t find_seal(uint64_t from, mcap::Seal* seal, uint64_t* seal_offset) const;
+  uint64_t find_seal(uint64_t from, uint64_t until, mcap::Seal* seal, uint64_t* seal_offset) const;
   bool decode_chunk(std::string_view content, std::string_view* messages, std::string* why);
   bool deliver(std::string_view records, const Callbacks& callbacks);
   void load_step_index();

@@ -2,6 +2,7 @@
 
 #include <ATen/record_function.h>
 #include <fmt/format.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/torch.h>
 
 #include <algorithm>
@@ -167,31 +168,32 @@ at::Tensor ProbeLossSurface::gradient(bool products_follow) {
 
 at::Tensor ProbeLossSurface::exact_product(const at::Tensor& vector, size_t first, size_t count) {
   at::Tensor sum;
-  const Tensors wanted(parameters_.begin() + static_cast<std::ptrdiff_t>(first),
-                       parameters_.begin() + static_cast<std::ptrdiff_t>(first + count));
+  torch::autograd::edge_list wanted;
+  for (size_t i = first; i < first + count; ++i) {
+    wanted.push_back(torch::autograd::impl::gradient_edge(parameters_[i]));
+  }
   const Tensors parts = split(vector, first, count);
   for (size_t chunk = 0; chunk < chunks(); ++chunk) {
     if (graph_.empty() || chunks() > 1) {
       graph_ = chunk_gradients(chunk, true);
       check_gradients(graph_);
     }
-    Tensors outputs;
+    torch::autograd::edge_list roots;
     Tensors seeds;
     for (size_t i = 0; i < count; ++i) {
       // What the loss is linear in has a gradient without a graph.
       const at::Tensor& gradient = graph_[first + i];
       if (!gradient.defined() || !gradient.requires_grad()) continue;
-      outputs.push_back(gradient);
+      roots.push_back(torch::autograd::impl::gradient_edge(gradient));
       seeds.push_back(parts[i]);
     }
+    // The graph does not need the gradients' values.
+    if (!keeps_graph()) graph_.clear();
     Tensors products(count);
-    if (!outputs.empty()) {
-      products = torch::autograd::grad(outputs, wanted, seeds, /*retain_graph=*/keeps_graph(),
-                                       /*create_graph=*/false, /*allow_unused=*/true);
-    }
-    if (!keeps_graph()) {
-      outputs.clear();
-      graph_.clear();
+    if (!roots.empty()) {
+      products = torch::autograd::Engine::get_default_engine().execute(
+          roots, seeds, /*keep_graph=*/keeps_graph(), /*create_graph=*/false,
+          /*accumulate_grad=*/false, wanted);
     }
     const at::Tensor part = flatten(products, first, count);
     sum = sum.defined() ? sum.add_(part) : part;
