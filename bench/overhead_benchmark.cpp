@@ -33,6 +33,7 @@ struct Case {
   std::string what;
   bool amortised;  // ratio of sums instead of medians: not every step costs the same
   std::function<void(tycho::SessionOptions&)> options;
+  bool probe_loss = false;  // that of the first batch
 };
 
 void only(tycho::SessionOptions& options, const std::string& probe) {
@@ -69,6 +70,8 @@ std::vector<Case> cases() {
                  }});
   all.push_back({"budget", "standard with the default budget of 2 %", true,
                  [](SessionOptions& options) { options.preset(Preset::standard); }});
+  all.push_back({"full_budget", "full, with curvature and features, with the default budget of 2 %",
+                 true, [](SessionOptions& options) { options.preset(Preset::full); }, true});
   return all;
 }
 
@@ -100,6 +103,7 @@ void measure(const std::string& model, Trainer (*make)(), const Case& c, int64_t
     tycho::SessionOptions options(directory.string());
     c.options(options);
     session = std::make_unique<tycho::Session>(*observed.module, *observed.optimizer, options);
+    if (c.probe_loss) session->set_probe_loss([&observed] { return observed.loss(0); });
   }
   std::vector<double> without;
   std::vector<double> with;

@@ -14,6 +14,15 @@ function(tycho_configure_target target)
   endif()
 endfunction()
 
+# at::parallel_for is a template that runs in one thread where it is compiled without OpenMP. LibTorch's own threads are
+# GNU's; another compiler's OpenMP library would add a second set of them.
+function(tycho_use_openmp target)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    find_package(OpenMP REQUIRED)
+    target_link_libraries(${target} PRIVATE OpenMP::OpenMP_CXX)
+  endif()
+endfunction()
+
 # tycho_add_test(<name> LABELS <label...> SOURCES <file...> LIBRARIES <target...> [TIMEOUT <s>] [SHARDS <n>] [ALL_CORES]
 #                [GPU <cases...>])
 # One executable, one CTest entry: LibTorch takes long to load, so the cases of a file share a process. With SHARDS, so

@@ -1,6 +1,7 @@
 #include "matrix/largest_singular_values.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -182,20 +183,36 @@ void multiply(const std::vector<GramMatrix>& matrices, const std::vector<size_t>
     fill(host.data_ptr<float>());
   }
   const at::Tensor vectors = host.to(options.device());
-  std::vector<at::Tensor> products;
-  products.reserve(active.size());
-  int64_t begin = 0;
-  for (const size_t i : active) {
-    products.push_back(
-        matrices[i].product(vectors.narrow(0, begin, matrices[i].dimension)).reshape({-1}));
-    begin += matrices[i].dimension;
+  const size_t count = active.size();
+  std::vector<int64_t> begin(count, 0);
+  for (size_t k = 1; k < count; ++k) {
+    begin[k] = begin[k - 1] + matrices[active[k - 1]].dimension;
   }
+  std::vector<at::Tensor> products(count);
+  std::vector<size_t> side_by_side;
+  const auto form = [&](size_t k) {
+    const GramMatrix& matrix = matrices[active[k]];
+    products[k] = matrix.product(vectors.narrow(0, begin[k], matrix.dimension)).reshape({-1});
+  };
+  for (size_t k = 0; k < count; ++k) {
+    if (matrices[active[k]].one_thread) {
+      side_by_side.push_back(k);
+    } else {
+      form(k);
+    }
+  }
+  at::parallel_for(0, static_cast<int64_t>(side_by_side.size()), 1, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) form(side_by_side[static_cast<size_t>(i)]);
+  });
   const at::Tensor arrived = at::cat(products).to(at::kCPU);
   const auto hand_out = [&](const auto* data) {
-    for (const size_t i : active) {
-      (*processes)[i].take(std::vector<double>(data, data + matrices[i].dimension));
-      data += matrices[i].dimension;
-    }
+    at::parallel_for(0, static_cast<int64_t>(count), 1, [&](int64_t from, int64_t to) {
+      for (auto k = static_cast<size_t>(from); k < static_cast<size_t>(to); ++k) {
+        const auto* entries = data + begin[k];
+        (*processes)[active[k]].take(
+            std::vector<double>(entries, entries + matrices[active[k]].dimension));
+      }
+    });
   };
   if (wide) {
     hand_out(arrived.data_ptr<double>());

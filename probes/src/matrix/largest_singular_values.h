@@ -15,6 +15,7 @@ struct GramMatrix {
   at::TensorOptions vectors;  ///< floating point type and device that products are made in
   /// v -> A'A v (or A A' v) of a flat, contiguous vector.
   std::function<at::Tensor(const at::Tensor&)> product;
+  bool one_thread = false;  ///< a product takes one thread, and several may be formed at once
 };
 
 struct LargestSingularValue {

@@ -117,6 +117,7 @@ GramMatrix WeightMatrix::gram(const at::Tensor& entries) const {
     const bool rows = matrix.size(0) < matrix.size(1);
     result.dimension = std::min(matrix.size(0), matrix.size(1));
     if (matrix.device().is_cpu() && matrix.scalar_type() == at::kFloat) {
+      result.one_thread = true;
       result.product = [matrix, rows](const at::Tensor& v) {
         const at::Tensor image = at::empty_like(v);
         const auto* entries = matrix.data_ptr<float>();
