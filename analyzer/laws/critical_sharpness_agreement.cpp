@@ -19,6 +19,7 @@ constexpr double kTolerance = 0.2;   // the search for the critical step may sto
 constexpr double kSameLoss = 1e-3;   // of a loss change and the difference of probe losses
 constexpr uint64_t kFewestSame = 4;  // comparisons
 constexpr double kShareSame = 0.9;
+constexpr double kFar = 10;  // updates out to which a quadratic may be expected
 
 const LawDescription& law() {
   static const LawDescription description = {
@@ -35,7 +36,7 @@ const LawDescription& law() {
       {"critical_sharpness", "loss_change", "loss_change_first_order", "loss_change_second_order",
        "learning_rate", "loss", "probe_loss", "batch_size", "grad_noise_trace", "grad_signal_sq"},
       {"Far below the edge the critical step is many updates away, where few losses are "
-       "quadratic."}};
+       "quadratic: beyond 10 they may agree, but a disagreement is not judged."}};
   return description;
 }
 
@@ -58,7 +59,8 @@ class CriticalSharpnessAgreement : public Law {
     const double change = frame.column(change_)[0];
     const double probe_loss = frame.column(probe_loss_)[0];
     // Is the batch of the loss change the probe's? Then it is a difference of two probe losses.
-    if (frame.step() - 1 == last_step_ && std::isfinite(probe_loss - last_probe_loss_ - change)) {
+    if (steps_between(last_step_, frame.step()) == 1 &&
+        std::isfinite(probe_loss - last_probe_loss_ - change)) {
       ++compared_;
       same_ += std::fabs(probe_loss - last_probe_loss_ - change) <=
                kSameLoss * std::fabs(change) + kRounding * std::fabs(probe_loss);
@@ -112,6 +114,10 @@ class CriticalSharpnessAgreement : public Law {
       finding.advice =
           "The critical sharpness is the curvature along the updates: measured often, it may stand "
           "for Hessian-vector products.";
+    } else if (steps > kFar) {
+      set_verdict(finding, Verdict::kNotApplicable);
+      finding.p_value = kUnknown;
+      finding.gate += ", where few losses are quadratic: it is a limit of the step, no curvature";
     } else if (finding.verdict == Verdict::kViolated) {
       // Says something about the loss, and nothing is wrong with it.
       finding.importance = 0.4;
