@@ -128,7 +128,8 @@ struct Engine::Impl {
   explicit Impl(std::vector<std::unique_ptr<Law>> laws) : frame(context), laws(std::move(laws)) {}
 
   void merge_model(const v1::ModelDescription& model);
-  void merge_registry(const v1::StatisticRegistry& registry);
+  /// `continues`: the segment is of a session that took up the run where it already had a past.
+  void merge_registry(const v1::StatisticRegistry& registry, bool continues);
   void fold_health();
   void accept(const v1::Column& column);
   void complete_frame();
@@ -155,6 +156,7 @@ struct Engine::Impl {
   bool layers_identical = true;
   bool parameters_identical = true;
   std::vector<ColumnIndex> column_of;  // [statistic id * kScopes + scope]
+  std::vector<bool> other_reference;   // [statistic id]
 
   std::map<std::string, uint32_t> layer_index;
   std::map<std::string, uint32_t> parameter_index;
@@ -207,8 +209,9 @@ void Engine::Impl::merge_model(const v1::ModelDescription& model) {
   parameters_identical = is_identity(parameter_of);
 }
 
-void Engine::Impl::merge_registry(const v1::StatisticRegistry& registry) {
+void Engine::Impl::merge_registry(const v1::StatisticRegistry& registry, bool continues) {
   column_of.clear();
+  other_reference.clear();
   for (const v1::StatisticDefinition& definition : registry.statistic()) {
     if (definition.id() > kLargestStatisticId) continue;
     bool added = false;
@@ -232,6 +235,13 @@ void Engine::Impl::merge_registry(const v1::StatisticRegistry& registry) {
       column_of[slot * kScopes + static_cast<size_t>(scope)] =
           context.column(definition.name(), scope);
     }
+    if (!continues || !definition.since_first_observation()) continue;
+    const bool has_reference = std::any_of(
+        context.columns_.begin(), context.columns_.end(), [&](const ColumnStore& store) {
+          return store.statistic == definition.name() && store.value_frame > 0;
+        });
+    other_reference.resize(slot + 1);
+    other_reference[slot] = has_reference;
   }
 }
 
@@ -255,6 +265,10 @@ void Engine::Impl::accept(const v1::Column& column) {
   }
   if (slot + scope >= column_of.size() || column_of[slot + scope] == kNoColumn) {
     ++ignored.unknown_statistic;
+    return;
+  }
+  if (column.statistic() < other_reference.size() && other_reference[column.statistic()]) {
+    ++ignored.other_reference;
     return;
   }
   const bool run_scope = column.scope() == v1::SCOPE_RUN;
@@ -378,9 +392,12 @@ bool Engine::on_segment(const trace::SegmentInfo& info, const v1::RunDescription
   impl.complete_frame();
   impl.context.run_ = run;
   impl.merge_model(model);
-  impl.merge_registry(registry);
+  // A session that goes back to the start has the run's reference.
+  const bool resumed = info.resumed || run.resumed();
+  impl.merge_registry(registry,
+                      resumed && impl.first_step >= 0 && run.resume_step() > impl.first_step);
   impl.context_changed = true;
-  if (info.resumed || run.resumed()) {
+  if (resumed) {
     // A resumed session may go back: its steps replace those that the reader left out.
     impl.newest_complete_step = std::numeric_limits<int64_t>::min();
     impl.settings_to_come.clear();

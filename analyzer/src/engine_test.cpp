@@ -128,6 +128,41 @@ TEST_F(EngineTest, ResumedSegmentIsTranslatedByName) {
   EXPECT_EQ(engine_.last_step(), 9);
 }
 
+TEST_F(EngineTest, ChangesSinceTheStartOfAResumedSessionAreNotMixedWithThoseSinceTheRuns) {
+  const auto resume_at = [](Engine& engine, int64_t resume_step, bool measured_before) {
+    std::vector<double> changes;
+    engine.add_consumer([&](const RunContext& context, const Frame& frame) {
+      const ColumnValues change = frame.column(context.column("change", v1::SCOPE_RUN));
+      if (change.present) changes.push_back(change[0]);
+    });
+    for (const bool resumed : {false, true}) {
+      SimulatedRun run(engine);
+      run.statistic("loss");
+      run.statistic("change");
+      run.registry().mutable_statistic(1)->set_since_first_observation(true);
+      run.run().set_resume_step(resumed ? resume_step : 0);
+      run.open(resumed);
+      for (int64_t step = 0; step < 3; ++step) {
+        run.step((resumed ? resume_step : 0) + step);
+        run.put("loss", 1);
+        if (resumed || measured_before) {
+          run.put("change", static_cast<double>(step + (resumed ? 100 : 0)));
+        }
+      }
+      run.finish();
+    }
+    return changes;
+  };
+  Engine later;
+  EXPECT_EQ(resume_at(later, 10, true), (std::vector<double>{0, 1, 2}));
+  EXPECT_EQ(later.ignored().other_reference, 3u);
+  Engine anew;
+  EXPECT_EQ(resume_at(anew, 0, true), (std::vector<double>{0, 1, 2, 100, 101, 102}));
+  Engine first;
+  EXPECT_EQ(resume_at(first, 10, false), (std::vector<double>{100, 101, 102}));
+  EXPECT_EQ(first.ignored().other_reference, 0u);
+}
+
 TEST_F(EngineTest, UnusableColumnsAreCountedAndTheRestIsKept) {
   run_.open();
   v1::Record record;

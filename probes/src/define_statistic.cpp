@@ -17,4 +17,9 @@ v1::StatisticDefinition define_statistic(std::string name, std::string symbol, s
   return result;
 }
 
+v1::StatisticDefinition since_first_observation(v1::StatisticDefinition definition) {
+  definition.set_since_first_observation(true);
+  return definition;
+}
+
 }  // namespace tycho

@@ -35,31 +35,35 @@ class FeaturesProbe : public Probe {
         define_statistic("feature_rms", "RMS(z_t)", "1", layer,
                          "RMS of the layer's output before the nonlinearity, on the probe batch.",
                          "Yang & Hu 2021"),
-        define_statistic("feature_change", "RMS(z_t - z_0)", "1", layer,
-                         "RMS change of the layer's output on the probe batch since the first "
-                         "observation.",
-                         "Yang & Hu 2021"),
-        define_statistic("feature_change_relative", "RMS(z_t - z_0)/RMS(z_0)", "1", layer,
-                         "feature_change relative to the output at the first observation.",
-                         "theory T1.11"),
+        since_first_observation(
+            define_statistic("feature_change", "RMS(z_t - z_0)", "1", layer,
+                             "RMS change of the layer's output on the probe batch since the first "
+                             "observation.",
+                             "Yang & Hu 2021")),
+        since_first_observation(define_statistic(
+            "feature_change_relative", "RMS(z_t - z_0)/RMS(z_0)", "1", layer,
+            "feature_change relative to the output at the first observation.", "theory T1.11")),
         define_statistic("feature_step_change", "RMS(z_t - z_s)/(t - s)", "1/step", layer,
                          "RMS change of the layer's output on the probe batch since the "
                          "observation before, by step.",
                          "theory T1.8"),
-        define_statistic("effective_update", "RMS((W_t - W_0) x_t + b_t - b_0)", "1", layer,
-                         "Part of the change of the layer's output that comes from its own "
-                         "parameters.",
-                         "Haas et al. 2025"),
-        define_statistic("propagated_change", "RMS(W_0 (x_t - x_0))", "1", layer,
-                         "Part of the change of the layer's output that comes from its input.",
-                         "Haas et al. 2025"),
+        since_first_observation(
+            define_statistic("effective_update", "RMS((W_t - W_0) x_t + b_t - b_0)", "1", layer,
+                             "Part of the change of the layer's output that comes from its own "
+                             "parameters.",
+                             "Haas et al. 2025")),
+        since_first_observation(
+            define_statistic("propagated_change", "RMS(W_0 (x_t - x_0))", "1", layer,
+                             "Part of the change of the layer's output that comes from its input.",
+                             "Haas et al. 2025")),
         define_statistic("output_rms", "RMS(f_t)", "1", run,
                          "RMS of the network's output on the probe batch (ProbeLoss::output).",
                          "Yang & Hu 2021"),
-        define_statistic("output_change", "RMS(f_t - f_0)", "1", run,
-                         "RMS change of the network's output on the probe batch since the first "
-                         "observation.",
-                         "Yang & Hu 2021"),
+        since_first_observation(define_statistic(
+            "output_change", "RMS(f_t - f_0)", "1", run,
+            "RMS change of the network's output on the probe batch since the first "
+            "observation.",
+            "Yang & Hu 2021")),
     };
   }
 

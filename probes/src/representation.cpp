@@ -32,10 +32,11 @@ class RepresentationProbe : public Probe {
   std::vector<v1::StatisticDefinition> statistics() const override {
     const std::vector<v1::Scope> layer = {v1::SCOPE_LAYER};
     return {
-        define_statistic("feature_similarity", "CKA(z_t, z_0)", "1", layer,
-                         "Unbiased linear centred kernel alignment of the layer's outputs on the "
-                         "probe batch with those of the first observation.",
-                         "Kornblith et al. 2019; Song et al. 2012"),
+        since_first_observation(define_statistic(
+            "feature_similarity", "CKA(z_t, z_0)", "1", layer,
+            "Unbiased linear centred kernel alignment of the layer's outputs on the "
+            "probe batch with those of the first observation.",
+            "Kornblith et al. 2019; Song et al. 2012")),
         define_statistic("feature_similarity_step", "CKA(z_t, z_s)", "1", layer,
                          "The same with those of the observation before.",
                          "Kornblith et al. 2019; Song et al. 2012"),

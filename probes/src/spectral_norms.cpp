@@ -43,9 +43,9 @@ class SpectralNormsProbe : public Probe {
             "Yang, Simon & Bernstein 2023"),
         define_statistic("update_spectral_norm", "|dW|_2 sqrt(n_in/n_out)", "1", scopes,
                          "The same of the step's update.", "Yang, Simon & Bernstein 2023"),
-        define_statistic("change_spectral_norm", "|W_t - W_0|_2 sqrt(n_in/n_out)", "1", scopes,
-                         "The same of the change since the first observation.",
-                         "Yang, Simon & Bernstein 2023"),
+        since_first_observation(define_statistic(
+            "change_spectral_norm", "|W_t - W_0|_2 sqrt(n_in/n_out)", "1", scopes,
+            "The same of the change since the first observation.", "Yang, Simon & Bernstein 2023")),
         define_statistic("stable_rank", "|W|_F^2/|W|_2^2", "1", scopes,
                          "Squared Frobenius norm over squared spectral norm of the weights: "
                          "between 1 and the rank.",

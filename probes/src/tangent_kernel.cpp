@@ -47,10 +47,11 @@ class TangentKernelProbe : public Probe {
     const std::vector<v1::Scope> both = {v1::SCOPE_RUN, v1::SCOPE_LAYER};
     const std::vector<v1::Scope> run = {v1::SCOPE_RUN};
     return {
-        define_statistic("kernel_distance", "S(t, 0)", "1", both,
-                         "1 - <K_t, K_0>/(|K_t||K_0|) of the tangent kernel on the probe batch, 0 "
-                         "the first observation.",
-                         "Fort et al. 2020"),
+        since_first_observation(define_statistic(
+            "kernel_distance", "S(t, 0)", "1", both,
+            "1 - <K_t, K_0>/(|K_t||K_0|) of the tangent kernel on the probe batch, 0 "
+            "the first observation.",
+            "Fort et al. 2020")),
         define_statistic("kernel_velocity", "S(t, s)/(t - s)", "1/step", both,
                          "1 - <K_t, K_s>/(|K_t||K_s|) of the tangent kernel on the probe batch, s "
                          "the observation before, by step.",
@@ -62,10 +63,11 @@ class TangentKernelProbe : public Probe {
         define_statistic("kernel_target_alignment", "y'Ky/(|K||y|^2)", "1", run,
                          "Alignment of the tangent kernel with the targets.",
                          "Cristianini et al. 2001"),
-        define_statistic("linearization_residual", "R_lin", "1", run,
-                         "|f_t - f_0 - J_0 (theta_t - theta_0)|/|f_t - f_0| of the network's "
-                         "output on the probe batch, 0 the first observation.",
-                         "Chizat et al. 2019"),
+        since_first_observation(
+            define_statistic("linearization_residual", "R_lin", "1", run,
+                             "|f_t - f_0 - J_0 (theta_t - theta_0)|/|f_t - f_0| of the network's "
+                             "output on the probe batch, 0 the first observation.",
+                             "Chizat et al. 2019")),
     };
   }
 

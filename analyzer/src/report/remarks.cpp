@@ -127,6 +127,12 @@ std::vector<std::string> what_is_missing(const Report& report) {
       break;
     }
   }
+  if (report.other_reference > 0) {
+    result.push_back(
+        fmt::format("Resumed: {} records of changes since the first observation are relative to "
+                    "where the run was taken up, not to its start, and were not used.",
+                    report.other_reference));
+  }
   return result;
 }
 

@@ -72,6 +72,7 @@ Result<Report> read_report(const std::string& path,
   for (const auto& law : make_laws()) report.laws.push_back(law->description());
   report.findings = engine.findings();
   report.events = engine.events();
+  report.other_reference = engine.ignored().other_reference;
   report.health = engine.health();
   report.first_step = engine.first_step();
   report.last_step = engine.last_step();

@@ -35,6 +35,7 @@ struct Report {
   int64_t first_step = -1;
   int64_t last_step = -1;
   uint64_t frames = 0;
+  uint64_t other_reference = 0;  // IgnoredRecords
   uint64_t bytes = 0;
 
   bool has_loss() const { return !skipped.empty() || health.messages_dropped() > 0; }

@@ -51,21 +51,16 @@ void ModelState::set_training_flags(const std::vector<bool>& flags) const {
   }
 }
 
-std::vector<at::Tensor> ModelState::renormalised() const {
-  std::vector<at::Tensor> weights;
-  if (module_ == nullptr) return weights;
-  for_each_module(*module_, [&](torch::nn::Module& module) {
-    if (auto* embedding = module.as<torch::nn::EmbeddingImpl>()) {
-      if (embedding->options.max_norm()) weights.push_back(embedding->weight);
-    }
-    if (auto* bag = module.as<torch::nn::EmbeddingBagImpl>()) {
-      if (bag->options.max_norm()) weights.push_back(bag->weight);
-    }
-  });
-  return weights;
+bool ModelState::may_be_written(const at::Tensor& parameter) const {
+  const auto known = written_.find(parameter.unsafeGetTensorImpl());
+  return known == written_.end() || known->second;
 }
 
-SavedState::SavedState(const ModelState& model, std::vector<at::Tensor> parameters)
+void ModelState::know_written(const at::Tensor& parameter, bool written) {
+  written_[parameter.unsafeGetTensorImpl()] |= written;
+}
+
+SavedState::SavedState(ModelState& model, std::vector<at::Tensor> parameters)
     : model_(model), parameters_(std::move(parameters)) {}
 
 SavedState::~SavedState() {
@@ -74,6 +69,7 @@ SavedState::~SavedState() {
   try {
     move({});
     rewind();
+    learn_written();
     for (auto& [parameter, gradient] : gradients_) parameter.mutable_grad() = gradient;
   } catch (const std::exception&) {
     // Copies between tensors of equal size: they fail only where everything does.
@@ -102,8 +98,11 @@ void SavedState::begin() {
     gradients_.emplace_back(parameter, parameter.grad());
     gradients_.back().first.mutable_grad().reset();
   }
-  for (const at::Tensor& weight : model_.renormalised()) {
-    renormalised_.emplace_back(weight.variable_data(), weight.detach().clone());
+  for (const at::Tensor& parameter : parameters_) {
+    versions_.push_back(static_cast<int64_t>(parameter._version()));
+    if (!model_.may_be_written(parameter)) continue;
+    written_.push_back(
+        {parameter, parameter.variable_data(), parameter.detach().clone(), versions_.back()});
   }
   for (const at::Device& device : devices) {
     at::Generator generator = device.is_cpu() ? at::detail::getDefaultCPUGenerator()
@@ -127,7 +126,7 @@ void SavedState::rewind(const std::vector<at::Tensor>& generators) {
     const std::lock_guard<std::mutex> lock(generator.mutex());
     generator.set_state(others ? generators[i] : state);
   }
-  undo_renormalisation();
+  undo_writes();
   for (auto& [buffer, values] : buffers_) {
     if (buffer.sizes() != values.sizes()) buffer.resize_(values.sizes());
     // Past the version counter, which graphs that saved the buffer look at.
@@ -141,7 +140,7 @@ void SavedState::move(const at::Tensor& displacement) {
   const at::NoGradGuard no_grad;
   keep_weights();
   write_parameters(displacement);
-  for (auto& [weight, values] : renormalised_) values.copy_(weight);
+  keep_written();
   displacement_ = displacement;
   visiting_ = false;
   ++position_;
@@ -151,14 +150,14 @@ void SavedState::visit(const std::vector<at::Tensor>& values) {
   const at::NoGradGuard no_grad;
   keep_weights();
   for (size_t i = 0; i < weights_.size(); ++i) weights_[i].first.copy_(values[i]);
-  for (auto& [weight, kept] : renormalised_) kept.copy_(weight);
+  keep_written();
   displacement_ = at::Tensor();
   visiting_ = true;
   ++position_;
 }
 
 void SavedState::keep_weights() {
-  undo_renormalisation();
+  undo_writes();
   if (!weights_.empty()) return;
   for (const at::Tensor& parameter : parameters_) {
     if (!parameter.requires_grad()) continue;
@@ -166,9 +165,27 @@ void SavedState::keep_weights() {
   }
 }
 
-void SavedState::undo_renormalisation() {
+void SavedState::undo_writes() {
   const at::NoGradGuard no_grad;
-  for (auto& [weight, values] : renormalised_) weight.copy_(values);
+  for (Written& written : written_) {
+    const auto version = static_cast<int64_t>(written.parameter._version());
+    if (version == written.version) continue;
+    written.data.copy_(written.values);
+    written.version = version;
+  }
+}
+
+void SavedState::keep_written() {
+  for (Written& written : written_) written.values.copy_(written.data);
+}
+
+/// What nobody writes to needs no copy the next time. A parameter that is written to only later is
+/// put back from the second time on.
+void SavedState::learn_written() {
+  for (size_t i = 0; i < versions_.size(); ++i) {
+    const auto version = static_cast<int64_t>(parameters_[i]._version());
+    model_.know_written(parameters_[i], version != versions_[i]);
+  }
 }
 
 void SavedState::write_parameters(const at::Tensor& displacement) {

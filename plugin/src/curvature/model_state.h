@@ -5,6 +5,7 @@
 #include <torch/script.h>
 
 #include <optional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -22,12 +23,16 @@ class ModelState {
   std::vector<at::Tensor> buffers() const;
   std::vector<bool> training_flags() const;
   void set_training_flags(const std::vector<bool>& flags) const;
-  /// Parameters that a forward pass writes to: embeddings with a largest norm.
-  std::vector<at::Tensor> renormalised() const;
+
+  /// Whether a forward pass may write to the parameter, as embeddings with a largest norm do. Until
+  /// something is known it may.
+  bool may_be_written(const at::Tensor& parameter) const;
+  void know_written(const at::Tensor& parameter, bool written);
 
  private:
   torch::nn::Module* module_ = nullptr;
   torch::jit::Module* script_ = nullptr;
+  std::unordered_map<const c10::TensorImpl*, bool> written_;
 };
 
 /// What evaluations of a user's losses may change, shared by all surfaces of a step: the default
@@ -37,14 +42,14 @@ class ModelState {
 class SavedState {
  public:
   /// `parameters`: all of the model's. Nothing is saved before begin().
-  SavedState(const ModelState& model, std::vector<at::Tensor> parameters);
+  SavedState(ModelState& model, std::vector<at::Tensor> parameters);
   ~SavedState();
   SavedState(const SavedState&) = delete;
   SavedState& operator=(const SavedState&) = delete;
 
   /// Saves; does nothing the second time.
   void begin();
-  /// Generators, buffers, flags, and parameters that were renormalised, as they were; may be called
+  /// Generators, buffers, flags, and parameters that were written to, as they were; may be called
   /// while a graph lives that was made since. `generators`: states of an earlier generator_states()
   /// instead, where as many.
   void rewind(const std::vector<at::Tensor>& generators = {});
@@ -63,16 +68,27 @@ class SavedState {
  private:
   void write_parameters(const at::Tensor& displacement);
   void keep_weights();
-  void undo_renormalisation();
+  void undo_writes();
+  void keep_written();
+  void learn_written();
 
-  const ModelState& model_;
+  /// A parameter that evaluations may write to, which its version tells.
+  struct Written {
+    at::Tensor parameter;
+    at::Tensor data;    // the same, past the version counter
+    at::Tensor values;  // to be put back
+    int64_t version = 0;
+  };
+
+  ModelState& model_;
   std::vector<at::Tensor> parameters_;
   bool begun_ = false;
   std::optional<FreedMemory> freed_memory_;
   std::vector<bool> flags_;
   std::vector<std::pair<at::Tensor, at::Tensor>> buffers_;
   std::vector<std::pair<at::Tensor, at::Tensor>> gradients_;
-  std::vector<std::pair<at::Tensor, at::Tensor>> renormalised_;
+  std::vector<Written> written_;
+  std::vector<int64_t> versions_;  // of parameters_ at begin()
   std::vector<std::pair<at::Generator, at::Tensor>> generators_;
   std::vector<std::pair<at::Tensor, at::Tensor>> weights_;  // once moved
   at::Tensor displacement_;

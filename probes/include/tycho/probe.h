@@ -280,5 +280,8 @@ class Probe {
 v1::StatisticDefinition define_statistic(std::string name, std::string symbol, std::string unit,
                                          std::vector<v1::Scope> scopes, std::string definition,
                                          std::string source);
+/// Says that a statistic is relative to the session's first observation: where a run was resumed,
+/// its values have another reference than those before, and laws do not mix them.
+v1::StatisticDefinition since_first_observation(v1::StatisticDefinition definition);
 
 }  // namespace tycho

@@ -16,6 +16,8 @@ struct IgnoredRecords {
   uint64_t malformed =
       0;  ///< columns with unequal lengths, unknown entities, too long a list or an unknown scope
   uint64_t late = 0;  ///< records of a step whose frame was already complete
+  uint64_t other_reference =
+      0;  ///< columns relative to the first observation of a resumed session, not to the run's
 };
 
 /// Turns messages into frames and feeds them to laws and to other consumers. It is a
