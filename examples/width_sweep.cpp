@@ -106,7 +106,7 @@ void train(const std::string& run, const torch::Tensor& images, const torch::Ten
 }  // namespace
 
 int main(int argc, char** argv) try {
-  int64_t seeds = 4;
+  int64_t seeds = 8;
   double learning_rate = 1e-3;
   const Arguments arguments = parse_arguments(
       argc, argv, "width_sweep", "Trains one network at four widths, in two parametrizations.",
