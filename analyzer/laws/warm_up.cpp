@@ -139,7 +139,8 @@ class WarmUp : public Law {
     const double seen = steps_between(first_step_, last_step_) + 1;
     // A loss that is no longer finite has said what there is to say.
     const bool diverged = std::isinf(edge_.last_level());
-    if (!diverged && (steps_between(raise_step_, last_step_) < kSettled * seen || behind_ < kBehind)) {
+    if (!diverged &&
+        (steps_between(raise_step_, last_step_) < kSettled * seen || behind_ < kBehind)) {
       finding->gate = ramp ? "the learning rate still rises" : "too few steps";
       return;
     }
