@@ -230,18 +230,16 @@ void Engine::Impl::merge_registry(const v1::StatisticRegistry& registry, bool co
     }
     const size_t slot = definition.id();
     if (column_of.size() <= slot * kScopes) column_of.resize((slot + 1) * kScopes, kNoColumn);
+    bool measured_before = false;
     for (const v1::Scope scope :
          {v1::SCOPE_RUN, v1::SCOPE_LAYER, v1::SCOPE_PARAMETER, v1::SCOPE_INDEX}) {
-      column_of[slot * kScopes + static_cast<size_t>(scope)] =
-          context.column(definition.name(), scope);
+      const ColumnIndex column = context.column(definition.name(), scope);
+      column_of[slot * kScopes + static_cast<size_t>(scope)] = column;
+      if (column == kNoColumn) continue;
+      measured_before |= context.columns_[static_cast<size_t>(column)].value_frame > 0;
     }
-    if (!continues || !definition.since_first_observation()) continue;
-    const bool has_reference = std::any_of(
-        context.columns_.begin(), context.columns_.end(), [&](const ColumnStore& store) {
-          return store.statistic == definition.name() && store.value_frame > 0;
-        });
-    other_reference.resize(slot + 1);
-    other_reference[slot] = has_reference;
+    if (other_reference.size() <= slot) other_reference.resize(slot + 1);
+    other_reference[slot] = continues && definition.since_first_observation() && measured_before;
   }
 }
 

@@ -55,9 +55,8 @@ Curve quartic() {
           [](double x) { return 3 * x * x; }};
 }
 
-/// A parabola with a wall 25 times as steep behind its minimum, where a longer step meets it:
-/// 2/(s_c eta) = 2/1.2.
-/// A parabola of curvature 1 down to its minimum, of another behind it.
+/// A parabola of curvature 1 down to its minimum, of another, c, behind it, where a longer step
+/// meets it: 2/(s_c eta) = 2/(1 + 1/sqrt(c)).
 Curve bent(double behind) {
   return {[behind](double x) { return (x > 0 ? 1 : behind) * x * x / 2; },
           [behind](double x) { return (x > 0 ? 1 : behind) * x; },
@@ -149,7 +148,7 @@ TEST(CriticalSharpnessTest, OfAQuarticFarFromTheCriticalStepItIsNoCurvature) {
 TEST(CriticalSharpnessTest, BehindAFlatterMinimumItIsBelowTheCurvature) {
   Descent options;
   options.curve = bent(0.25);
-  options.rate = 0.4;  // the critical step is 3 times that to the minimum
+  options.rate = 0.4;
   const auto findings = descend(options);
   EXPECT_EQ(verdict(find(findings, "critical_sharpness_bound", "run")), "HOLDS");
   const Finding finding = find(findings, "critical_sharpness_agreement", "run");

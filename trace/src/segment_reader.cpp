@@ -381,7 +381,7 @@ Status SegmentReader::walk(const Callbacks& callbacks) {
         }
         why = "a message index contradicts its length";
       } else {
-        // Nor have these.
+        // None of these has a checksum either.
         mcap::Seal seal;
         uint64_t seal_offset = 0;
         if (find_seal(content_offset, next, &seal, &seal_offset) == 0) {
