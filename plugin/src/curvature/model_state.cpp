@@ -51,16 +51,7 @@ void ModelState::set_training_flags(const std::vector<bool>& flags) const {
   }
 }
 
-bool ModelState::may_be_written(const at::Tensor& parameter) const {
-  const auto known = written_.find(parameter.unsafeGetTensorImpl());
-  return known == written_.end() || known->second;
-}
-
-void ModelState::know_written(const at::Tensor& parameter, bool written) {
-  written_[parameter.unsafeGetTensorImpl()] |= written;
-}
-
-SavedState::SavedState(ModelState& model, std::vector<at::Tensor> parameters)
+SavedState::SavedState(const ModelState& model, std::vector<at::Tensor> parameters)
     : model_(model), parameters_(std::move(parameters)) {}
 
 SavedState::~SavedState() {
@@ -69,7 +60,6 @@ SavedState::~SavedState() {
   try {
     move({});
     rewind();
-    learn_written();
     for (auto& [parameter, gradient] : gradients_) parameter.mutable_grad() = gradient;
   } catch (const std::exception&) {
     // Copies between tensors of equal size: they fail only where everything does.
@@ -97,12 +87,8 @@ void SavedState::begin() {
     note(parameter);
     gradients_.emplace_back(parameter, parameter.grad());
     gradients_.back().first.mutable_grad().reset();
-  }
-  for (const at::Tensor& parameter : parameters_) {
-    versions_.push_back(static_cast<int64_t>(parameter._version()));
-    if (!model_.may_be_written(parameter)) continue;
-    written_.push_back(
-        {parameter, parameter.variable_data(), parameter.detach().clone(), versions_.back()});
+    kept_.push_back({parameter, parameter.variable_data(), parameter.detach().clone(),
+                     static_cast<int64_t>(parameter._version())});
   }
   for (const at::Device& device : devices) {
     at::Generator generator = device.is_cpu() ? at::detail::getDefaultCPUGenerator()
@@ -140,7 +126,7 @@ void SavedState::move(const at::Tensor& displacement) {
   const at::NoGradGuard no_grad;
   keep_weights();
   write_parameters(displacement);
-  keep_written();
+  keep_values();
   displacement_ = displacement;
   visiting_ = false;
   ++position_;
@@ -150,7 +136,7 @@ void SavedState::visit(const std::vector<at::Tensor>& values) {
   const at::NoGradGuard no_grad;
   keep_weights();
   for (size_t i = 0; i < weights_.size(); ++i) weights_[i].first.copy_(values[i]);
-  keep_written();
+  keep_values();
   displacement_ = at::Tensor();
   visiting_ = true;
   ++position_;
@@ -167,25 +153,16 @@ void SavedState::keep_weights() {
 
 void SavedState::undo_writes() {
   const at::NoGradGuard no_grad;
-  for (Written& written : written_) {
-    const auto version = static_cast<int64_t>(written.parameter._version());
-    if (version == written.version) continue;
-    written.data.copy_(written.values);
-    written.version = version;
+  for (Kept& kept : kept_) {
+    const auto version = static_cast<int64_t>(kept.parameter._version());
+    if (version == kept.version) continue;
+    kept.data.copy_(kept.values);
+    kept.version = version;
   }
 }
 
-void SavedState::keep_written() {
-  for (Written& written : written_) written.values.copy_(written.data);
-}
-
-/// What nobody writes to needs no copy the next time. A parameter that is written to only later is
-/// put back from the second time on.
-void SavedState::learn_written() {
-  for (size_t i = 0; i < versions_.size(); ++i) {
-    const auto version = static_cast<int64_t>(parameters_[i]._version());
-    model_.know_written(parameters_[i], version != versions_[i]);
-  }
+void SavedState::keep_values() {
+  for (Kept& kept : kept_) kept.values.copy_(kept.data);
 }
 
 void SavedState::write_parameters(const at::Tensor& displacement) {

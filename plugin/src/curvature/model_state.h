@@ -5,7 +5,6 @@
 #include <torch/script.h>
 
 #include <optional>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -24,15 +23,9 @@ class ModelState {
   std::vector<bool> training_flags() const;
   void set_training_flags(const std::vector<bool>& flags) const;
 
-  /// Whether a forward pass may write to the parameter, as embeddings with a largest norm do. Until
-  /// something is known it may.
-  bool may_be_written(const at::Tensor& parameter) const;
-  void know_written(const at::Tensor& parameter, bool written);
-
  private:
   torch::nn::Module* module_ = nullptr;
   torch::jit::Module* script_ = nullptr;
-  std::unordered_map<const c10::TensorImpl*, bool> written_;
 };
 
 /// What evaluations of a user's losses may change, shared by all surfaces of a step: the default
@@ -42,7 +35,7 @@ class ModelState {
 class SavedState {
  public:
   /// `parameters`: all of the model's. Nothing is saved before begin().
-  SavedState(ModelState& model, std::vector<at::Tensor> parameters);
+  SavedState(const ModelState& model, std::vector<at::Tensor> parameters);
   ~SavedState();
   SavedState(const SavedState&) = delete;
   SavedState& operator=(const SavedState&) = delete;
@@ -69,26 +62,25 @@ class SavedState {
   void write_parameters(const at::Tensor& displacement);
   void keep_weights();
   void undo_writes();
-  void keep_written();
-  void learn_written();
+  void keep_values();
 
-  /// A parameter that evaluations may write to, which its version tells.
-  struct Written {
+  /// A parameter. Evaluations may write to it, as embeddings with a largest norm do: its version
+  /// tells.
+  struct Kept {
     at::Tensor parameter;
     at::Tensor data;    // the same, past the version counter
     at::Tensor values;  // to be put back
     int64_t version = 0;
   };
 
-  ModelState& model_;
+  const ModelState& model_;
   std::vector<at::Tensor> parameters_;
   bool begun_ = false;
   std::optional<FreedMemory> freed_memory_;
   std::vector<bool> flags_;
   std::vector<std::pair<at::Tensor, at::Tensor>> buffers_;
   std::vector<std::pair<at::Tensor, at::Tensor>> gradients_;
-  std::vector<Written> written_;
-  std::vector<int64_t> versions_;  // of parameters_ at begin()
+  std::vector<Kept> kept_;
   std::vector<std::pair<at::Generator, at::Tensor>> generators_;
   std::vector<std::pair<at::Tensor, at::Tensor>> weights_;  // once moved
   at::Tensor displacement_;

@@ -33,7 +33,7 @@ std::string words_of(const std::string& name) {
 
 }  // namespace
 
-UserLosses::UserLosses(ModelState& model, std::vector<ProbeLossSurface::Parameter> parameters,
+UserLosses::UserLosses(const ModelState& model, std::vector<ProbeLossSurface::Parameter> parameters,
                        Say say)
     : model_(model), parameters_(std::move(parameters)), say_(std::move(say)) {}
 

@@ -28,7 +28,7 @@ class UserLosses {
   using Say = std::function<void(v1::Event::Kind, const std::string& code, const std::string&)>;
 
   /// `model` outlives this. `parameters`: all of the model's, with ids where they are selected.
-  UserLosses(ModelState& model, std::vector<ProbeLossSurface::Parameter> parameters, Say say);
+  UserLosses(const ModelState& model, std::vector<ProbeLossSurface::Parameter> parameters, Say say);
 
   ~UserLosses();
 
@@ -76,7 +76,7 @@ class UserLosses {
   LossSurface* open(Kind kind, bool checked);
   at::Tensor update_of(const StepView& view, const LossSurface& surface) const;
 
-  ModelState& model_;
+  const ModelState& model_;
   std::vector<ProbeLossSurface::Parameter> parameters_;
   Say say_;
   std::unique_ptr<SavedState> state_;
