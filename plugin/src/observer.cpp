@@ -11,6 +11,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "activation_watch.h"
 #include "convolution_geometry.h"
 #include "data_flow.h"
 #include "gradient_capture.h"
@@ -96,7 +97,7 @@ struct Observer::Impl : OperatorListener {
   bool paused = false;
 
   std::vector<ParameterState> parameters;
-  std::vector<LayerObservation> layers;
+  ActivationWatch activations;
   std::vector<ConvolutionGeometry> convolutions;  // of all steps so far, the last use of each
   int convolution_attempts = 0;
   std::vector<ObserverNotice> notices;
@@ -113,20 +114,6 @@ struct Observer::Impl : OperatorListener {
     std::string why_not;  // not empty: its per-example gradients cannot be had exactly
   };
   std::vector<PendingUse> pending;
-  // The tensor a layer put out last, to find the ReLU behind it and a bias added to it in place.
-  struct LayerOutput {
-    c10::weak_intrusive_ptr<c10::TensorImpl> tensor;
-    uint32_t layer;
-  };
-  std::unordered_map<const c10::TensorImpl*, LayerOutput> outputs;
-  // Layers that are written to in place by the operator that runs.
-  std::optional<uint32_t> adds_to;
-  struct Sums {
-    at::Tensor sum;
-    at::Tensor square_sum;
-    int64_t elements;
-  };
-  std::unordered_map<const c10::TensorImpl*, Sums> output_sums;
 
   Impl(const ModelInfo& model_info, ObserverOptions observer_options)
       : model(model_info),
@@ -134,9 +121,9 @@ struct Observer::Impl : OperatorListener {
         gradients(model_info,
                   [this](uint32_t id, const at::Tensor& delivered, GradientCapture::Use use) {
                     on_gradient(id, delivered, use);
-                  }) {
+                  }),
+        activations(model_info) {
     parameters.resize(model.parameters.size());
-    layers.resize(model.layers.size());
     convolutions.resize(model.parameters.size());
     for (const ParameterInfo& parameter : model.parameters) {
       parameters[parameter.id].tensor = parameter.tensor;
@@ -188,7 +175,6 @@ struct Observer::Impl : OperatorListener {
       fault(reason(error));
     }
     pending.clear();
-    adds_to.reset();
   }
 
   void fault(const std::string& what) {
@@ -199,10 +185,8 @@ struct Observer::Impl : OperatorListener {
 
   bool before_operator(const char* name, c10::ArrayRef<const c10::IValue> inputs) {
     pending.clear();
-    adds_to.reset();
     if (paused) return false;
     const bool wants_norms = needs.per_example_gradient_norms;
-    const bool wants_outputs = needs.activations || needs.output_gradients;
     batch.rearranged =
         flow.before(name, inputs, options.batch_dim, new_forward) || batch.rearranged;
     for (size_t i = 0; i < inputs.size(); ++i) {
@@ -221,10 +205,9 @@ struct Observer::Impl : OperatorListener {
       if (id) {
         // A detached weight gets no gradient from this use.
         if (tensor.requires_grad()) pending.push_back({*id, {name, {}, i, tensor}, ""});
-      } else if (needs.activations && i == 0 && tensor.defined()) {
-        on_consumer(name, tensor);
       }
     }
+    activations.before(name, inputs, used_parameters());
     if (pending.empty()) return true;
     note_convolution(name, inputs);
     if (wants_norms) {
@@ -234,15 +217,14 @@ struct Observer::Impl : OperatorListener {
         if (use.why_not.empty()) (void)per_example::recognised(use.use, &use.why_not);
       }
     }
-    // A bias added in place changes the output that was seen before.
-    if (wants_outputs && std::string_view(name) == "aten::add_" && !inputs.empty() &&
-        inputs[0].isTensor()) {
-      const auto found = outputs.find(inputs[0].toTensor().unsafeGetTensorImpl());
-      if (found != outputs.end() && parameters[pending[0].parameter].layer == found->second.layer) {
-        adds_to = found->second.layer;
-      }
-    }
     return true;
+  }
+
+  // By the operator that runs.
+  std::vector<uint32_t> used_parameters() const {
+    std::vector<uint32_t> used;
+    for (const PendingUse& use : pending) used.push_back(use.parameter);
+    return used;
   }
 
   void note_convolution(std::string_view name, c10::ArrayRef<const c10::IValue> inputs) {
@@ -315,7 +297,7 @@ struct Observer::Impl : OperatorListener {
       }
       watch_use(use, output, *range);
     }
-    watch_output(output);
+    activations.after(output, used_parameters());
   }
 
   // The number of examples, from the first operator that uses a parameter in a forward pass.
@@ -535,90 +517,6 @@ struct Observer::Impl : OperatorListener {
     for (size_t i = 1; i < parts.size(); ++i) norm = norm + parts[i].contribution.norm_sq;
     return norm;
   }
-
-  // --- activations ---
-
-  static Sums sums_of(const at::Tensor& tensor) {
-    const at::Tensor sums = sum_and_square(tensor.detach());
-    return {sums.select(0, 0), sums.select(0, 1), tensor.numel()};
-  }
-
-  void watch_output(const at::Tensor& output) {
-    if (!needs.activations && !needs.output_gradients) return;
-    // The layer is that of the first parameter; an operator with parameters of two layers belongs
-    // to neither.
-    const uint32_t layer = parameters[pending[0].parameter].layer;
-    for (const PendingUse& use : pending) {
-      if (parameters[use.parameter].layer != layer) return;
-    }
-    if (!selected(layer) || !output.is_floating_point()) return;
-    auto* key = output.unsafeGetTensorImpl();
-    LayerObservation& observed = layers[layer];
-    if (needs.activations) {
-      if (adds_to) {  // Replace what was seen before the bias.
-        const auto before_bias = output_sums.find(key);
-        if (before_bias != output_sums.end()) {
-          observed.output_sum = observed.output_sum - before_bias->second.sum;
-          observed.output_square_sum = observed.output_square_sum - before_bias->second.square_sum;
-          observed.output_elements -= before_bias->second.elements;
-        }
-      }
-      const Sums sums = sums_of(output);
-      output_sums[key] = sums;
-      observed.output_sum =
-          observed.output_sum.defined() ? observed.output_sum + sums.sum : sums.sum;
-      observed.output_square_sum = observed.output_square_sum.defined()
-                                       ? observed.output_square_sum + sums.square_sum
-                                       : sums.square_sum;
-      observed.output_elements += sums.elements;
-    }
-    outputs.insert_or_assign(
-        key,
-        LayerOutput{c10::weak_intrusive_ptr<c10::TensorImpl>(output.getIntrusivePtr()), layer});
-    if (needs.output_gradients && !adds_to) {
-      output.register_hook([step = step, layer](const at::Tensor& d) {
-        std::lock_guard lock(step->mutex);
-        if (!step->active || !d.defined() || step->owner->paused) return;
-        at::NoGradGuard no_grad;
-        LayerObservation& seen = step->owner->layers[layer];
-        const at::Tensor square_sum = squared_norm(d);
-        seen.output_gradient_square_sum = seen.output_gradient_square_sum.defined()
-                                              ? seen.output_gradient_square_sum + square_sum
-                                              : square_sum;
-        seen.output_gradient_elements += d.numel();
-      });
-    }
-  }
-
-  // An operator without parameters reads a tensor that may be a layer's output.
-  void on_consumer(std::string_view name, const at::Tensor& tensor) {
-    if (name != "aten::relu" && name != "aten::relu_" && name != "aten::threshold" &&
-        name != "aten::clamp_min")
-      return;
-    const auto found = outputs.find(tensor.unsafeGetTensorImpl());
-    if (found == outputs.end() || found->second.tensor.expired() || tensor.dim() < 2) return;
-    LayerObservation& observed = layers[found->second.layer];
-    const std::string& type = model.layers[found->second.layer].type;
-    // Units are channels: the second dimension behind convolutions and norms over channels, the
-    // last one otherwise.
-    const bool channels_second =
-        tensor.dim() > 2 &&
-        (type.find("Conv") != std::string::npos || type.find("BatchNorm") != std::string::npos ||
-         type.find("GroupNorm") != std::string::npos ||
-         type.find("InstanceNorm") != std::string::npos);
-    const int64_t unit = channels_second ? 1 : tensor.dim() - 1;
-    std::vector<int64_t> others;
-    for (int64_t i = 0; i < tensor.dim(); ++i) {
-      if (i != unit) others.push_back(i);
-    }
-    if (tensor.numel() == 0) return;
-    const at::Tensor largest = at::amax(tensor.detach(), others).to(at::kDouble);
-    if (observed.relu_input_max.defined() && observed.relu_input_max.sizes() == largest.sizes()) {
-      observed.relu_input_max = at::maximum(observed.relu_input_max, largest);
-    } else {
-      observed.relu_input_max = largest;
-    }
-  }
 };
 
 Observer::Observer(const ModelInfo& model, ObserverOptions options)
@@ -647,7 +545,7 @@ void Observer::install(const Needs& needs, double loss_scale, int64_t /*expected
     parameter.sizes.clear();
     parameter.why_not.clear();
   }
-  impl.layers.assign(impl.model.layers.size(), {});
+  impl.activations.begin(needs);
   impl.notices.clear();
   const bool captures = needs.gradients || needs.parameter_sums || needs.gradient_norms ||
                         needs.microbatch_gradient_norms || needs.per_example_gradient_norms;
@@ -693,12 +591,14 @@ bool Observer::lacks_convolutions() const {
 
 void Observer::pause() {
   impl_->paused = true;
+  impl_->activations.set_paused(true);
   if (impl_->tracer) impl_->tracer->set_paused(true);
   impl_->gradients.set_paused(true);
 }
 
 void Observer::resume() {
   impl_->paused = false;
+  impl_->activations.set_paused(false);
   if (impl_->tracer) impl_->tracer->set_paused(false);
   impl_->gradients.set_paused(false);
 }
@@ -793,20 +693,10 @@ StepObservation Observer::uninstall(int64_t batch_size) {
     result.symmetries = std::move(found.groups);
     impl.tracer.reset();
   }
-  result.layers = std::move(impl.layers);
-  impl.layers.assign(impl.model.layers.size(), {});
-  if (scaled) {
-    for (LayerObservation& layer : result.layers) {
-      if (layer.output_gradient_square_sum.defined()) {
-        layer.output_gradient_square_sum = layer.output_gradient_square_sum / (scale * scale);
-      }
-    }
-  }
+  result.layers = impl.activations.end(scale);
   for (ObserverNotice& notice : impl.notices) result.notices.push_back(std::move(notice));
   impl.notices.clear();
-  impl.outputs.clear();
   impl.flow.clear();
-  impl.output_sums.clear();
   for (ParameterState& parameter : impl.parameters) {
     parameter.parts.clear();
     parameter.norms.clear();
