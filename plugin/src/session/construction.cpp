@@ -1,0 +1,182 @@
+#include <fmt/format.h>
+#include <sys/utsname.h>
+
+#include <algorithm>
+#include <fstream>
+#include <set>
+
+#include "built_in.h"
+#include "options.h"
+#include "session/session_impl.h"
+
+namespace tycho {
+namespace {
+
+std::string blas_of(const std::string& configuration) {
+  const size_t at = configuration.find("BLAS_INFO=");
+  if (at == std::string::npos) return "unknown";
+  return configuration.substr(at + 10, configuration.find_first_of(",\n ", at) - at - 10);
+}
+
+std::vector<std::string> command_line() {
+  std::vector<std::string> arguments;
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  for (std::string argument; std::getline(file, argument, '\0');) arguments.push_back(argument);
+  return arguments;
+}
+
+}  // namespace
+
+Session::Impl::Impl(std::unique_ptr<ModelState> state, ModelFacts model,
+                    torch::optim::Optimizer& user_optimizer, SessionOptions user_options)
+    : options(with_environment(std::move(user_options))),
+      optimizer(&user_optimizer),
+      model_state(std::move(state)),
+      facts(std::move(model)),
+      scheduler(options.overhead_budget()) {
+  if (facts.info.parameters.empty()) {
+    throw OptionError("tycho: the model has no parameters to observe");
+  }
+  const auto& described = facts.description.parameter();
+  if (std::none_of(described.begin(), described.end(),
+                   [](const v1::Parameter& p) { return p.parameter_group() >= 0; })) {
+    throw OptionError("tycho: the optimizer holds none of the model's parameters");
+  }
+  const ModelInfo all = facts.info;
+  select_layers(options, &facts);
+  say = [this](v1::Event::Kind kind, const std::string& code, const std::string& message,
+               v1::Scope scope, uint32_t entity) { event(kind, code, message, scope, entity); };
+  losses = std::make_unique<UserLosses>(
+      *model_state, parameters_of_losses(all),
+      [this](v1::Event::Kind kind, const std::string& code, const std::string& message) {
+        event(kind, code, message, v1::SCOPE_RUN, 0);
+      });
+  losses->watch_layers(facts.info, options.batch_dim());
+  add_built_in_probes();
+  check_directory(options);
+  trace = std::make_unique<RunTrace>(options.durability(), [this] {
+    trace::RunWriterOptions writer_options;
+    writer_options.directory = options.directory();
+    return trace::RunWriter::open(writer_options, run_description(), facts.description, registry);
+  });
+  settings_watch = std::make_unique<SettingsWatch>(*optimizer);
+  ObserverOptions observer_options;
+  observer_options.batch_dim = options.batch_dim();
+  observer_options.selected_layers.assign(facts.info.layers.size(), true);
+  observer = std::make_unique<Observer>(facts.info, observer_options);
+  step_number = first_step = options.resume().value_or(0);
+  begin_of_last_step = end_of_last_step = last_health = Clock::now();
+  prepare_step();
+}
+
+void Session::Impl::add_built_in_probes() {
+  std::set<std::string> wanted;
+  for (const auto& [name, interval] : options.every()) wanted.insert(name);
+  for (const auto& [name, number] : options.log_spaced()) wanted.insert(name);
+  std::string known;
+  for (BuiltInProbe& built_in : built_in_probes()) {
+    const std::string name = built_in.probe->name();
+    known += (known.empty() ? "" : ", ") + name;
+    std::vector<std::string> names = {name};
+    for (const auto& definition : built_in.probe->statistics()) names.push_back(definition.name());
+    bool asked = false;
+    ProbeSchedule schedule;
+    schedule.share = name == "loss" ? 2 : 1;
+    schedule.accompanies = name == "loss";
+    schedule.expected_steps = built_in.expected_steps;
+    for (const std::string& each : names) {
+      asked = asked || wanted.count(each) > 0;
+      wanted.erase(each);
+      const auto every = options.every().find(each);
+      if (every != options.every().end()) schedule.every = every->second;
+      const auto log_spaced = options.log_spaced().find(each);
+      if (log_spaced != options.log_spaced().end()) schedule.log_spaced = log_spaced->second;
+    }
+    const bool in_preset = static_cast<int>(built_in.tier) <= static_cast<int>(options.preset());
+    if (!asked && !in_preset) continue;
+    add(std::move(built_in.probe), schedule);
+    probes.back().asked = asked;
+  }
+  if (!wanted.empty()) {
+    throw OptionError(
+        fmt::format("tycho: option every or log_spaced names \"{}\", which is neither a probe "
+                    "nor a statistic; "
+                    "built-in probes: {}",
+                    *wanted.begin(), known));
+  }
+}
+
+void Session::Impl::add(std::unique_ptr<Probe> probe, ProbeSchedule schedule) {
+  ProbeEntry entry;
+  entry.name = probe->name();
+  entry.needs = probe->needs();
+  entry.needs.previous_weights = entry.needs.previous_weights || entry.needs.update;
+  std::vector<v1::StatisticDefinition> definitions = probe->statistics();
+  for (const ProbeEntry& other : probes) {
+    if (other.name == entry.name) {
+      throw OptionError(fmt::format("tycho: there is a probe \"{}\" already", entry.name));
+    }
+    for (const auto& definition : definitions) {
+      if (other.ids.count(definition.name()) > 0) {
+        throw OptionError(
+            fmt::format("tycho: statistic \"{}\" of probe \"{}\" is recorded by \"{}\" already",
+                        definition.name(), entry.name, other.name));
+      }
+    }
+  }
+  probe->setup(facts.info);
+  for (v1::StatisticDefinition& definition : definitions) {
+    const auto id = static_cast<uint32_t>(registry.statistic_size() + 1);
+    definition.set_id(id);
+    definition.set_probe(entry.name);
+    entry.ids.emplace(definition.name(), id);
+    *registry.add_statistic() = std::move(definition);
+  }
+  entry.probe = std::move(probe);
+  probes.push_back(std::move(entry));
+  scheduler.add(schedule);
+}
+
+std::vector<ProbeLossSurface::Parameter> Session::Impl::parameters_of_losses(
+    const ModelInfo& all) const {
+  std::vector<ProbeLossSurface::Parameter> parameters;
+  for (const ParameterInfo& parameter : all.parameters) {
+    const auto known = facts.ids.find(parameter.tensor.unsafeGetTensorImpl());
+    parameters.push_back(
+        {parameter.tensor, known == facts.ids.end() ? LossSurface::kNoParameter : known->second});
+  }
+  return parameters;
+}
+
+v1::RunDescription Session::Impl::run_description() const {
+  v1::RunDescription run;
+  run.set_run_id(random_id());
+  run.set_run_name(options.run_name());
+  for (const std::string& tag : options.tags()) run.add_tags(tag);
+  for (const auto& [name, value] : option_texts(options)) (*run.mutable_options())[name] = value;
+  for (const std::string& argument : command_line()) run.add_command_line(argument);
+  run.set_start_time_ns(wall_clock_ns());
+  run.set_resumed(options.resume().has_value());
+  run.set_resume_step(options.resume().value_or(0));
+  auto& versions = *run.mutable_versions();
+  versions["tycho"] = TYCHO_VERSION;
+  versions["libtorch"] = TORCH_VERSION;
+  versions["protobuf"] = fmt::format("{}", GOOGLE_PROTOBUF_VERSION);
+  versions["compiler"] = __VERSION__;
+  versions["standard"] = fmt::format("{}", __cplusplus);
+  auto& environment = *run.mutable_environment();
+  environment["threads"] = std::to_string(at::get_num_threads());
+  environment["blas"] = blas_of(at::show_config());
+  environment["device"] = facts.info.parameters.front().tensor.device().str();
+  utsname system{};
+  if (uname(&system) == 0) {
+    environment["operating_system"] =
+        fmt::format("{} {} {}", system.sysname, system.release, system.machine);
+  }
+  run.set_optimizer(optimizer_name(*optimizer));
+  run.set_seed(options.seed());
+  run.set_loss_reduction(options.loss_reduction() == Reduction::mean ? "mean" : "sum");
+  return run;
+}
+
+}  // namespace tycho

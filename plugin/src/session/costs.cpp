@@ -1,0 +1,90 @@
+#include <algorithm>
+
+#include "session/session_impl.h"
+
+namespace tycho {
+
+Needs hooks_of(const Needs& needs) {
+  Needs hooks = needs;
+  // The sums over parameters have the squared norm of the gradient too.
+  hooks.gradient_norms = needs.gradient_norms && !needs.parameter_sums;
+  hooks.probe_loss = hooks.previous_weights = hooks.adam_state = hooks.convolutions = false;
+  return hooks;
+}
+
+bool any_hook(const Needs& hooks) {
+  return hooks.gradients || hooks.parameter_sums || hooks.gradient_norms ||
+         hooks.microbatch_gradient_norms || hooks.per_example_gradient_norms || hooks.activations ||
+         hooks.output_gradients || hooks.symmetries;
+}
+
+bool watches_operators(const Needs& hooks) {
+  return hooks.per_example_gradient_norms || hooks.activations || hooks.output_gradients ||
+         hooks.symmetries;
+}
+
+void Session::Impl::charge(size_t index, double seconds) {
+  probes[index].seconds += seconds;
+  own_seconds[index] += seconds;
+}
+
+Scheduler::Hooks Session::Impl::hooks_installed() const {
+  if (!hooked) return Scheduler::Hooks::kNone;
+  return watches_operators(hooks_of(due_needs)) ? Scheduler::Hooks::kOperators
+                                                : Scheduler::Hooks::kGradients;
+}
+
+uint64_t Session::Impl::combination_of(const std::vector<size_t>& observed_probes) const {
+  uint64_t bits = 0;
+  for (const size_t index : observed_probes) {
+    if (any_hook(hooks_of(probes[index].needs))) bits |= uint64_t{1} << (index % 64);
+  }
+  return bits;
+}
+
+void Session::Impl::share_cost(const std::vector<size_t>& observed_probes, double inside) {
+  double own = 0;
+  for (const auto& [index, seconds] : own_seconds) own += seconds;
+  size_t hooking = 0;
+  size_t watching = 0;
+  for (const size_t index : observed_probes) {
+    const Needs hooks = hooks_of(probes[index].needs);
+    hooking += any_hook(hooks);
+    watching += watches_operators(hooks);
+  }
+  const double excess = scheduler.last_excess();
+  const double of_gradients =
+      watching == 0 ? excess : std::min(scheduler.gradient_excess(), excess);
+  const double shared = std::max(inside - own, 0.0) + of_gradients;
+  for (const size_t index : observed_probes) {
+    const Needs hooks = hooks_of(probes[index].needs);
+    double part = 0;
+    if (hooking == 0) part = shared / static_cast<double>(observed_probes.size());
+    if (any_hook(hooks)) part = shared / static_cast<double>(hooking);
+    if (watches_operators(hooks)) part += (excess - of_gradients) / static_cast<double>(watching);
+    scheduler.observed(index, own_seconds[index] + part);
+  }
+}
+
+void Session::Impl::health(Clock::time_point now) {
+  last_health = now;
+  v1::Health message;
+  message.set_step(step_number);
+  for (ProbeEntry& entry : probes) {
+    if (entry.observations == 0) continue;
+    v1::ProbeCost* cost = message.add_cost();
+    cost->set_probe(entry.name);
+    cost->set_seconds(entry.seconds);
+    cost->set_observations(entry.observations);
+    entry.seconds = 0;
+    entry.observations = 0;
+  }
+  trace->report_losses(&message);
+  message.set_steps_seen(steps_seen);
+  message.set_steps_observed(steps_observed);
+  message.set_training_seconds(training_seconds);
+  message.set_tycho_seconds(scheduler.spent_seconds());
+  trace->push(std::move(message));
+}
+
+}  // namespace tycho

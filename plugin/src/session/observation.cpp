@@ -1,0 +1,243 @@
+#include <ATen/record_function.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "parameter_sums.h"
+#include "session/session_impl.h"
+#include "tensor_sums.h"
+
+namespace tycho {
+namespace {
+
+constexpr uint64_t kFaultsUntilDisabled = 3;
+constexpr size_t kPendingSteps = 64;
+// Observed steps whose gradients nobody changed, after which they are not copied any more.
+constexpr int64_t kUnchangedUntilTrusted = 3;
+constexpr int64_t kNeverTrusted = std::numeric_limits<int64_t>::min();
+
+bool is_zero(const at::Tensor& tensor) { return squared_norm(tensor).item<double>() == 0; }
+
+}  // namespace
+
+void Session::Impl::take_snapshot() {
+  snapshot.resize(facts.info.parameters.size());
+  for (const ParameterInfo& parameter : facts.info.parameters) {
+    at::Tensor& copy = snapshot[parameter.id];
+    const at::Tensor weight = parameter.tensor.detach();
+    if (copy.defined() && copy.sizes() == weight.sizes() && copy.device() == weight.device() &&
+        copy.scalar_type() == weight.scalar_type()) {
+      copy.copy_(weight);
+    } else {
+      copy = weight.clone();
+    }
+  }
+  snapshot_valid = true;
+}
+
+void Session::Impl::note_settings() {
+  const std::string used = settings_watch->take();
+  if (used == written_settings && settings.group_size() > 0) return;
+  written_settings = used;
+  settings = settings_of(used, *optimizer, facts.ids);
+  settings.set_step(step_number);
+  trace->push(settings);
+}
+
+void Session::Impl::observe(StepView* view, const Needs& next_needs) {
+  StepObservation seen;
+  if (hooked) {
+    seen = observer->uninstall(view->batch_size > 0 ? view->batch_size : 0);
+  } else {
+    seen.parameters.resize(facts.info.parameters.size());
+    seen.fingerprints.resize(facts.info.parameters.size());
+    seen.layers.resize(facts.info.layers.size());
+  }
+  note_settings();
+  for (const ObserverNotice& n : seen.notices) event(n.kind, n.code, n.message, n.scope, n.entity);
+  if (hooked) check_gradients(seen);
+  bool refreshed = false;
+  for (const ParameterInfo& parameter : facts.info.parameters) {
+    ParameterObservation& observation = seen.parameters[parameter.id];
+    if (snapshot_valid) observation.previous_weight = snapshot[parameter.id];
+    observation.update_known = snapshot_valid;
+    if (due_needs.adam_state) read_adam_state(*optimizer, parameter.tensor, &observation);
+  }
+  const bool snapshot_next = next_needs.previous_weights || next_needs.parameter_sums;
+  if (due_needs.parameter_sums) {
+    refreshed = snapshot_next && snapshot_valid && !due_needs.previous_weights;
+    view->parameter_sums = sum_parameters(&seen, refreshed);
+  }
+  view->model = &facts.info;
+  view->optimizer = &settings;
+  view->parameters = &seen.parameters;
+  view->layers = &seen.layers;
+  view->symmetries = &seen.symmetries;
+  view->convolutions = &observer->convolutions();
+  view->seed = options.seed();
+  open_losses(view);
+
+  Pending step;
+  step.step = view->step;
+  step.time_ns = wall_clock_ns();
+  step.transfer = std::make_unique<StepTransfer>();
+  for (const size_t index : due) {
+    if (probes[index].disabled) continue;
+    const auto begin = Clock::now();
+    guarded(index, [&] {
+      Probe::Finish finish = probes[index].probe->observe(*view, *step.transfer);
+      if (finish) step.finishes.emplace_back(index, std::move(finish));
+    });
+    losses->settle(view);
+    charge(index, seconds_between(begin, Clock::now()));
+  }
+  losses->close();
+  for (const ObserverNotice& n : losses->take_notices()) {
+    event(n.kind, n.code, n.message, n.scope, n.entity);
+  }
+  step.transfer->start();
+  pending.push_back(std::move(step));
+  snapshot_valid = refreshed;
+  if (seen.structure) {
+    structure_known = true;
+    std::string now = seen.structure->SerializeAsString();
+    if (now != written_structure) {
+      written_structure = std::move(now);
+      trace->push(std::move(*seen.structure));
+    }
+  }
+}
+
+at::Tensor Session::Impl::sum_parameters(StepObservation* seen, bool refresh) {
+  std::vector<SumsInput> inputs;
+  inputs.reserve(facts.info.parameters.size());
+  bool copied = false;
+  bool changed = false;
+  for (const ParameterInfo& parameter : facts.info.parameters) {
+    ParameterObservation& observation = seen->parameters[parameter.id];
+    const at::Tensor& fingerprint = seen->fingerprints[parameter.id];
+    const at::Tensor grad = parameter.tensor.grad();
+    if (fingerprint.defined()) {
+      observation.gradient = grad;
+    } else if (unchanged_steps >= 0 && unchanged_steps < kUnchangedUntilTrusted &&
+               observation.gradient.defined() && observation.gradient.device().is_cpu()) {
+      copied = true;
+      changed = changed || !grad.defined() || !at::equal(grad, observation.gradient);
+    }
+    inputs.push_back({parameter.tensor.detach(), observation.gradient, observation.previous_weight,
+                      fingerprint});
+  }
+  ParameterSums result = parameter_sums(inputs, refresh);
+  for (const size_t id : result.changed) {
+    changed = true;
+    seen->parameters[id].gradient = at::Tensor();
+    event(v1::Event::NOT_OBSERVED, "gradient_changed_before_step",
+          fmt::format("the gradient of {} was changed between backward and the optimizer, for "
+                      "the first time after {} steps: this step has no inner products with it, "
+                      "and gradients are copied from now on",
+                      facts.info.parameters[id].name, unchanged_steps),
+          v1::SCOPE_PARAMETER, static_cast<uint32_t>(id));
+  }
+  if (changed) {
+    unchanged_steps = kNeverTrusted;
+  } else if (copied && unchanged_steps >= 0) {
+    ++unchanged_steps;
+  }
+  observer->trust_gradients(unchanged_steps >= kUnchangedUntilTrusted);
+  return result.sums;
+}
+
+void Session::Impl::open_losses(StepView* view) {
+  try {
+    losses->open(due_needs, *optimizer, view);
+    if (due_needs.probe_loss && view->surface != nullptr) {
+      view->probe_loss = view->surface->value();
+    }
+  } catch (const LossError& error) {
+    view->surface = nullptr;
+    losses->suspend(error);
+  }
+}
+
+void Session::Impl::check_gradients(const StepObservation& seen) {
+  bool delivered = false;
+  std::vector<const ParameterInfo*> there;
+  for (const ParameterInfo& parameter : facts.info.parameters) {
+    const ParameterObservation& observation = seen.parameters[parameter.id];
+    if (!observation.gradient.defined() && !observation.gradient_norm_sq.defined()) continue;
+    delivered = true;
+    if (parameter.tensor.grad().defined()) there.push_back(&parameter);
+  }
+  bool cleared = delivered && there.empty();
+  // A look at a few small ones is cheap, and the first that is not zero decides; some may have
+  // been zeroed on purpose. On other devices it would wait for the device.
+  constexpr size_t kLooks = 6;
+  const size_t looks = std::min(kLooks, there.size());
+  const auto smaller = [](const ParameterInfo* x, const ParameterInfo* y) {
+    return x->tensor.numel() < y->tensor.numel();
+  };
+  std::partial_sort(there.begin(), there.begin() + static_cast<std::ptrdiff_t>(looks), there.end(),
+                    smaller);
+  for (size_t i = 0; i < looks; ++i) {
+    const at::Tensor& grad = there[i]->tensor.grad();
+    if (!grad.device().is_cpu() || grad.layout() != at::kStrided) continue;
+    if (!is_zero(grad)) {
+      cleared = false;
+      break;
+    }
+    const ParameterObservation& observation = seen.parameters[there[i]->id];
+    cleared = cleared ||
+              (observation.gradient.defined() ? !is_zero(observation.gradient)
+                                              : observation.gradient_norm_sq.item<double>() > 0);
+  }
+  if (!cleared) return;
+  notice("gradients_cleared_before_step",
+         "gradients were cleared before Session::step; call zero_grad() after it or before the "
+         "forward pass");
+}
+
+void Session::Impl::harvest(bool wait) {
+  while (!pending.empty()) {
+    Pending& step = pending.front();
+    if (!step.transfer->ready()) {
+      if (!wait && pending.size() <= kPendingSteps) return;
+      step.transfer->wait();
+    }
+    for (auto& [index, finish] : step.finishes) {
+      const auto begin = Clock::now();
+      guarded(index, [&, probe = index] {
+        RecordBuilder recorder(probes[probe].ids, say, step.step);
+        finish(*step.transfer, recorder);
+        v1::Record record = recorder.take();
+        if (record.column_size() > 0)
+          trace->push(std::move(record), probes[probe].name, step.time_ns);
+      });
+      ++probes[index].observations;
+      charge(index, seconds_between(begin, Clock::now()));
+    }
+    pending.pop_front();
+  }
+}
+
+void Session::Impl::fault(ProbeEntry* entry, const std::string& what) {
+  event(v1::Event::FAULT, "probe_fault_" + entry->name,
+        fmt::format("probe \"{}\" failed: {}", entry->name, what), v1::SCOPE_RUN, 0);
+  if (++entry->faults < kFaultsUntilDisabled || entry->disabled) return;
+  entry->disabled = true;
+  scheduler.disable(static_cast<size_t>(entry - probes.data()));
+  event(v1::Event::FAULT, "probe_disabled_" + entry->name,
+        fmt::format("probe \"{}\" failed {} times and is disabled", entry->name, entry->faults),
+        v1::SCOPE_RUN, 0);
+}
+
+void Session::Impl::event(v1::Event::Kind kind, const std::string& code, const std::string& message,
+                          v1::Scope scope, uint32_t entity) {
+  trace->event(step_number, kind, code, message, scope, entity);
+}
+
+void Session::Impl::notice(const std::string& code, const std::string& message) {
+  event(v1::Event::NOTICE, code, message, v1::SCOPE_RUN, 0);
+}
+
+}  // namespace tycho
