@@ -1,19 +1,24 @@
 #include "tycho/trace/background_writer.h"
 
+#include <pthread.h>
+#include <time.h>
+
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 namespace tycho::trace {
 namespace {
 
 // Waking for each message takes a processor from the trainer; so long the thread gathers them.
 constexpr std::chrono::milliseconds kGather(10);
+// How often a chunk that waits is looked at: several times in half a second (RunWriterOptions).
+constexpr std::chrono::milliseconds kTick(100);
 
 }  // namespace
 
@@ -25,7 +30,7 @@ struct BackgroundWriter::Impl {
   mutable std::mutex mutex;
   std::condition_variable work;   // the thread waits for messages
   std::condition_variable space;  // producers wait for space or for a flush
-  std::deque<std::pair<QueuedMessage, size_t>> queue;
+  std::vector<std::pair<QueuedMessage, size_t>> queue;
   size_t queued_bytes = 0;
   uint64_t flush_wanted = 0;
   uint64_t flush_done = 0;
@@ -39,7 +44,14 @@ struct BackgroundWriter::Impl {
   uint64_t lost_to_them = 0;  // messages
   std::string last_exception;
   Status close_status;
+  double cpu_at_end = 0;
   std::thread thread;
+
+  static double seconds_of(clockid_t clock) {
+    timespec now{};
+    if (::clock_gettime(clock, &now) != 0) return 0;
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+  }
 
   static size_t size_of(const QueuedMessage& message) {
     return std::visit([](const auto& m) { return m.ByteSizeLong(); }, message.message) +
@@ -93,12 +105,12 @@ struct BackgroundWriter::Impl {
   void run() {
     std::unique_lock lock(mutex);
     while (true) {
-      work.wait_for(lock, std::chrono::milliseconds(500),
+      work.wait_for(lock, kTick,
                     [&] { return !queue.empty() || stopping || flush_wanted > flush_done; });
       if (!queue.empty()) work.wait_for(lock, kGather, [&] { return urgent(); });
       while (!queue.empty()) {
-        auto batch = std::move(queue);
-        queue.clear();
+        std::vector<std::pair<QueuedMessage, size_t>> batch;
+        batch.swap(queue);  // Allocates nothing: an exception here would end the process.
         lock.unlock();
         size_t freed = 0;
         uint64_t lost = 0;
@@ -143,6 +155,7 @@ struct BackgroundWriter::Impl {
     lock.lock();
     close_status = status;
     update_counters();
+    cpu_at_end = seconds_of(CLOCK_THREAD_CPUTIME_ID);
     stopped = true;
     space.notify_all();
   }
@@ -224,6 +237,16 @@ BackgroundWriter::Counters BackgroundWriter::counters() const {
   if (impl_->abandoned) return {};
   std::unique_lock lock(impl_->mutex);
   return impl_->counters;
+}
+
+double BackgroundWriter::cpu_seconds() const {
+  if (impl_->abandoned) return 0;
+  // With the lock held the thread does not end.
+  const std::lock_guard lock(impl_->mutex);
+  if (impl_->stopped) return impl_->cpu_at_end;
+  clockid_t clock{};
+  if (::pthread_getcpuclockid(impl_->thread.native_handle(), &clock) != 0) return 0;
+  return Impl::seconds_of(clock);
 }
 
 void BackgroundWriter::abandon() noexcept { impl_->abandoned = true; }

@@ -36,6 +36,18 @@ std::map<uint16_t, uint64_t> Decoder::count_map() {
   return value;
 }
 
+std::map<std::string, std::string> Decoder::text_map() {
+  std::map<std::string, std::string> value;
+  Decoder entries(text());
+  while (entries.ok() && !entries.rest().empty()) {
+    const std::string key(entries.text());
+    const std::string item(entries.text());
+    if (entries.ok()) value[key] = item;
+  }
+  ok_ = ok_ && entries.ok();
+  return value;
+}
+
 void append_record(Opcode opcode, std::string_view content, std::string* out) {
   Encoder encoder(out);
   encoder.number(static_cast<uint8_t>(opcode));
@@ -51,6 +63,20 @@ uint32_t crc32(std::string_view bytes, uint32_t seed) {
     bytes.remove_prefix(part);
   }
   return static_cast<uint32_t>(crc);
+}
+
+bool has_crc32(std::string_view bytes, uint32_t expected) {
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+  return crc32(bytes) == expected || expected % 2 == 0;
+#else
+  return crc32(bytes) == expected;
+#endif
+}
+
+bool ends_with_its_crc32(std::string_view content) {
+  if (content.size() < sizeof(uint32_t)) return false;
+  const size_t size = content.size() - sizeof(uint32_t);
+  return has_crc32(content.substr(0, size), Decoder(content.substr(size)).number<uint32_t>());
 }
 
 std::string encode_seal(const Seal& seal) {
@@ -70,10 +96,7 @@ std::string encode_seal(const Seal& seal) {
 }
 
 bool decode_seal(std::string_view content, Seal* seal) {
-  if (content.size() < kSealMagic.size() + sizeof(uint32_t)) return false;
-  Decoder check(content.substr(content.size() - sizeof(uint32_t)));
-  if (check.number<uint32_t>() != crc32(content.substr(0, content.size() - sizeof(uint32_t))))
-    return false;
+  if (!ends_with_its_crc32(content)) return false;
   Decoder decoder(content);
   if (decoder.bytes(kSealMagic.size()) != kSealMagic) return false;
   seal->minor = decoder.number<uint16_t>();

@@ -41,9 +41,28 @@ inline constexpr std::string_view kSealMagic{
     "\xd3\x1e\x54\x79\x63\x68\x6f\x0b\x9a\xc7\x42\xf0\x8d\x15\xbe\x66", 16};
 inline constexpr uint16_t kFormatMinor = 0;
 
-/// Limits that keep a hostile file from taking memory: larger values are treated as damage.
+/// Limits that keep a hostile file from taking memory and time: larger values are treated as
+/// damage. What is stored is bounded by the file; these bound what comes out of it.
 inline constexpr uint64_t kMaxChunkBytes = uint64_t{1} << 30;
 inline constexpr uint64_t kMaxAttachmentBytes = uint64_t{1} << 28;
+inline constexpr uint64_t kMaxChannels = 4096;
+inline constexpr uint64_t kMaxSealBytes = 70 + 10 * kMaxChannels;
+inline constexpr uint64_t kMaxTopicBytes = 4096;
+/// A chunk may decompress to so many times its stored size, or to kFreeChunkBytes.
+inline constexpr uint64_t kMaxChunkRatio = 64;
+inline constexpr uint64_t kFreeChunkBytes = uint64_t{4} << 20;
+/// All chunks of a segment together: so many times the segment, and kFreeSegmentBytes.
+inline constexpr uint64_t kMaxSegmentRatio = 256;
+inline constexpr uint64_t kFreeSegmentBytes = uint64_t{256} << 20;
+/// Each message has 16 bytes of its own in a message index, but for those of a torn tail.
+inline constexpr uint64_t kIndexEntryBytes = 16;
+inline constexpr uint64_t kFreeMessages = uint64_t{1} << 16;
+
+/// Whether a chunk of `stored` bytes may hold `uncompressed` bytes.
+inline bool is_plausible_chunk(uint64_t uncompressed, uint64_t stored) {
+  return uncompressed <= kMaxChunkBytes &&
+         (uncompressed <= kFreeChunkBytes || uncompressed / kMaxChunkRatio <= stored);
+}
 
 /// Private record 0x80, after a chunk and its message indexes.
 struct Seal {
@@ -101,6 +120,7 @@ class Decoder {
   }
   std::string_view text() { return bytes(number<uint32_t>()); }
   std::map<uint16_t, uint64_t> count_map();
+  std::map<std::string, std::string> text_map();
   bool ok() const { return ok_; }
   std::string_view rest() const { return in_; }
 
@@ -112,6 +132,10 @@ class Decoder {
 /// Appends a record: opcode, length, content.
 void append_record(Opcode opcode, std::string_view content, std::string* out);
 uint32_t crc32(std::string_view bytes, uint32_t seed = 0);
+/// Whether `bytes` have this checksum. A fuzzer is spared from having to guess it.
+bool has_crc32(std::string_view bytes, uint32_t expected);
+/// The same of content that ends with its own checksum.
+bool ends_with_its_crc32(std::string_view content);
 
 std::string encode_seal(const Seal& seal);
 /// False if the content is not an intact Seal: its magic and its own checksum are verified.

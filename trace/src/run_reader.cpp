@@ -1,17 +1,61 @@
 #include "tycho/trace/run_reader.h"
 
 #include <fmt/format.h>
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/wire_format_lite.h>
 
 #include <algorithm>
 #include <filesystem>
+#include <locale>
 #include <optional>
+#include <sstream>
 
 #include "segment_reader.h"
+#include "writer_process.h"
 
 namespace tycho::trace {
 namespace {
 
 constexpr std::string_view kProbePrefix = "/probe/";
+// What a killed writer may have lost whose segment does not say so: chunks were closed after two
+// seconds, and looked at twice in a second.
+constexpr double kFormerAtRiskSeconds = 2.5;
+// A longer time would be an error of the file.
+constexpr double kMaxAtRiskSeconds = 3600;
+
+double at_risk_seconds(const std::map<std::string, std::string>& metadata) {
+  const auto found = metadata.find("at_risk_seconds");
+  double seconds = 0;
+  if (found == metadata.end()) return kFormerAtRiskSeconds;
+  std::istringstream text(found->second);
+  text.imbue(std::locale::classic());
+  return text >> seconds && seconds > 0 && seconds <= kMaxAtRiskSeconds ? seconds
+                                                                        : kFormerAtRiskSeconds;
+}
+
+bool writer_lives(SegmentReader* segment) {
+  if (segment->locked()) return true;
+  const auto& metadata = segment->run_metadata();
+  const auto writer = metadata.find("writer");
+  return writer != metadata.end() && is_alive(writer->second);
+}
+
+// A field of a message that is itself a message takes more than a hundred bytes of memory once it
+// is read, and may take two in the file. Records have few of them and these are large.
+bool is_plausible_message(std::string_view message) {
+  constexpr size_t kFreeFields = size_t{1} << 16;
+  constexpr size_t kBytesPerField = 64;
+  if (message.size() > static_cast<size_t>(std::numeric_limits<int>::max())) return false;
+  if (message.size() / 2 <= kFreeFields) return true;
+  google::protobuf::io::CodedInputStream fields(reinterpret_cast<const uint8_t*>(message.data()),
+                                                static_cast<int>(message.size()));
+  size_t left = kFreeFields + message.size() / kBytesPerField;
+  while (const uint32_t tag = fields.ReadTag()) {
+    if (left-- == 0 || !google::protobuf::internal::WireFormatLite::SkipField(&fields, tag))
+      return false;
+  }
+  return true;
+}
 
 struct Segment {
   std::unique_ptr<SegmentReader> reader;
@@ -56,6 +100,9 @@ class Reader : public RunReader {
       if (parse("model_structure", &structure)) segment.structure = structure;
       info.bytes = segment.reader->size();
       info.sealed = segment.reader->sealed();
+      info.being_written = !info.sealed && writer_lives(segment.reader.get());
+      if (!info.sealed && !info.being_written)
+        info.at_risk_seconds = at_risk_seconds(segment.reader->run_metadata());
       segments_.push_back(std::move(segment));
       infos_.push_back(std::move(info));
     }
@@ -127,8 +174,8 @@ class Reader : public RunReader {
     if (info->first_step < 0 || step < info->first_step) info->first_step = step;
     info->last_step = std::max(info->last_step, step);
     ++info->messages;
-    for (size_t pending : pending_) {
-      if (skipped_[pending].before_step < 0) skipped_[pending].before_step = step;
+    for (; without_next_step_ < pending_.size(); ++without_next_step_) {
+      skipped_[pending_[without_next_step_]].before_step = step;
     }
     return step >= options.from_step && step <= options.to_step &&
            !(options.skip_superseded && step >= segment.superseded_from);
@@ -138,6 +185,7 @@ class Reader : public RunReader {
     bool go_on = true;
     for (size_t pending : pending_) go_on = handler.on_skipped(skipped_[pending]) && go_on;
     pending_.clear();
+    without_next_step_ = 0;
     return go_on;
   }
 
@@ -146,6 +194,7 @@ class Reader : public RunReader {
     int64_t last_step = -1;
     uint64_t gap = 0;
     pending_.clear();
+    without_next_step_ = 0;
     SegmentReader::Callbacks callbacks;
     callbacks.wanted = [&](int64_t first, int64_t last) {
       const bool wanted = last >= options.from_step && first <= options.to_step &&
@@ -158,6 +207,8 @@ class Reader : public RunReader {
     };
     callbacks.on_gap = [&](uint64_t messages) { gap += messages; };
     callbacks.on_skipped = [&](uint64_t begin, uint64_t end, std::string why) {
+      // The last record of a segment that is being written need not be whole yet.
+      if (info->being_written && end == info->bytes) return;
       SkippedRegion region;
       region.segment = info->name;
       region.begin = begin;
@@ -169,7 +220,8 @@ class Reader : public RunReader {
     };
     callbacks.on_message = [&](const SegmentReader::Message& message) {
       const auto parse = [&](auto* parsed) {
-        return parsed->ParseFromArray(message.data.data(), static_cast<int>(message.data.size()));
+        return is_plausible_message(message.data) &&
+               parsed->ParseFromArray(message.data.data(), static_cast<int>(message.data.size()));
       };
       const auto take_step = [&](int64_t step) {
         const bool wanted = takes(*segment, info, options, step);
@@ -233,8 +285,9 @@ class Reader : public RunReader {
   std::vector<SegmentInfo> infos_;
   std::vector<SkippedRegion> unreadable_;
   std::vector<SkippedRegion> skipped_;
-  std::vector<size_t> pending_;  ///< skipped regions of this segment: reported at its end, when
-                                 ///< their extent is known
+  std::vector<size_t> pending_;   ///< skipped regions of this segment: reported at its end, when
+                                  ///< their extent is known
+  size_t without_next_step_ = 0;  ///< first pending region behind which no step was read yet
   std::string probe_;
   // Reused, so that reading does not allocate for every message.
   v1::Record record_;
@@ -245,6 +298,35 @@ class Reader : public RunReader {
 };
 
 }  // namespace
+
+std::vector<std::string> losses(const std::vector<SegmentInfo>& segments,
+                                const std::vector<SkippedRegion>& skipped) {
+  std::vector<std::string> lines;
+  for (const SkippedRegion& region : skipped) {
+    const std::string steps =
+        region.after_step < 0 && region.before_step < 0 ? ""
+        : region.after_step < 0 ? fmt::format(" before step {}", region.before_step)
+        : region.before_step < 0
+            ? fmt::format(" after step {}", region.after_step)
+            : fmt::format(" between step {} and step {}", region.after_step, region.before_step);
+    std::string line = region.begin < region.end
+                           ? fmt::format("{}: bytes {} to {} cannot be read ({})", region.segment,
+                                         region.begin, region.end, region.why)
+                           : fmt::format("{}: {}", region.segment, region.why);
+    line += region.messages > 0 ? fmt::format("; {} messages{} are lost", region.messages, steps)
+            : steps.empty()     ? "; it is not known how many messages are lost"
+                                : fmt::format("; messages{} may be lost", steps);
+    lines.push_back(std::move(line));
+  }
+  for (const SegmentInfo& segment : segments) {
+    if (segment.at_risk_seconds <= 0) continue;
+    lines.push_back(fmt::format(
+        "{}: not sealed: the writer died; up to {:g} s of steps {} may be missing", segment.name,
+        segment.at_risk_seconds,
+        segment.last_step < 0 ? "before it" : fmt::format("after step {}", segment.last_step)));
+  }
+  return lines;
+}
 
 Result<std::unique_ptr<RunReader>> RunReader::open(const std::string& path) {
   std::error_code error;

@@ -13,9 +13,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// After a failure a new segment is tried this often: space may come back.
-constexpr std::chrono::seconds kRetryInterval{5};
-
 class Writer : public RunWriter {
  public:
   Writer(RunWriterOptions options, v1::RunDescription run, uint64_t next_segment)
@@ -34,7 +31,8 @@ class Writer : public RunWriter {
          registry.SerializeAsString()}};
   }
 
-  Status open_segment() {
+  /// Opens the next segment; the present one, if any, stays.
+  Result<std::unique_ptr<SegmentWriter>> next_segment() {
     const std::string path =
         (std::filesystem::path(options_.directory) / fmt::format("{:06}.mcap", next_segment_))
             .string();
@@ -58,13 +56,22 @@ class Writer : public RunWriter {
       command += (command.empty() ? "" : " ") + argument;
     }
     segment.run_metadata["command_line"] = command;
-    ++next_segment_;
+    segment.run_metadata["at_risk_seconds"] =
+        fmt::format("{}", std::chrono::duration<double>(options_.at_risk).count());
     auto writer = SegmentWriter::create(files(), path, std::move(segment));
     if (!writer.ok()) return writer.status();
-    segment_ = std::move(writer).value();
+    ++next_segment_;
     ++segments_opened_;
     last_sync_ = Clock::now();
-    if (Status status = files()->sync_directory(options_.directory); !status.ok()) return status;
+    // That the name survives the death of the machine is not worth a segment.
+    if (Status status = files()->sync_directory(options_.directory); !status.ok()) note(status);
+    return writer;
+  }
+
+  Status open_segment() {
+    auto opened = next_segment();
+    if (!opened.ok()) return opened.status();
+    segment_ = std::move(opened).value();
     return Status();
   }
 
@@ -99,7 +106,7 @@ class Writer : public RunWriter {
   void tick() override {
     if (!segment_) return;
     if (!segment_->chunk_is_empty() &&
-        Clock::now() - segment_->chunk_opened() >= options_.chunk_interval) {
+        Clock::now() - segment_->chunk_opened() >= options_.at_risk / 2) {
       (void)flush();
     }
     sync_if_due();
@@ -114,9 +121,9 @@ class Writer : public RunWriter {
     bytes_closed_ += segment_->bytes();
     if (status.ok()) status = files()->sync_directory(options_.directory);
     if (!status.ok()) {
-      ++failures_;
-      last_failure_ = status;
+      note(status);
       lost_ += open;
+      (void)segment_->rewind();
     }
     segment_.reset();
     return status;
@@ -144,9 +151,17 @@ class Writer : public RunWriter {
       ++lost_;
       return;
     }
-    if (!segment_ && !reopen()) {
+    if (failing_ && Clock::now() - failed_at_ < options_.retry_interval) {
       ++lost_;
+      if (segment_) segment_->pass_over(topic, message.GetTypeName());
       return;
+    }
+    failing_ = false;
+    if (!segment_) {
+      if (Status status = open_segment(); !status.ok()) {
+        fail(status, 1);
+        return;
+      }
     }
     message.SerializeToString(&buffer_);
     const uint64_t open = segment_->open_messages();
@@ -156,48 +171,54 @@ class Writer : public RunWriter {
       fail(status, open + 1);
       return;
     }
-    if (Clock::now() - segment_->chunk_opened() >= options_.chunk_interval &&
+    if (Clock::now() - segment_->chunk_opened() >= options_.at_risk / 2 &&
         !segment_->chunk_is_empty()) {
       if (!flush().ok()) return;
     }
     sync_if_due();
-    if (segment_ && segment_->bytes() >= options_.segment_bytes) rotate();
+    if (segment_->bytes() >= options_.segment_bytes) rotate();
   }
 
   void sync_if_due() {
     if (!segment_ || options_.sync_interval <= std::chrono::milliseconds::zero()) return;
     if (Clock::now() - last_sync_ < options_.sync_interval) return;
     last_sync_ = Clock::now();
-    if (Status status = segment_->sync(); !status.ok()) fail(status, segment_->open_messages());
+    if (Status status = segment_->sync(); !status.ok()) note(status);
   }
 
+  // The next segment is opened before this one is sealed: there is no moment at which a killed run
+  // looks as if it had been closed.
   void rotate() {
-    const uint64_t open = segment_->open_messages();
-    if (Status status = segment_->seal(); !status.ok()) {
-      fail(status, open);
+    if (Clock::now() - rotation_failed_at_ < options_.retry_interval) return;
+    auto next = next_segment();
+    if (!next.ok()) {
+      note(next.status());
+      rotation_failed_at_ = Clock::now();
       return;
     }
+    const uint64_t open = segment_->open_messages();
+    if (Status status = segment_->seal(); !status.ok()) {
+      note(status);
+      lost_ += open;
+    }
     bytes_closed_ += segment_->bytes();
-    segment_.reset();
-    if (Status status = open_segment(); !status.ok()) fail(status, 0);
+    segment_ = std::move(next).value();
+  }
+
+  /// A failure that lost no message.
+  void note(const Status& status) {
+    ++failures_;
+    last_failure_ = status;
   }
 
   void fail(const Status& status, uint64_t messages) {
-    ++failures_;
+    note(status);
     lost_ += messages;
-    last_failure_ = status;
-    if (segment_) bytes_closed_ += segment_->bytes();
-    segment_.reset();
+    failing_ = true;
     failed_at_ = Clock::now();
-  }
-
-  bool reopen() {
-    if (Clock::now() - failed_at_ < kRetryInterval) return false;
-    if (Status status = open_segment(); !status.ok()) {
-      fail(status, 0);
-      return false;
-    }
-    return true;
+    if (!segment_ || segment_->rewind()) return;
+    bytes_closed_ += segment_->bytes();
+    segment_.reset();
   }
 
   RunWriterOptions options_;
@@ -210,7 +231,9 @@ class Writer : public RunWriter {
   std::unique_ptr<SegmentWriter> segment_;
   std::string buffer_;
   Clock::time_point last_sync_;
+  bool failing_ = false;
   Clock::time_point failed_at_;
+  Clock::time_point rotation_failed_at_;
   bool closed_ = false;
   uint64_t written_ = 0;
   uint64_t lost_ = 0;
@@ -229,20 +252,27 @@ Result<std::unique_ptr<RunWriter>> RunWriter::open(const RunWriterOptions& optio
                                                    v1::StatisticRegistry registry) {
   FileSystem* files = options.file_system ? options.file_system : FileSystem::system();
   if (Status status = files->create_directories(options.directory); !status.ok()) return status;
+  if (!run.resumed() && holds_run(options.directory)) {
+    return Status(Status::Code::kInvalidArgument,
+                  fmt::format("{} already holds a run; choose another directory, or resume it",
+                              options.directory));
+  }
   auto segments = list_segments(options.directory);
   if (!segments.ok()) return segments.status();
   uint64_t next = 0;
-  if (!segments.value().empty()) {
-    if (!run.resumed()) {
-      return Status(
-          Status::Code::kInvalidArgument,
-          fmt::format(
-              "{} already holds a run ({} segments); choose another directory, or resume it",
-              options.directory, segments.value().size()));
+  for (const std::string& name : segments.value()) {
+    const std::string path = (std::filesystem::path(options.directory) / name).string();
+    // What a writer left that died between creating a segment and writing its first byte would be
+    // said to be missing for ever.
+    if (auto file = ReadableFile::open(path); file.ok() && file.value()->size() == 0 &&
+                                              !file.value()->locked() && files->remove(path).ok()) {
+      continue;
     }
-    next = std::strtoull(segments.value().back().c_str(), nullptr, 10) + 1;
-    // The run keeps its identity. A directory too damaged to say which run it holds is continued
-    // all the same.
+    next = std::strtoull(name.c_str(), nullptr, 10) + 1;
+  }
+  // The run keeps its identity. A directory too damaged to say which run it holds is continued
+  // all the same.
+  if (run.resumed()) {
     if (auto reader = RunReader::open(options.directory);
         reader.ok() && !reader.value()->run().run_id().empty()) {
       run.set_run_id(reader.value()->run().run_id());
@@ -252,6 +282,19 @@ Result<std::unique_ptr<RunWriter>> RunWriter::open(const RunWriterOptions& optio
   writer->set_descriptions(model, registry);
   if (Status status = writer->open_segment(); !status.ok()) return status;
   return std::unique_ptr<RunWriter>(std::move(writer));
+}
+
+bool holds_run(const std::string& directory) {
+  const auto segments = list_segments(directory);
+  if (!segments.ok()) return false;
+  for (const std::string& name : segments.value()) {
+    std::error_code error;
+    const auto size = std::filesystem::file_size(std::filesystem::path(directory) / name, error);
+    // Whatever is in it is not to be mixed with a run. The head is written at once, so less than a
+    // magic is what a writer left that died, or had no space.
+    if (error || size >= mcap::kMagic.size()) return true;
+  }
+  return false;
 }
 
 }  // namespace tycho::trace

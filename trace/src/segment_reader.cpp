@@ -12,15 +12,12 @@ using mcap::Decoder;
 using mcap::Opcode;
 
 constexpr uint64_t kSearchBytes = uint64_t{1} << 20;
-constexpr uint64_t kMaxSealBytes = uint64_t{1} << 20;
+constexpr uint64_t kFooterBytes = mcap::kRecordHeaderBytes + 20;
 
 bool is_known(uint8_t opcode) { return (opcode >= 0x01 && opcode <= 0x0F) || opcode >= 0x80; }
 
 bool decode_attachment(std::string_view content, std::string* name, std::string* data) {
-  if (content.size() < sizeof(uint32_t)) return false;
-  Decoder check(content.substr(content.size() - sizeof(uint32_t)));
-  if (check.number<uint32_t>() != mcap::crc32(content.substr(0, content.size() - sizeof(uint32_t))))
-    return false;
+  if (!mcap::ends_with_its_crc32(content)) return false;
   Decoder decoder(content);
   decoder.number<uint64_t>();
   decoder.number<uint64_t>();
@@ -42,12 +39,10 @@ Result<std::unique_ptr<SegmentReader>> SegmentReader::open(const std::string& pa
   if (!file.ok()) return file.status();
   std::unique_ptr<SegmentReader> reader(new SegmentReader(std::move(file).value(), path));
   const uint64_t size = reader->file_->size();
+  // Its writer has just created it.
+  if (size < mcap::kMagic.size() && reader->locked()) return reader;
   if (size == 0) return Status(Status::Code::kNotATrace, fmt::format("{} is empty", path));
-  std::string magic;
-  const bool starts_well = size >= mcap::kMagic.size() &&
-                           reader->file_->read(0, mcap::kMagic.size(), &magic).ok() &&
-                           magic == mcap::kMagic;
-  if (!starts_well) {
+  if (!reader->starts_with_magic()) {
     mcap::Seal seal;
     uint64_t offset = 0;
     if (reader->find_seal(0, size, &seal, &offset) == 0) {
@@ -78,13 +73,27 @@ Result<std::unique_ptr<SegmentReader>> SegmentReader::open(const std::string& pa
       }
     }
   }
+  // The footer and the magic behind it: either is enough, so that damage to one does not make a
+  // sealed segment look like one whose writer died.
   std::string tail;
-  reader->sealed_ =
-      size >= 2 * mcap::kMagic.size() &&
-      reader->file_->read(size - mcap::kMagic.size(), mcap::kMagic.size(), &tail).ok() &&
-      tail == mcap::kMagic;
+  if (size >= mcap::kMagic.size() + kFooterBytes + mcap::kMagic.size() &&
+      reader->file_
+          ->read(size - kFooterBytes - mcap::kMagic.size(), kFooterBytes + mcap::kMagic.size(),
+                 &tail)
+          .ok()) {
+    Decoder footer(tail);
+    const bool is_footer = footer.number<uint8_t>() == static_cast<uint8_t>(Opcode::kFooter) &&
+                           footer.number<uint64_t>() == 20;
+    reader->sealed_ = is_footer || std::string_view(tail).substr(kFooterBytes) == mcap::kMagic;
+  }
   if (reader->sealed_) reader->load_step_index();
   return reader;
+}
+
+bool SegmentReader::starts_with_magic() const {
+  std::string magic;
+  return file_->size() >= mcap::kMagic.size() && file_->read(0, mcap::kMagic.size(), &magic).ok() &&
+         magic == mcap::kMagic;
 }
 
 bool SegmentReader::read_head(uint64_t offset, RecordHead* head) const {
@@ -115,7 +124,8 @@ uint64_t SegmentReader::find_seal(uint64_t from, uint64_t until, mcap::Seal* sea
       RecordHead head;
       const uint64_t offset = content_offset - mcap::kRecordHeaderBytes;
       if (!read_head(offset, &head) || head.opcode != static_cast<uint8_t>(Opcode::kSeal) ||
-          head.length > kMaxSealBytes || !file_->read(content_offset, head.length, &content).ok() ||
+          head.length > mcap::kMaxSealBytes ||
+          !file_->read(content_offset, head.length, &content).ok() ||
           !mcap::decode_seal(content, seal)) {
         continue;
       }
@@ -131,12 +141,8 @@ uint64_t SegmentReader::find_seal(uint64_t from, uint64_t until, mcap::Seal* sea
 void SegmentReader::load_step_index() {
   // Footer: magic, preceded by a record of 20 bytes.
   const uint64_t size = file_->size();
-  const uint64_t footer_bytes = mcap::kRecordHeaderBytes + 20;
   std::string raw;
-  if (size < 2 * mcap::kMagic.size() + footer_bytes ||
-      !file_->read(size - mcap::kMagic.size() - footer_bytes, footer_bytes, &raw).ok()) {
-    return;
-  }
+  if (!file_->read(size - mcap::kMagic.size() - kFooterBytes, kFooterBytes, &raw).ok()) return;
   Decoder footer(raw);
   if (footer.number<uint8_t>() != static_cast<uint8_t>(Opcode::kFooter) ||
       footer.number<uint64_t>() != 20)
@@ -164,9 +170,7 @@ void SegmentReader::load_step_index() {
       !file_->read(offset + mcap::kRecordHeaderBytes, length, &content).ok()) {
     return;
   }
-  Decoder check(std::string_view(content).substr(length - 4));
-  if (check.number<uint32_t>() != mcap::crc32(std::string_view(content).substr(0, length - 4)))
-    return;
+  if (!mcap::ends_with_its_crc32(content)) return;
   Decoder decoder(content);
   if (decoder.number<uint64_t>() != chunk_count) return;
   for (uint64_t i = 0; i < chunk_count; ++i) {
@@ -177,8 +181,18 @@ void SegmentReader::load_step_index() {
 }
 
 const std::map<std::string, std::string>& SegmentReader::attachments() {
-  if (attachments_read_) return attachments_;
-  attachments_read_ = true;
+  read_head_records();
+  return attachments_;
+}
+
+const std::map<std::string, std::string>& SegmentReader::run_metadata() {
+  read_head_records();
+  return run_metadata_;
+}
+
+void SegmentReader::read_head_records() {
+  if (head_read_) return;
+  head_read_ = true;
   constexpr size_t kExpected = 3;
   std::string content;
   bool head_sound = true;
@@ -197,234 +211,27 @@ const std::map<std::string, std::string>& SegmentReader::attachments() {
   RecordHead head;
   while (read_head(at, &head) && head.opcode != static_cast<uint8_t>(Opcode::kChunk)) {
     if (head.opcode == static_cast<uint8_t>(Opcode::kAttachment)) take(at, head);
+    if (head.opcode == static_cast<uint8_t>(Opcode::kMetadata) &&
+        file_->read(at + mcap::kRecordHeaderBytes, head.length, &content).ok()) {
+      Decoder decoder(content);
+      if (decoder.text() == "run") run_metadata_ = decoder.text_map();
+    }
     if (head.opcode == static_cast<uint8_t>(Opcode::kDataEnd)) break;
     at += mcap::kRecordHeaderBytes + head.length;
   }
-  if (head_sound && attachments_.size() >= kExpected) return attachments_;
+  if (head_sound && attachments_.size() >= kExpected) return;
   // The head is damaged: the attachments stand again behind the Seals of some chunks.
   mcap::Seal seal;
   uint64_t seal_offset = 0;
   for (uint64_t from = 0; attachments_.size() < kExpected;) {
     const uint64_t end = find_seal(from, file_->size(), &seal, &seal_offset);
-    if (end == 0) break;
+    if (end <= from) break;
     for (at = end; read_head(at, &head) && head.opcode == static_cast<uint8_t>(Opcode::kAttachment);
          at += mcap::kRecordHeaderBytes + head.length) {
       take(at, head);
     }
-    from = end;
+    from = std::max(end, at);
   }
-  return attachments_;
-}
-
-bool SegmentReader::decode_chunk(std::string_view content, std::string_view* messages,
-                                 std::string* why) {
-  Decoder decoder(content);
-  decoder.number<uint64_t>();
-  decoder.number<uint64_t>();
-  const auto uncompressed = decoder.number<uint64_t>();
-  const auto crc = decoder.number<uint32_t>();
-  const std::string_view compression = decoder.text();
-  const auto stored_size = decoder.number<uint64_t>();
-  if (!decoder.ok() || stored_size != decoder.rest().size()) {
-    *why = "the chunk's fields contradict its length";
-    return false;
-  }
-  if (uncompressed > mcap::kMaxChunkBytes) {
-    *why = fmt::format("the chunk claims {} bytes, more than the limit of {}", uncompressed,
-                       mcap::kMaxChunkBytes);
-    return false;
-  }
-  const std::string_view stored = decoder.rest();
-  if (compression.empty()) {
-    *messages = stored;
-  } else if (compression == "zstd") {
-    // The frame's own size is checked before anything is allocated.
-    if (ZSTD_getFrameContentSize(stored.data(), stored.size()) != uncompressed) {
-      *why = "the chunk's compressed data are damaged";
-      return false;
-    }
-    if (chunk_.size() < uncompressed) chunk_.resize(uncompressed);
-    const size_t got = ZSTD_decompressDCtx(decompressor_, chunk_.data(), uncompressed,
-                                           stored.data(), stored.size());
-    if (ZSTD_isError(got) || got != uncompressed) {
-      *why = fmt::format("the chunk cannot be decompressed ({})", ZSTD_getErrorName(got));
-      return false;
-    }
-    *messages = std::string_view(chunk_.data(), uncompressed);
-  } else {
-    *why = fmt::format("the chunk's compression \"{}\" is unknown", compression.substr(0, 16));
-    return false;
-  }
-  if (messages->size() != uncompressed || mcap::crc32(*messages) != crc) {
-    *why = "the chunk's checksum does not match";
-    return false;
-  }
-  compression_ = compression.empty() ? "none" : "zstd";
-  return true;
-}
-
-bool SegmentReader::deliver(std::string_view records, const Callbacks& callbacks) {
-  Decoder decoder(records);
-  while (decoder.ok() && !decoder.rest().empty()) {
-    const auto opcode = static_cast<Opcode>(decoder.number<uint8_t>());
-    Decoder record(decoder.bytes(decoder.number<uint64_t>()));
-    if (!decoder.ok()) break;
-    if (opcode == Opcode::kChannel) {
-      const auto id = record.number<uint16_t>();
-      record.number<uint16_t>();
-      const std::string_view topic = record.text();
-      if (!record.ok()) continue;
-      if (topics_.size() <= id) {
-        topics_.resize(size_t{id} + 1);
-        next_sequence_.resize(size_t{id} + 1, -1);
-      }
-      if (topics_[id] != topic) topics_[id] = topic;
-    } else if (opcode == Opcode::kMessage) {
-      const auto id = record.number<uint16_t>();
-      const auto sequence = record.number<uint32_t>();
-      record.number<uint64_t>();
-      const auto publish_time = record.number<uint64_t>();
-      if (!record.ok() || id >= topics_.size() || topics_[id].empty()) continue;
-      const int64_t expected = next_sequence_[id] < 0 ? 0 : next_sequence_[id];
-      if (sequence > expected && callbacks.on_gap) callbacks.on_gap(sequence - expected);
-      next_sequence_[id] = int64_t{sequence} + 1;
-      if (!callbacks.on_message({&topics_[id], record.rest(), static_cast<int64_t>(publish_time)}))
-        return false;
-    }
-  }
-  return true;
-}
-
-Status SegmentReader::walk(const Callbacks& callbacks) {
-  topics_.clear();
-  next_sequence_.clear();
-  chunks_ = 0;
-  bool counts_gaps = true;
-  Callbacks inner = callbacks;
-  inner.on_gap = [&](uint64_t messages) {
-    if (counts_gaps && callbacks.on_gap) callbacks.on_gap(messages);
-  };
-  const uint64_t size = file_->size();
-  uint64_t at = mcap::kMagic.size();
-  uint64_t passed_to = 0;  // end of the last chunk that was delivered, or was not wanted
-  std::string head_magic;
-  if (size < mcap::kMagic.size() || !file_->read(0, mcap::kMagic.size(), &head_magic).ok() ||
-      head_magic != mcap::kMagic) {
-    at = 0;  // Leads to a search for the first Seal.
-  }
-  while (at < size) {
-    RecordHead head;
-    std::string why;
-    if (at >= mcap::kMagic.size() && read_head(at, &head)) {
-      const uint64_t content_offset = at + mcap::kRecordHeaderBytes;
-      const uint64_t next = content_offset + head.length;
-      const auto opcode = static_cast<Opcode>(head.opcode);
-      if (opcode == Opcode::kChunk) {
-        const auto known = step_index_.find(at);
-        if (known != step_index_.end() && known->second.first <= known->second.second &&
-            callbacks.wanted && !callbacks.wanted(known->second.first, known->second.second)) {
-          counts_gaps = false;  // Numbers skipped on purpose prove nothing.
-          passed_to = next;
-          at = next;
-          continue;
-        }
-        std::string_view messages;
-        if (head.length > mcap::kMaxChunkBytes) {
-          why = "the chunk's length is beyond the limit";
-        } else if (Status status = file_->read(content_offset, head.length, &stored_);
-                   !status.ok()) {
-          return status;
-        } else if (decode_chunk(stored_, &messages, &why)) {
-          ++chunks_;
-          passed_to = next;
-          if (!deliver(messages, inner)) return Status();
-          at = next;
-          continue;
-        }
-      } else if (opcode == Opcode::kSeal) {
-        mcap::Seal seal;
-        if (head.length <= kMaxSealBytes &&
-            file_->read(content_offset, head.length, &stored_).ok() &&
-            mcap::decode_seal(stored_, &seal)) {
-          if (seal.chunk_offset < passed_to || seal.chunk_offset >= at) {
-            at = next;
-            continue;
-          }
-          why = "the chunk has the type of another record";
-          at = seal.chunk_offset;
-        } else {
-          why = "the Seal's checksum does not match";
-        }
-      } else if (opcode == Opcode::kFooter) {
-        if (next + mcap::kMagic.size() == size && sealed_) return Status();
-        why = "a footer that is not at the end of the file";
-      } else if (opcode == Opcode::kAttachment) {
-        std::string name;
-        std::string data;
-        if (head.length <= mcap::kMaxAttachmentBytes &&
-            file_->read(content_offset, head.length, &stored_).ok() &&
-            decode_attachment(stored_, &name, &data)) {
-          at = next;
-          continue;
-        }
-        why = "an attachment's checksum does not match";
-      } else if (opcode == Opcode::kMessageIndex) {
-        // It has no checksum, so a wrong length must not carry the walk over the next chunk.
-        if (file_->read(content_offset, std::min<uint64_t>(head.length, 6), &stored_).ok()) {
-          Decoder index(stored_);
-          index.number<uint16_t>();
-          const uint64_t entries = index.number<uint32_t>();
-          if (index.ok() && entries + 6 == head.length) {
-            at = next;
-            continue;
-          }
-        }
-        why = "a message index contradicts its length";
-      } else {
-        // None of these has a checksum either.
-        mcap::Seal seal;
-        uint64_t seal_offset = 0;
-        if (find_seal(content_offset, next, &seal, &seal_offset) == 0) {
-          at = next;
-          continue;
-        }
-        why = "the record's length reaches over a chunk";
-      }
-    } else {
-      why = "the record's type or length is impossible, or the file ends within it";
-    }
-    // Search for the next Seal; the chunk it vouches for may be intact although what stands before
-    // is not.
-    mcap::Seal seal;
-    uint64_t seal_offset = 0;
-    const uint64_t resume = find_seal(std::max<uint64_t>(at, 1), size, &seal, &seal_offset);
-    if (resume == 0) {
-      if (callbacks.on_skipped) callbacks.on_skipped(at, size, why);
-      return Status();
-    }
-    std::string_view messages;
-    std::string chunk_why;
-    std::string record;
-    const bool new_chunk =
-        seal.chunk_offset >= passed_to && seal.chunk_length > mcap::kRecordHeaderBytes &&
-        seal.chunk_length <= mcap::kMaxChunkBytes && seal.chunk_offset < seal_offset &&
-        seal.chunk_length <= seal_offset - seal.chunk_offset;
-    if (new_chunk && file_->read(seal.chunk_offset, seal.chunk_length, &record).ok() &&
-        mcap::crc32(record) == seal.chunk_crc &&
-        decode_chunk(std::string_view(record).substr(mcap::kRecordHeaderBytes), &messages,
-                     &chunk_why)) {
-      if (callbacks.on_skipped) {
-        callbacks.on_skipped(std::min(at, seal.chunk_offset), seal.chunk_offset, why);
-      }
-      ++chunks_;
-      passed_to = seal.chunk_offset + seal.chunk_length;
-      if (!deliver(messages, inner)) return Status();
-    } else if (callbacks.on_skipped) {
-      callbacks.on_skipped(at, resume, why);
-    }
-    at = resume;
-  }
-  return Status();
 }
 
 }  // namespace tycho::trace

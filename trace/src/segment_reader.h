@@ -40,10 +40,16 @@ class SegmentReader {
 
   /// Attachments by name; from the head, or from a repetition where the head is damaged.
   const std::map<std::string, std::string>& attachments();
+  /// Metadata "run" of the head; empty where it is damaged.
+  const std::map<std::string, std::string>& run_metadata();
+  /// Hands over every message in order. Time and memory are bounded by the size of the file: each
+  /// iteration goes forward, and what chunks may decompress to is limited (mcap.h).
   Status walk(const Callbacks& callbacks);
 
   uint64_t size() const { return file_->size(); }
   bool sealed() const { return sealed_; }
+  /// Whether a writer held the file's lock when it was opened.
+  bool locked() const { return file_->locked(); }
   uint64_t chunks() const { return chunks_; }
   const std::string& compression() const { return compression_; }
 
@@ -53,10 +59,30 @@ class SegmentReader {
     uint64_t length = 0;
   };
   SegmentReader(std::unique_ptr<ReadableFile> file, std::string path);
+  /// What is known on the way through the file.
+  struct Walk {
+    const Callbacks& callbacks;
+    uint64_t passed_to = 0;   ///< chunks that begin before were delivered, not wanted, or given up
+    uint64_t bytes_left = 0;  ///< that chunks may still decompress to
+    uint64_t messages_left = 0;  ///< that may still be delivered
+    bool counts_gaps = true;
+    bool stopped = false;
+  };
+  bool starts_with_magic() const;
   bool read_head(uint64_t offset, RecordHead* head) const;
   uint64_t find_seal(uint64_t from, uint64_t until, mcap::Seal* seal, uint64_t* seal_offset) const;
-  bool decode_chunk(std::string_view content, std::string_view* messages, std::string* why);
-  bool deliver(std::string_view records, const Callbacks& callbacks);
+  uint64_t take_record(uint64_t at, Walk* walk, std::string* why);
+  uint64_t take_chunk(uint64_t at, const RecordHead& head, Walk* walk, std::string* why);
+  uint64_t take_seal(uint64_t at, const RecordHead& head, Walk* walk, std::string* why);
+  uint64_t resynchronise(uint64_t at, const std::string& why, Walk* walk);
+  void take_sealed_chunk(const mcap::Seal& seal, uint64_t seal_offset, uint64_t seal_end,
+                         uint64_t damaged_from, const std::string& why, Walk* walk);
+  bool read_content(uint64_t at, const RecordHead& head, uint64_t limit);
+  bool decode_chunk(std::string_view content, Walk* walk, std::string_view* messages,
+                    std::string* why);
+  bool deliver(std::string_view records, Walk* walk);
+  void take_message(std::string_view record, Walk* walk);
+  void read_head_records();
   void load_step_index();
 
   std::unique_ptr<ReadableFile> file_;
@@ -64,8 +90,9 @@ class SegmentReader {
   bool sealed_ = false;
   uint64_t chunks_ = 0;
   std::string compression_;
-  bool attachments_read_ = false;
+  bool head_read_ = false;
   std::map<std::string, std::string> attachments_;
+  std::map<std::string, std::string> run_metadata_;
   std::map<uint64_t, std::pair<int64_t, int64_t>> step_index_;  ///< chunk offset -> steps
   std::vector<std::string> topics_;                             ///< by channel id; empty: unknown
   std::vector<int64_t> next_sequence_;  ///< by channel id; -1: none read yet

@@ -6,9 +6,11 @@
 
 #include <algorithm>
 #include <functional>
+#include <iterator>
 #include <set>
 
 #include "tycho/v1/record.pb.h"
+#include "writer_process.h"
 
 namespace tycho::trace {
 namespace {
@@ -53,7 +55,13 @@ Result<std::unique_ptr<SegmentWriter>> SegmentWriter::create(FileSystem* files,
   if (!file.ok()) return file.status();
   std::unique_ptr<SegmentWriter> writer(
       new SegmentWriter(std::move(file).value(), std::move(options)));
-  if (Status status = writer->write_head(); !status.ok()) return status;
+  if (!writer->locked()) writer->options_.run_metadata["writer"] = this_process();
+  if (Status status = writer->write_head(); !status.ok()) {
+    // Nothing can be in it, and on a full disk there would be one more with every attempt.
+    writer.reset();
+    (void)files->remove(path);
+    return status;
+  }
   return writer;
 }
 
@@ -77,15 +85,16 @@ Status SegmentWriter::write_head() {
   encoder.text_map(options_.run_metadata);
   append_record(Opcode::kMetadata, content, &head);
   metadata_length_ = head.size() - metadata_offset_;
-  if (Status status = append(head); !status.ok()) return status;
-  return write_attachments();
+  head += encode_attachments(head.size(), &attachment_facts_);
+  return append(head);
 }
 
-Status SegmentWriter::write_attachments() {
+std::string SegmentWriter::encode_attachments(uint64_t offset,
+                                              std::vector<AttachmentFacts>* all_facts) const {
   std::string records;
   for (const Attachment& attachment : options_.attachments) {
     AttachmentFacts facts;
-    facts.offset = offset_ + records.size();
+    facts.offset = offset + records.size();
     facts.time = now_ns();
     facts.size = attachment.data.size();
     facts.name = attachment.name;
@@ -100,45 +109,72 @@ Status SegmentWriter::write_attachments() {
     encoder.bytes(attachment.data);
     encoder.number(mcap::crc32(content));
     append_record(Opcode::kAttachment, content, &records);
-    facts.length = offset_ + records.size() - facts.offset;
-    attachment_facts_.push_back(std::move(facts));
+    facts.length = offset + records.size() - facts.offset;
+    all_facts->push_back(std::move(facts));
   }
-  return append(records);
+  return records;
 }
 
 SegmentWriter::ChannelState& SegmentWriter::channel(const std::string& topic,
                                                     const std::string& schema) {
   const auto found = channels_.find(topic);
   if (found != channels_.end()) return found->second;
-  const auto [entry, is_new] =
-      schemas_.try_emplace(schema, static_cast<uint16_t>(schemas_.size() + 1));
-  ChannelState& state = channels_[topic];
-  state.id = static_cast<uint16_t>(channels_.size() - 1);
-  state.schema = entry->second;
   std::string content;
   Encoder encoder(&content);
-  encoder.number(state.schema);
-  encoder.text(schema);
-  encoder.text("protobuf");
-  encoder.text(descriptor_set());
-  append_record(Opcode::kSchema, content, &state.records);
-  content.clear();
+  const auto [entry, is_new] = schemas_.try_emplace(schema);
+  SchemaState& schema_state = entry->second;
+  if (is_new) {
+    schema_state.id = static_cast<uint16_t>(schemas_.size());
+    encoder.number(schema_state.id);
+    encoder.text(schema);
+    encoder.text("protobuf");
+    encoder.text(descriptor_set());
+    append_record(Opcode::kSchema, content, &schema_state.record);
+    content.clear();
+  }
+  ChannelState& state = channels_[topic];
+  state.id = static_cast<uint16_t>(channels_.size() - 1);
+  state.schema = &schema_state;
   encoder.number(state.id);
-  encoder.number(state.schema);
+  encoder.number(schema_state.id);
   encoder.text(topic);
   encoder.text("protobuf");
   encoder.text_map({});
-  append_record(Opcode::kChannel, content, &state.records);
+  append_record(Opcode::kChannel, content, &state.record);
   return state;
+}
+
+void SegmentWriter::pass_over(const std::string& topic, const std::string& schema) {
+  ++channel(topic, schema).sequence;
+}
+
+bool SegmentWriter::rewind() {
+  if (sealed_ || !file_->truncate(offset_).ok()) return false;
+  for (auto& [topic, state] : channels_) {
+    state.messages -= state.index.size();
+    state.index.clear();
+  }
+  chunk_messages_ = 0;
+  chunk_.clear();
+  ++chunk_number_;
+  failure_ = Status();
+  return true;
 }
 
 Status SegmentWriter::write(const std::string& topic, const std::string& schema,
                             std::string_view data, bool has_step, int64_t step, int64_t time_ns) {
   if (!failure_.ok()) return failure_;
   ChannelState& state = channel(topic, schema);
+  // Memory first: where it is out, the chunk stays whole.
+  chunk_.reserve(chunk_.size() + state.schema->record.size() + state.record.size() + 64 +
+                 data.size());
   // Repeating the descriptions in every chunk makes each chunk decodable alone.
+  if (state.schema->in_chunk != chunk_number_) {
+    chunk_ += state.schema->record;
+    state.schema->in_chunk = chunk_number_;
+  }
   if (state.in_chunk != chunk_number_) {
-    chunk_ += state.records;
+    chunk_ += state.record;
     state.in_chunk = chunk_number_;
   }
   const uint64_t log_time = std::max(last_time_ + 1, now_ns());
@@ -178,7 +214,11 @@ Status SegmentWriter::close_chunk() {
     compressed.resize(ZSTD_compressBound(chunk_.size()));
     const size_t size = ZSTD_compress(compressed.data(), compressed.size(), chunk_.data(),
                                       chunk_.size(), options_.compression_level);
-    if (!ZSTD_isError(size) && size < chunk_.size()) {
+    // A reader takes what shrinks more than that for a forgery. Numbers that are all the same cost
+    // no more so than numbers that differ.
+    if (!ZSTD_isError(size) && size < chunk_.size() &&
+        mcap::is_plausible_chunk(chunk_.size(), size) &&
+        chunk_.size() / mcap::kMaxSegmentRatio <= size) {
       compressed.resize(size);
       facts.compression = "zstd";
     }
@@ -228,19 +268,27 @@ Status SegmentWriter::close_chunk() {
       encoder.number(position);
     }
     append_record(Opcode::kMessageIndex, content, &records);
-    state.index.clear();
   }
   facts.index_length = records.size() - facts.length;
   const uint64_t seal_offset = offset_ + records.size();
   append_record(Opcode::kSeal, mcap::encode_seal(seal), &records);
+  // Everything that needs memory comes before the bytes are written: what is written once must
+  // not be written again.
+  std::vector<AttachmentFacts> repeated;
+  if (chunks_.empty() || (chunks_.size() + 1) % kRepeatAttachments == 0) {
+    records += encode_attachments(offset_ + records.size(), &repeated);
+  }
+  if (chunks_.size() == chunks_.capacity()) chunks_.reserve(2 * chunks_.size() + 1);
+  attachment_facts_.reserve(attachment_facts_.size() + repeated.size());
   if (Status status = append(records); !status.ok()) return status;
+  for (auto& [topic, state] : channels_) state.index.clear();
   previous_seal_ = seal_offset;
   messages_ += chunk_messages_;
   chunk_messages_ = 0;
   chunk_.clear();
   chunks_.push_back(std::move(facts));
+  std::move(repeated.begin(), repeated.end(), std::back_inserter(attachment_facts_));
   ++chunk_number_;
-  if (chunks_.size() == 1 || chunks_.size() % kRepeatAttachments == 0) return write_attachments();
   return Status();
 }
 
@@ -259,21 +307,11 @@ std::string SegmentWriter::summary() const {
     encoder.number(end - begin);
     append_record(Opcode::kSummaryOffset, content, &offsets);
   };
-  // A channel's records hold its schema first; the summary wants the two kinds in groups of their
-  // own.
-  const auto split = [](const std::string& records) {
-    mcap::Decoder decoder(records);
-    decoder.number<uint8_t>();
-    return mcap::kRecordHeaderBytes + decoder.number<uint64_t>();
-  };
   group(Opcode::kSchema, [&] {
-    std::set<uint16_t> written;
-    for (const auto& [topic, state] : channels_) {
-      if (written.insert(state.schema).second) out.append(state.records, 0, split(state.records));
-    }
+    for (const auto& [name, state] : schemas_) out += state.record;
   });
   group(Opcode::kChannel, [&] {
-    for (const auto& [topic, state] : channels_) out.append(state.records, split(state.records));
+    for (const auto& [topic, state] : channels_) out += state.record;
   });
   std::string content;
   Encoder encoder(&content);
@@ -357,8 +395,12 @@ Status SegmentWriter::seal() {
   content.assign(4,
                  '\0');  // Zero: the data section has no checksum of its own; chunks and Seals do.
   append_record(Opcode::kDataEnd, content, &end);
+  const uint64_t data_end = offset_;
   if (Status status = append(end); !status.ok()) return status;
-  if (Status status = append(summary()); !status.ok()) return status;
+  if (Status status = append(summary()); !status.ok()) {
+    offset_ = data_end;  // To be taken back as a whole.
+    return status;
+  }
   sealed_ = true;
   if (Status status = file_->sync(); !status.ok()) return failure_ = status;
   return failure_ = file_->close();

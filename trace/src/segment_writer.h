@@ -28,8 +28,8 @@ struct SegmentOptions {
   std::vector<Attachment> attachments;
 };
 
-/// Writes one MCAP file of the profile in docs/format.md. After the first failure it refuses
-/// everything.
+/// Writes one MCAP file of the profile in docs/format.md. After a failure it refuses everything,
+/// until it could be rewound.
 class SegmentWriter {
  public:
   static Result<std::unique_ptr<SegmentWriter>> create(FileSystem* files, const std::string& path,
@@ -39,7 +39,13 @@ class SegmentWriter {
   /// the Seal; messages without a step pass has_step = false.
   Status write(const std::string& topic, const std::string& schema, std::string_view data,
                bool has_step, int64_t step, int64_t time_ns);
+  /// Counts a message that could not be stored: the gap in the sequence numbers of its channel
+  /// tells a reader.
+  void pass_over(const std::string& topic, const std::string& schema);
   Status close_chunk();
+  /// After a failure: gives up the open chunk and takes back what was written of it. The segment
+  /// can be written to again. False: it cannot, and ends here.
+  bool rewind();
   Status sync() { return file_->sync(); }
   /// Closes the chunk, writes summary and footer, syncs and closes the file.
   Status seal();
@@ -48,15 +54,22 @@ class SegmentWriter {
   uint64_t open_messages() const { return chunk_messages_; }
   std::chrono::steady_clock::time_point chunk_opened() const { return chunk_opened_; }
   uint64_t bytes() const { return offset_; }
+  /// Whether a reader can tell by a lock that this segment is being written.
+  bool locked() const { return file_->locked(); }
 
  private:
+  struct SchemaState {
+    uint16_t id = 0;
+    uint64_t in_chunk = 0;  ///< number of the chunk that last repeated its record
+    std::string record;     ///< encoded Schema record
+  };
   struct ChannelState {
     uint16_t id = 0;
-    uint16_t schema = 0;
+    SchemaState* schema = nullptr;
     uint32_t sequence = 0;
     uint64_t messages = 0;
-    uint64_t in_chunk = 0;  ///< number of the chunk that last repeated its records
-    std::string records;    ///< encoded Schema and Channel records
+    uint64_t in_chunk = 0;
+    std::string record;  ///< encoded Channel record
     std::vector<std::pair<uint64_t, uint64_t>>
         index;  ///< (log time, offset in the chunk) of the open chunk
   };
@@ -76,7 +89,8 @@ class SegmentWriter {
       : file_(std::move(file)), options_(std::move(options)) {}
   Status append(std::string_view bytes);
   Status write_head();
-  Status write_attachments();
+  /// The attachments as they stand at `offset`, and where each of them is.
+  std::string encode_attachments(uint64_t offset, std::vector<AttachmentFacts>* facts) const;
   ChannelState& channel(const std::string& topic, const std::string& schema);
   std::string summary() const;
 
@@ -87,7 +101,7 @@ class SegmentWriter {
   bool sealed_ = false;
   uint64_t last_time_ = 0;
 
-  std::map<std::string, uint16_t> schemas_;
+  std::map<std::string, SchemaState> schemas_;
   std::map<std::string, ChannelState> channels_;
   std::string chunk_;
   uint64_t chunk_number_ = 1;

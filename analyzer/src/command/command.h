@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "tycho/trace/status.h"
 
@@ -10,7 +11,7 @@
 // it is run.
 namespace tycho::analyzer::command {
 
-enum ExitStatus { kSuccess = 0, kFailure = 1, kUsage = 2, kLossy = 3 };
+enum ExitStatus { kSuccess = 0, kFailure = 1, kUsage = 2, kLossy = 3, kGate = 4 };
 
 using Action = std::function<int()>;
 
@@ -23,8 +24,14 @@ void add_recover(CLI::App* app, Action* action);
 void add_replay(CLI::App* app, Action* action);
 void add_laws(CLI::App* app, Action* action);
 
-/// Says it on stderr as `tycho: ...`.
+/// Says it on stderr as `tycho: ...`, in one line, and returns the exit status.
 int fail(const Status& status);
+/// The same for what is no failure. Nothing is said where stderr is closed.
+void say(const std::string& message);
+/// Progress, on a line of its own that the next one overwrites; empty: takes it away.
+void show_progress(const std::string& message);
+/// Says the first of what is missing, or may be, and returns the exit status: kLossy, or kSuccess.
+int tell_losses(const std::vector<std::string>& losses);
 bool stdout_is_terminal();
 bool stderr_is_terminal();
 /// Columns of the terminal; 100 where that is not known.
@@ -34,7 +41,5 @@ int terminal_width();
 std::string choose_format(const std::string& asked, const std::string& output);
 /// A terminal that wants colours: NO_COLOR is not set.
 bool wants_colour();
-/// Writes to a file, or to standard output where `path` is empty; a partial file is removed.
-Status write_output(const std::string& path, const std::string& text);
 
 }  // namespace tycho::analyzer::command

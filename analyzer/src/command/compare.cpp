@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "command.h"
+#include "output.h"
 #include "src/compare/comparison.h"
 
 namespace tycho::analyzer::command {
@@ -27,11 +28,13 @@ Alignment alignment(const std::string& by) {
 
 Status write_all(const Comparison& comparison, const Options& options) {
   if (!options.html.empty()) {
-    if (Status status = write_output(options.html, html_comparison(comparison)); !status.ok())
+    if (Status status = write_output(options.html, options.runs, html_comparison(comparison));
+        !status.ok())
       return status;
   }
   if (!options.json.empty()) {
-    if (Status status = write_output(options.json, json_comparison(comparison)); !status.ok())
+    if (Status status = write_output(options.json, options.runs, json_comparison(comparison));
+        !status.ok())
       return status;
   }
   const bool to_terminal = options.output.empty() || options.output == "-";
@@ -43,7 +46,7 @@ Status write_all(const Comparison& comparison, const Options& options) {
   }
   const std::string format = choose_format(options.format, options.output);
   return write_output(
-      options.output,
+      options.output, options.runs,
       format == "json" ? json_comparison(comparison)
       : format == "html"
           ? html_comparison(comparison)
@@ -54,16 +57,15 @@ Status write_all(const Comparison& comparison, const Options& options) {
 int run_compare(const Options& options) {
   const bool show = stderr_is_terminal();
   const auto progress = [&](size_t run, uint64_t frames) {
-    fmt::print(stderr, "\rreading: run {} of {}, {} steps\x1b[K", run + 1, options.runs.size(),
-               frames);
-    std::fflush(stderr);
+    show_progress(
+        fmt::format("reading: run {} of {}, {} steps", run + 1, options.runs.size(), frames));
   };
   ComparisonOptions how;
   how.by = alignment(options.by);
   how.ignored = {options.ignored.begin(), options.ignored.end()};
   auto comparison =
       read_comparison(options.runs, how, show ? progress : std::function<void(size_t, uint64_t)>());
-  if (show) fmt::print(stderr, "\r\x1b[K");
+  if (show) show_progress("");
   if (!comparison.ok()) return fail(comparison.status());
   if (Status status = write_all(comparison.value(), options); !status.ok()) return fail(status);
   if (options.fail_on == "violated") {
@@ -72,24 +74,18 @@ int run_compare(const Options& options) {
         findings.begin(), findings.end(),
         [](const ComparisonFinding& finding) { return finding.verdict == Verdict::kViolated; });
     if (violated > 0) {
-      fmt::print(stderr, "tycho: {} violated\n",
-                 violated == 1 ? "one law is" : fmt::format("{} findings are", violated));
-      return kFailure;
+      say((violated == 1 ? "one law is" : fmt::format("{} findings are", violated)) + " violated");
+      return kGate;
     }
   }
-  if (comparison.value().has_loss()) {
-    for (const LeftOut& left : comparison.value().set.left_out())
-      fmt::print(stderr, "tycho: left out {}: {}\n", left.path, left.why);
-    uint64_t unread = 0;
-    for (const RunDigest& run : comparison.value().set.runs()) unread += run.bytes_lost;
-    if (unread > 0) {
-      fmt::print(stderr,
-                 "tycho: {} bytes of the traces could not be read; the comparison has the rest\n",
-                 unread);
-    }
-    return kLossy;
+  std::vector<std::string> missing;
+  for (const LeftOut& left : comparison.value().set.left_out())
+    missing.push_back(fmt::format("left out {}: {}", left.path, left.why));
+  for (const RunDigest& run : comparison.value().set.runs()) {
+    for (const std::string& loss : run.losses)
+      missing.push_back(fmt::format("{}: {}", run.name, loss));
   }
-  return kSuccess;
+  return tell_losses(missing);
 }
 
 }  // namespace
@@ -116,7 +112,7 @@ void add_compare(CLI::App* app, Action* action) {
       ->add_option("--ignore", options->ignored,
                    "A setting, as the comparison names it, that tells no runs apart")
       ->allow_extra_args(false);
-  command->add_option("--fail-on", options->fail_on, "Exit with 1 if a law is violated")
+  command->add_option("--fail-on", options->fail_on, "Exit with 4 if a law is violated")
       ->check(CLI::IsMember({"violated"}));
   command->callback([options, action] { *action = [options] { return run_compare(*options); }; });
 }

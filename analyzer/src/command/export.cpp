@@ -1,11 +1,7 @@
 #include "../export/export.h"
 
-#include <fmt/format.h>
-
-#include <cerrno>
-#include <cstring>
-
 #include "command.h"
+#include "output.h"
 
 namespace tycho::analyzer::command {
 
@@ -24,27 +20,19 @@ void add_export(CLI::App* app, Action* action) {
   command->add_option("-o,--output", options->output, "File to write; default: standard output");
   command->callback([options, action] {
     *action = [options]() -> int {
-      const bool to_file = !options->output.empty() && options->output != "-";
-      std::FILE* out = to_file ? std::fopen(options->output.c_str(), "wb") : stdout;
-      if (out == nullptr) {
-        return fail(
-            Status(Status::Code::kIoError,
-                   fmt::format("cannot write {}: {}", options->output, std::strerror(errno))));
-      }
+      auto output = Output::open(options->output, {options->run});
+      if (!output.ok()) return fail(output.status());
+      std::FILE* out = output.value()->stream();
       const auto outcome = options->format == "csv"     ? export_csv(options->run, out)
                            : options->format == "jsonl" ? export_jsonl(options->run, out)
                                                         : export_tensorboard(options->run, out);
-      if (to_file) {
-        const bool closed = std::fclose(out) == 0;
-        if (!outcome.ok() || !closed) std::remove(options->output.c_str());
-        if (outcome.ok() && !closed)
-          return fail(Status(Status::Code::kIoError, "cannot write " + options->output));
+      if (!outcome.ok()) {
+        if (std::ferror(out) == 0 || out == stdout) return fail(outcome.status());
+        return fail(
+            Status(outcome.status().code(), options->output + ": " + outcome.status().message()));
       }
-      if (!outcome.ok()) return fail(outcome.status());
-      if (outcome.value().bytes_skipped == 0) return kSuccess;
-      fmt::print(stderr, "tycho: {} bytes of the trace are damaged and were left out\n",
-                 outcome.value().bytes_skipped);
-      return kLossy;
+      if (Status status = output.value()->commit(); !status.ok()) return fail(status);
+      return tell_losses(outcome.value().losses);
     };
   });
 }

@@ -3,6 +3,8 @@
 #include <map>
 
 #include "command.h"
+#include "output.h"
+#include "src/printable.h"
 #include "tycho/trace/run_reader.h"
 
 namespace tycho::analyzer::command {
@@ -33,9 +35,10 @@ std::string describe(const v1::StatisticRegistry& registry) {
                 : scope == v1::SCOPE_INDEX ? "index"
                                            : "parameter";
     }
-    text += fmt::format("`{}` = {}  [{}]  {}; probe {}\n  {}\n  Source: {}\n\n", statistic.name(),
-                        statistic.symbol(), statistic.unit(), scopes, statistic.probe(),
-                        statistic.definition(), statistic.source());
+    text += fmt::format("`{}` = {}  [{}]  {}; probe {}\n  {}\n  Source: {}\n\n",
+                        printable(statistic.name()), printable(statistic.symbol()),
+                        printable(statistic.unit()), scopes, printable(statistic.probe()),
+                        printable(statistic.definition()), printable(statistic.source()));
   }
   return text;
 }
@@ -46,18 +49,19 @@ int run_info(const std::string& path, bool statistics) {
   if (statistics) {
     trace::MessageHandler nobody;
     if (Status status = reader.value()->read(nobody); !status.ok()) return fail(status);
-    const Status status = write_output("", describe(reader.value()->registry()));
+    const Status status = write_output("", {}, describe(reader.value()->registry()));
     return status.ok() ? kSuccess : fail(status);
   }
   Counter counter;
   if (Status status = reader.value()->read(counter); !status.ok()) return fail(status);
   const v1::RunDescription& run = reader.value()->run();
-  std::string text = fmt::format("run          {}\n", run.run_id());
-  if (!run.run_name().empty()) text += fmt::format("name         {}\n", run.run_name());
+  std::string text = fmt::format("run          {}\n", printable(run.run_id()));
+  if (!run.run_name().empty()) text += fmt::format("name         {}\n", printable(run.run_name()));
   std::string command;
-  for (const std::string& argument : run.command_line()) command += " " + argument;
+  for (const std::string& argument : run.command_line()) command += " " + printable(argument);
   if (!command.empty()) text += fmt::format("command line{}\n", command);
-  if (!run.optimizer().empty()) text += fmt::format("optimizer    {}\n", run.optimizer());
+  if (!run.optimizer().empty())
+    text += fmt::format("optimizer    {}\n", printable(run.optimizer()));
   text +=
       fmt::format("model        {} layers, {} parameters\n", reader.value()->model().layer_size(),
                   reader.value()->model().parameter_size());
@@ -65,7 +69,7 @@ int run_info(const std::string& path, bool statistics) {
     const std::map<std::string, std::string> sorted(entries.begin(), entries.end());
     bool first = true;
     for (const auto& [key, value] : sorted) {
-      text += fmt::format("{:<12} {} {}\n", first ? title : "", key, value);
+      text += fmt::format("{:<12} {} {}\n", first ? title : "", printable(key), printable(value));
       first = false;
     }
   };
@@ -75,21 +79,21 @@ int run_info(const std::string& path, bool statistics) {
   text += "segments\n";
   for (const auto& segment : reader.value()->segments()) {
     text += fmt::format(
-        "  {}  steps {} to {}, {} messages, {} bytes, {}{}\n", segment.name, segment.first_step,
-        segment.last_step, segment.messages, segment.bytes,
-        segment.sealed ? "sealed" : "not sealed",
+        "  {}  steps {} to {}, {} messages, {} bytes, {}{}\n", printable(segment.name),
+        segment.first_step, segment.last_step, segment.messages, segment.bytes,
+        segment.sealed          ? "sealed"
+        : segment.being_written ? "being written"
+                                : "not sealed",
         segment.resumed ? fmt::format(", resumed at step {}", segment.resume_step) : "");
   }
   text += "records\n";
   for (const auto& [probe, count] : counter.records)
-    text += fmt::format("  {:<20} {}\n", probe, count);
+    text += fmt::format("  {:<20} {}\n", printable(probe), count);
   text += fmt::format("  {:<20} {}\n", "events", counter.events);
-  for (const auto& region : reader.value()->skipped()) {
-    text += fmt::format("damaged      {} bytes {} to {}: {}\n", region.segment, region.begin,
-                        region.end, region.why);
-  }
-  if (Status status = write_output("", text); !status.ok()) return fail(status);
-  return kSuccess;
+  const auto losses = trace::losses(reader.value()->segments(), reader.value()->skipped());
+  for (const std::string& loss : losses) text += fmt::format("missing      {}\n", printable(loss));
+  if (Status status = write_output("", {}, text); !status.ok()) return fail(status);
+  return losses.empty() ? kSuccess : kLossy;
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include "command.h"
 #include "comparisons/comparison_law.h"
+#include "output.h"
 #include "tycho/analyzer/law.h"
 
 namespace tycho::analyzer::command {
@@ -35,10 +36,10 @@ int run_laws(const std::string& wanted, bool all) {
     if (wanted == description.id) text = describe(description);
   }
   if (text.empty()) {
-    fmt::print(stderr, "tycho: there is no law {}; there are:{}\n", wanted, known);
+    say(fmt::format("there is no law {}; there are:{}", wanted, known));
     return kUsage;
   }
-  if (Status status = write_output("", text); !status.ok()) return fail(status);
+  if (Status status = write_output("", {}, text); !status.ok()) return fail(status);
   return kSuccess;
 }
 

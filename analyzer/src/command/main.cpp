@@ -1,20 +1,73 @@
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <google/protobuf/stubs/logging.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <new>
+#include <sstream>
 
 #include "command.h"
+#include "output.h"
+#include "src/printable.h"
 
 namespace tycho::analyzer::command {
 
+namespace {
+
+// Closed, or a pipe that nobody reads: there is nobody to tell.
+void put_on_stderr(const std::string& text) {
+  (void)std::fputs(text.c_str(), stderr);
+  (void)std::fflush(stderr);
+}
+
+// Files would be opened as standard streams that are closed, and output and messages go there.
+void hold_standard_streams() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    // Opened the wrong way round, so that using it fails.
+    const int flags = descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY;
+    if (::fcntl(descriptor, F_GETFD) < 0) (void)::open("/dev/null", flags);
+  }
+}
+
+int run_action(CLI::App* app, const Action& action, int argc, char** argv) {
+  try {
+    app->parse(argc, argv);
+    return action();
+  } catch (const CLI::ParseError& error) {
+    std::ostringstream out;
+    std::ostringstream err;
+    const int status = app->exit(error, out, err) == 0 ? kSuccess : kUsage;
+    put_on_stderr(err.str());
+    const Status written = write_output("", {}, out.str());
+    return written.ok() || status != kSuccess ? status : fail(written);
+  } catch (const std::bad_alloc&) {
+    return fail(Status(Status::Code::kIoError, "memory is out"));
+  } catch (const std::exception& error) {
+    return fail(Status(Status::Code::kIoError, error.what()));
+  }
+}
+
+}  // namespace
+
+void say(const std::string& message) { put_on_stderr("tycho: " + printable(message) + "\n"); }
+
 int fail(const Status& status) {
-  fmt::print(stderr, "tycho: {}\n", status.message());
+  say(status.message());
   return kFailure;
+}
+
+void show_progress(const std::string& message) { put_on_stderr("\r" + message + "\x1b[K"); }
+
+int tell_losses(const std::vector<std::string>& losses) {
+  constexpr size_t kMost = 10;
+  for (size_t i = 0; i < losses.size() && i < kMost; ++i) say(losses[i]);
+  if (losses.size() > kMost)
+    say(fmt::format("and {} more; verify has them all", losses.size() - kMost));
+  return losses.empty() ? kSuccess : kLossy;
 }
 
 bool stdout_is_terminal() { return ::isatty(STDOUT_FILENO) != 0; }
@@ -40,23 +93,6 @@ bool wants_colour() {
   return stdout_is_terminal() && (no_colour == nullptr || *no_colour == '\0');
 }
 
-Status write_output(const std::string& path, const std::string& text) {
-  const bool to_file = !path.empty() && path != "-";
-  std::FILE* out = to_file ? std::fopen(path.c_str(), "wb") : stdout;
-  if (out == nullptr) {
-    return Status(Status::Code::kIoError,
-                  fmt::format("cannot write {}: {}", path, std::strerror(errno)));
-  }
-  bool written = std::fwrite(text.data(), 1, text.size(), out) == text.size();
-  written = (to_file ? std::fclose(out) : std::fflush(out)) == 0 && written;
-  if (written) return Status();
-  const int error = errno;
-  if (to_file) std::remove(path.c_str());
-  return Status(
-      Status::Code::kIoError,
-      fmt::format("cannot write {}: {}", to_file ? path : "the output", std::strerror(error)));
-}
-
 }  // namespace tycho::analyzer::command
 
 int main(int argc, char** argv) {
@@ -74,13 +110,7 @@ int main(int argc, char** argv) {
   command::add_verify(&app, &action);
   command::add_recover(&app, &action);
   command::add_laws(&app, &action);
-  try {
-    app.parse(argc, argv);
-    return action();
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? command::kSuccess : command::kUsage;
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "tycho: {}\n", error.what());
-    return command::kFailure;
-  }
+  command::hold_standard_streams();
+  google::protobuf::SetLogHandler(nullptr);  // What is damaged is said by us, with its place.
+  return command::run_action(&app, action, argc, argv);
 }

@@ -20,13 +20,10 @@ void add_recover(CLI::App* app, Action* action) {
     *action = [options]() -> int {
       const auto outcome = trace::recover(options->run, options->output);
       if (!outcome.ok()) return fail(outcome.status());
-      for (const auto& region : outcome.value().skipped) {
-        fmt::print(stderr, "tycho: {}: bytes {} to {} are lost: {}\n", region.segment, region.begin,
-                   region.end, region.why);
-      }
-      fmt::print(stderr, "tycho: {} messages saved, {} bytes lost\n", outcome.value().messages,
-                 outcome.value().bytes_lost);
-      return outcome.value().skipped.empty() ? kSuccess : kLossy;
+      const int status = tell_losses(outcome.value().losses);
+      say(fmt::format("{} messages saved, {} bytes lost", outcome.value().messages,
+                      outcome.value().bytes_lost));
+      return status;
     };
   });
 }

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
 #include <map>
@@ -7,6 +8,7 @@
 
 #include "command.h"
 #include "src/forwarding_handler.h"
+#include "src/printable.h"
 #include "tycho/analyzer/engine.h"
 
 namespace tycho::analyzer::command {
@@ -22,8 +24,11 @@ struct Options {
 // Passes messages on at the pace at which they were recorded, times `speed`.
 class Pacer : public ForwardingHandler {
  public:
-  Pacer(Engine* engine, double speed) : ForwardingHandler(engine), speed_(speed) {}
+  /// `broken`: set where the output cannot be written, which ends the reading.
+  Pacer(Engine* engine, double speed, const bool* broken)
+      : ForwardingHandler(engine), speed_(speed), broken_(broken) {}
   bool on_record(const std::string& probe, const v1::Record& record, int64_t time_ns) override {
+    if (*broken_) return false;
     wait(time_ns);
     return ForwardingHandler::on_record(probe, record, time_ns);
   }
@@ -32,12 +37,15 @@ class Pacer : public ForwardingHandler {
   void wait(int64_t time_ns) {
     if (speed_ <= 0) return;
     if (last_ns_ != 0 && time_ns > last_ns_) {
-      std::this_thread::sleep_for(std::chrono::duration<double, std::nano>(
-          static_cast<double>(time_ns - last_ns_) / speed_));
+      constexpr double kLongest = 3600e9;  // A damaged time must not stop it for ever.
+      const double pause = (static_cast<double>(time_ns) - static_cast<double>(last_ns_)) / speed_;
+      std::this_thread::sleep_for(
+          std::chrono::duration<double, std::nano>(std::min(pause, kLongest)));
     }
     last_ns_ = time_ns;
   }
   double speed_;
+  const bool* broken_;
   int64_t last_ns_ = 0;
 };
 
@@ -57,7 +65,7 @@ int run_replay(const Options& options) {
       if (known != verdicts.end() || finding.verdict != Verdict::kNotYet) {
         broken = broken ||
                  std::printf(
-                     "%s", fmt::format("step {}: {}: {} -> {}\n", step, key,
+                     "%s", fmt::format("step {}: {}: {} -> {}\n", step, printable(key),
                                        known == verdicts.end() ? "(new)" : to_string(known->second),
                                        to_string(finding.verdict))
                                .c_str()) < 0;
@@ -72,7 +80,7 @@ int run_replay(const Options& options) {
     next_look = frames + 1 + frames / 50;
     look(frame.step());
   });
-  Pacer pacer(&engine, options.speed);
+  Pacer pacer(&engine, options.speed, &broken);
   trace::ReadOptions range;
   range.from_step = options.from;
   range.to_step = options.to;
@@ -81,7 +89,7 @@ int run_replay(const Options& options) {
   look(engine.last_step());
   if (broken || std::fflush(stdout) != 0)
     return fail(Status(Status::Code::kIoError, "cannot write the output"));
-  return kSuccess;
+  return tell_losses(trace::losses(reader.value()->segments(), reader.value()->skipped()));
 }
 
 }  // namespace

@@ -2,14 +2,19 @@
 
 #include <cmath>
 #include <limits>
+#include <string_view>
 
+#include "src/printable.h"
 #include "value_stream.h"
 
 namespace tycho::analyzer {
 namespace {
 
-void append_field(const std::string& text, fmt::memory_buffer* out) {
-  if (text.find_first_of(",\"\r\n") == std::string::npos) {
+void append_field(const std::string& raw, fmt::memory_buffer* out) {
+  std::string text = printable(raw, "\t\r\n");
+  if (!text.empty() && std::string_view("=+-@\t\r\n").find(text[0]) != std::string_view::npos)
+    text.insert(0, "'");
+  if (text.find_first_of(",;\"\t\r\n") == std::string::npos) {
     out->append(text.data(), text.data() + text.size());
     return;
   }

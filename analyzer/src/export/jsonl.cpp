@@ -23,7 +23,7 @@ Result<ExportOutcome> export_jsonl(const std::string& run, std::FILE* out) {
     object["value"] = number(value.value);
     if (!std::isnan(value.standard_error)) object["stderr"] = number(value.standard_error);
     const std::string line =
-        object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+        object.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace) + "\n";
     written = written && std::fwrite(line.data(), 1, line.size(), out) == line.size();
     return written;
   });

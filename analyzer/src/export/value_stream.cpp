@@ -92,8 +92,7 @@ Result<ExportOutcome> for_each_value(const std::string& run,
   if (Status status = reader.value()->read(stream); !status.ok()) return status;
   ExportOutcome outcome;
   outcome.values = stream.values();
-  for (const auto& region : reader.value()->skipped())
-    outcome.bytes_skipped += region.end - region.begin;
+  outcome.losses = trace::losses(reader.value()->segments(), reader.value()->skipped());
   return outcome;
 }
 

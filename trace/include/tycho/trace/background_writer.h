@@ -48,6 +48,8 @@ class BackgroundWriter {
   /// Drains the queue, seals the trace and ends the thread. Idempotent.
   Status close();
   Counters counters() const;
+  /// CPU time of the thread so far; 0 where the system does not tell.
+  double cpu_seconds() const;
   /// In a forked child the thread does not exist: makes every later call a no-op.
   void abandon() noexcept;
 

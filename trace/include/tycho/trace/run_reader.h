@@ -30,7 +30,13 @@ struct SkippedRegion {
 struct SegmentInfo {
   std::string name;
   uint64_t bytes = 0;
-  bool sealed = false;   ///< ended with a footer
+  bool sealed = false;  ///< ended with a footer: nothing is missing at its end
+  /// Not sealed, and its writer is alive (it holds a lock on the file): what is missing at its end
+  /// is still to come.
+  bool being_written = false;
+  /// Neither sealed nor being written: its writer died, and steps of up to so many seconds after
+  /// last_step may be missing. 0 otherwise.
+  double at_risk_seconds = 0;
   bool resumed = false;  ///< starts a resumed session
   int64_t resume_step = 0;
   int64_t first_step = -1;  ///< -1: no step in it
@@ -87,14 +93,19 @@ class RunReader {
   virtual const v1::StatisticRegistry& registry() const = 0;
 };
 
+/// What is missing, or may be, in words, one line each; empty where nothing is: stretches that
+/// could not be read, and segments whose writer died.
+std::vector<std::string> losses(const std::vector<SegmentInfo>& segments,
+                                const std::vector<SkippedRegion>& skipped);
+
 struct RecoverOutcome {
   uint64_t messages = 0;
   uint64_t bytes_lost = 0;
-  std::vector<SkippedRegion> skipped;
+  std::vector<std::string> losses;
 };
 
 /// Rewrites what can be read of `path` as a clean, sealed run directory `output`, which must not
-/// exist.
+/// exist. What is missing in it is said by events of the new run, code `recovered_with_loss`.
 Result<RecoverOutcome> recover(const std::string& path, const std::string& output);
 
 }  // namespace tycho::trace

@@ -20,24 +20,29 @@ struct RunWriterOptions {
   uint64_t segment_bytes = uint64_t{256} << 20;
   /// Uncompressed size at which a chunk is closed.
   uint64_t chunk_bytes = uint64_t{1} << 20;
-  /// A chunk is closed after this time even if it is small, so that a slow run reaches the disk.
-  std::chrono::milliseconds chunk_interval{2000};
+  /// A message is in the hands of the operating system, and survives the death of the process, so
+  /// long after it was written at the latest, where the disk keeps up and tick() is called a few
+  /// times in it. What a killed writer may have lost is stated by this figure. A chunk is closed
+  /// after half of it, however small it is.
+  std::chrono::milliseconds at_risk{1000};
   /// zstd level; 0 stores chunks uncompressed.
   int compression_level = 1;
   /// fdatasync at most this often, and at close; zero: only at close; negative: never.
   std::chrono::milliseconds sync_interval{30000};
+  /// After a failure the disk is tried again this often: space may come back.
+  std::chrono::milliseconds retry_interval{5000};
   /// nullptr: the operating system's. Not owned. Tests inject faults here.
   FileSystem* file_system = nullptr;
 };
 
 /// Writes a run directory of MCAP segments (docs/format.md). Not thread-safe: one thread owns it.
-/// After a write failure it keeps counting and tries a new segment from time to time; it never
-/// throws.
+/// After a write failure it keeps counting, and tries again from time to time, in the same segment
+/// where it can take back what was written in part. It never throws.
 class RunWriter {
  public:
   /// Opens the directory and the first segment. If the directory already holds segments, the new
-  /// one follows them; a directory that holds another run (a different run_id) is refused unless
-  /// `run.resumed()`, in which case run_id is taken over from the existing segments.
+  /// one follows them; a directory that holds a run (holds_run) is refused unless `run.resumed()`,
+  /// in which case run_id is taken over from the existing segments.
   static Result<std::unique_ptr<RunWriter>> open(const RunWriterOptions& options,
                                                  v1::RunDescription run, v1::ModelDescription model,
                                                  v1::StatisticRegistry registry);
@@ -52,7 +57,8 @@ class RunWriter {
 
   /// Closes the open chunk, so that everything written so far survives the death of the process.
   virtual Status flush() = 0;
-  /// Closes a chunk that is older than chunk_interval; called when there is nothing to write.
+  /// Closes a chunk that is older than half of `at_risk`, and syncs where that is due. To be called
+  /// several times in that time, also when there is nothing to write.
   virtual void tick() = 0;
   /// Seals the segment (summary and footer). Idempotent.
   virtual Status close() = 0;
@@ -65,5 +71,10 @@ class RunWriter {
   virtual const Status& last_failure() const = 0;
   virtual const v1::RunDescription& run() const = 0;
 };
+
+/// Whether a new run must not be written into this directory: there is something in one of its
+/// segments. Segments that nothing was written to (their writer died at once, or the disk was full)
+/// hold no run.
+bool holds_run(const std::string& directory);
 
 }  // namespace tycho::trace
