@@ -56,6 +56,7 @@ class CurvatureOracle : public ::testing::TestWithParam<size_t> {
     Surface(CurvatureOracle& test)
         : state(*test.model, test.network.parameters()),
           surface("probe_loss", test.loss, state, parameters_of(test.network), &test.method) {}
+    ~Surface() { EXPECT_TRUE(state.restore()); }
     ProbeLossSurface* operator->() { return &surface; }
   };
   std::unique_ptr<Surface> made() { return std::make_unique<Surface>(*this); }
@@ -63,7 +64,9 @@ class CurvatureOracle : public ::testing::TestWithParam<size_t> {
   at::Tensor dense() {
     SavedState saved(*model, network.parameters());
     saved.begin();
-    return dense_hessian([&] { return network.value(); }, network.parameters());
+    const at::Tensor hessian = dense_hessian([&] { return network.value(); }, network.parameters());
+    saved.restore();
+    return hessian;
   }
 
   CurvedNetwork network;
@@ -126,6 +129,7 @@ TEST_P(CurvatureOracle, GaussNewtonProductsAreThoseOfTheDenseMatrix) {
     SavedState saved(*model, network.parameters());
     saved.begin();
     matrix = dense_gauss_newton(network);
+    saved.restore();
   }
   const auto v = torch::linspace(-1, 2, matrix.size(0), torch::kFloat64);
   EXPECT_LT(relative((*made())->gauss_newton_product(v), torch::mv(matrix, v)), 1e-10)
@@ -328,61 +332,6 @@ TEST(CurvatureClosedForms, LinearLogisticAndSoftmaxRegression) {
                          *classes, [&] { return torch::cross_entropy_loss(classes(x), kinds); }, u),
                      torch::mv(softmax, u)),
             1e-12);
-}
-
-TEST(Krylov, SmallAndDegenerateMatrices) {
-  auto generator = at::detail::createCPUGenerator(1);
-  const auto largest = [&](const at::Tensor& matrix, int64_t count) {
-    EigenOptions options;
-    options.count = count;
-    options.tolerance = 1e-8;
-    const auto start =
-        at::randn({matrix.size(0)}, generator, at::TensorOptions().dtype(at::kDouble));
-    return largest_eigenpairs([&](const at::Tensor& v) { return torch::mv(matrix, v); }, start,
-                              options, generator);
-  };
-  const auto f64 = torch::kFloat64;
-  EXPECT_NEAR(largest(torch::full({1, 1}, -3.0, f64), 2).values.at(0), -3, 1e-12);
-  EXPECT_EQ(largest(torch::full({1, 1}, -3.0, f64), 2).values.size(), 1U);
-  EXPECT_EQ(largest(torch::zeros({50, 50}, f64), 1).values.at(0), 0);
-  // Rank one, with the rest zero, and three times the same eigenvalue.
-  const auto u = torch::ones({50}, f64);
-  const auto one = largest(torch::outer(u, u), 3);
-  EXPECT_NEAR(one.values.at(0), 50, 1e-9);
-  EXPECT_NEAR(one.values.at(1), 0, 1e-9);
-  const auto diagonal =
-      torch::diag(torch::cat({torch::full({3}, 5.0, f64), torch::ones({40}, f64)}));
-  const auto three = largest(diagonal, 3);
-  EXPECT_NEAR(three.values.at(0), 5, 1e-8);
-  for (const double value : three.values) {
-    EXPECT_LT(std::min(std::abs(value - 5), std::abs(value - 1)), 1e-8);
-  }
-  // The largest in size is negative: the algebraic maximum is asked for.
-  EXPECT_NEAR(largest(torch::diag(torch::linspace(-100, 2, 60, f64)), 1).values.at(0), 2, 1e-7);
-  const auto broken = largest(torch::full({4, 4}, std::nan(""), f64), 1);
-  EXPECT_FALSE(broken.finite);
-  EXPECT_TRUE(broken.values.empty());
-}
-
-TEST(Krylov, QuadratureIntegratesPolynomialsExactly) {
-  auto generator = at::detail::createCPUGenerator(2);
-  const auto f64 = at::TensorOptions().dtype(at::kDouble);
-  const auto half = at::randn({40, 40}, generator, f64);
-  const auto matrix = half + half.t();
-  const auto start = at::randn({40}, generator, f64);
-  const auto rule =
-      lanczos_quadrature([&](const at::Tensor& v) { return torch::mv(matrix, v); }, start, 6);
-  const auto unit = start / start.norm();
-  at::Tensor power = unit;
-  for (int degree = 0; degree < 12; ++degree) {  // exact up to 2 * 6 - 1
-    double sum = 0;
-    for (size_t i = 0; i < rule.nodes.size(); ++i) {
-      sum += rule.weights[i] * std::pow(rule.nodes[i], degree);
-    }
-    const double expected = unit.dot(power).item<double>();
-    EXPECT_NEAR(sum, expected, 1e-10 * (1 + std::abs(power.norm().item<double>()))) << degree;
-    power = torch::mv(matrix, power);
-  }
 }
 
 // Thresholds.

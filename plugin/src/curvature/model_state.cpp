@@ -10,12 +10,33 @@
 namespace tycho {
 namespace {
 
-/// Visits modules so that a parent comes before what it contains.
-template <typename Visit>
-void for_each_module(torch::nn::Module& module, const Visit& visit) {
-  visit(module);
+/// Runs an action until it does not throw; false where it always does. A failed allocation is often
+/// the only one.
+template <typename Action>
+bool insist(const Action& action) noexcept {
+  constexpr int kTimes = 4;
+  for (int time = 0; time < kTimes; ++time) {
+    try {
+      action();
+      return true;
+    } catch (...) {
+      continue;
+    }
+  }
+  return false;
+}
+
+void set_state(at::Generator& generator, const at::Tensor& state) {
+  const std::lock_guard<std::mutex> lock(generator.mutex());
+  generator.set_state(state);
+}
+
+void note_modules(torch::nn::Module& module, ModelState::Flags* flags) {
+  flags->modules.emplace_back(&module, module.is_training());
   for (const auto& child : module.children()) {
-    if (child) for_each_module(*child, visit);
+    if (!child) continue;
+    flags->held.push_back(child);
+    note_modules(*child, flags);
   }
 }
 
@@ -28,49 +49,34 @@ std::vector<at::Tensor> ModelState::buffers() const {
   return buffers;
 }
 
-std::vector<bool> ModelState::training_flags() const {
-  std::vector<bool> flags;
+ModelState::Flags ModelState::training_flags() const {
+  Flags flags;
   if (module_ != nullptr) {
-    for_each_module(*module_, [&](torch::nn::Module& m) { flags.push_back(m.is_training()); });
+    note_modules(*module_, &flags);
   } else {
-    for (const auto& module : script_->modules()) flags.push_back(module.is_training());
+    for (const auto& module : script_->modules()) {
+      flags.scripts.emplace_back(module, module.is_training());
+    }
   }
   return flags;
 }
 
-void ModelState::set_training_flags(const std::vector<bool>& flags) const {
-  size_t next = 0;
-  if (module_ != nullptr) {
-    for_each_module(*module_, [&](torch::nn::Module& m) {
-      if (next < flags.size()) m.train(flags[next++]);
-    });
-  } else {
-    for (auto module : script_->modules()) {
-      if (next < flags.size()) module.train(flags[next++]);
-    }
+/// train() reaches what a module contains too, which comes later and is put right then.
+void ModelState::Flags::put_back() {
+  for (auto& [module, training] : modules) {
+    if (module->is_training() != training) module->train(training);
+  }
+  for (auto& [module, training] : scripts) {
+    if (module.is_training() != training) module.train(training);
   }
 }
 
 SavedState::SavedState(const ModelState& model, std::vector<at::Tensor> parameters)
     : model_(model), parameters_(std::move(parameters)) {}
 
-SavedState::~SavedState() {
-  if (!begun_) return;
-  const at::NoGradGuard no_grad;
-  try {
-    move({});
-    rewind();
-    for (auto& [parameter, gradient] : gradients_) parameter.mutable_grad() = gradient;
-  } catch (const std::exception&) {
-    // Copies between tensors of equal size: they fail only where everything does.
-  }
-}
-
-void SavedState::begin() {
-  if (begun_) return;
-  begun_ = true;
-  freed_memory_.emplace();
-  flags_ = model_.training_flags();
+SavedState::Saved SavedState::save() const {
+  Saved saved;
+  saved.flags = model_.training_flags();
   std::vector<at::Device> devices = {at::Device(at::kCPU)};
   const auto note = [&](const at::Tensor& tensor) {
     for (const at::Device& device : devices) {
@@ -81,52 +87,112 @@ void SavedState::begin() {
   for (const at::Tensor& buffer : model_.buffers()) {
     if (!buffer.defined()) continue;
     note(buffer);
-    buffers_.emplace_back(buffer, buffer.detach().clone());
+    saved.buffers.emplace_back(buffer);
   }
   for (const at::Tensor& parameter : parameters_) {
     note(parameter);
-    gradients_.emplace_back(parameter, parameter.grad());
-    gradients_.back().first.mutable_grad().reset();
-    kept_.push_back({parameter, parameter.variable_data(), parameter.detach().clone(),
-                     static_cast<int64_t>(parameter._version())});
+    saved.parameters.push_back(
+        {KeptTensor(parameter), parameter.requires_grad(), parameter.grad(), {}});
   }
   for (const at::Device& device : devices) {
     at::Generator generator = device.is_cpu() ? at::detail::getDefaultCPUGenerator()
                                               : at::globalContext().defaultGenerator(device);
     const std::lock_guard<std::mutex> lock(generator.mutex());
     at::Tensor state = generator.get_state();
-    generators_.emplace_back(std::move(generator), std::move(state));
+    saved.generators.emplace_back(std::move(generator), std::move(state));
   }
+  return saved;
+}
+
+void SavedState::begin() {
+  if (saved_) return;
+  const at::NoGradGuard no_grad;
+  saved_.emplace(save());
+  freed_memory_.emplace();
+  for (Parameter& parameter : saved_->parameters) {
+    if (parameter.gradient.defined()) parameter.kept.tensor().mutable_grad().reset();
+  }
+}
+
+bool SavedState::restore() noexcept {
+  if (!saved_) return true;
+  bool whole = true;
+  for (Parameter& parameter : saved_->parameters) {
+    parameter.moved_to = at::Tensor();
+    whole = insist([&] {
+              const at::NoGradGuard no_grad;
+              parameter.kept.put_back();
+              const at::Tensor& tensor = parameter.kept.tensor();
+              if (tensor.grad().unsafeGetTensorImpl() != parameter.gradient.unsafeGetTensorImpl()) {
+                tensor.mutable_grad() = parameter.gradient;
+              }
+            }) &&
+            whole;
+  }
+  for (const KeptTensor& buffer : saved_->buffers) {
+    whole = insist([&] {
+              const at::NoGradGuard no_grad;
+              buffer.put_back();
+            }) &&
+            whole;
+  }
+  whole = insist([&] { saved_->flags.put_back(); }) && whole;
+  // Last: whatever was done before may have drawn numbers.
+  for (auto& [generator, state] : saved_->generators) {
+    whole =
+        insist([&generator = generator, &state = state] { set_state(generator, state); }) && whole;
+  }
+  displacement_ = at::Tensor();
+  visiting_ = false;
+  ++position_;
+  saved_.reset();
+  freed_memory_.reset();
+  return whole;
 }
 
 std::vector<at::Tensor> SavedState::generator_states() const {
   std::vector<at::Tensor> states;
-  for (const auto& [generator, state] : generators_) states.push_back(state);
+  for (const auto& [generator, state] : saved_->generators) states.push_back(state);
   return states;
 }
 
 void SavedState::rewind(const std::vector<at::Tensor>& generators) {
-  const bool others = generators.size() == generators_.size();
-  for (size_t i = 0; i < generators_.size(); ++i) {
-    auto& [generator, state] = generators_[i];
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_state(others ? generators[i] : state);
+  if (!saved_) return;
+  const at::NoGradGuard no_grad;
+  const bool others = generators.size() == saved_->generators.size();
+  put_parameters_back();
+  for (const KeptTensor& buffer : saved_->buffers) buffer.put_back();
+  saved_->flags.put_back();
+  for (size_t i = 0; i < saved_->generators.size(); ++i) {
+    auto& [generator, state] = saved_->generators[i];
+    set_state(generator, others ? generators[i] : state);
   }
-  undo_writes();
-  for (auto& [buffer, values] : buffers_) {
-    if (buffer.sizes() != values.sizes()) buffer.resize_(values.sizes());
-    // Past the version counter, which graphs that saved the buffer look at.
-    buffer.variable_data().copy_(values);
-  }
-  if (model_.training_flags() != flags_) model_.set_training_flags(flags_);
+}
+
+void SavedState::put_parameters_back() {
+  for (const Parameter& parameter : saved_->parameters) parameter.kept.put_back(parameter.here());
 }
 
 void SavedState::move(const at::Tensor& displacement) {
   if (!displacement.defined() && !moved()) return;
   const at::NoGradGuard no_grad;
-  keep_weights();
-  write_parameters(displacement);
-  keep_values();
+  int64_t begin = 0;
+  for (Parameter& parameter : saved_->parameters) {
+    if (!parameter.trained) continue;
+    const at::Tensor& weight = parameter.kept.values();
+    if (displacement.defined()) {
+      const at::Tensor shift = displacement.narrow(0, begin, weight.numel())
+                                   .to(weight.device(), at::kDouble)
+                                   .reshape(weight.sizes());
+      if (!parameter.moved_to.defined()) parameter.moved_to = at::empty_like(weight);
+      // One rounding, so that the way back over an update ends exactly where it began.
+      parameter.moved_to.copy_(weight.to(at::kDouble) + shift);
+    } else {
+      parameter.moved_to = at::Tensor();
+    }
+    begin += weight.numel();
+  }
+  put_parameters_back();
   displacement_ = displacement;
   visiting_ = false;
   ++position_;
@@ -134,51 +200,16 @@ void SavedState::move(const at::Tensor& displacement) {
 
 void SavedState::visit(const std::vector<at::Tensor>& values) {
   const at::NoGradGuard no_grad;
-  keep_weights();
-  for (size_t i = 0; i < weights_.size(); ++i) weights_[i].first.copy_(values[i]);
-  keep_values();
+  size_t next = 0;
+  for (Parameter& parameter : saved_->parameters) {
+    if (!parameter.trained) continue;
+    if (!parameter.moved_to.defined()) parameter.moved_to = at::empty_like(parameter.kept.values());
+    parameter.moved_to.copy_(values[next++]);
+  }
+  put_parameters_back();
   displacement_ = at::Tensor();
   visiting_ = true;
   ++position_;
-}
-
-void SavedState::keep_weights() {
-  undo_writes();
-  if (!weights_.empty()) return;
-  for (const at::Tensor& parameter : parameters_) {
-    if (!parameter.requires_grad()) continue;
-    weights_.emplace_back(parameter.variable_data(), parameter.detach().clone());
-  }
-}
-
-void SavedState::undo_writes() {
-  const at::NoGradGuard no_grad;
-  for (Kept& kept : kept_) {
-    const auto version = static_cast<int64_t>(kept.parameter._version());
-    if (version == kept.version) continue;
-    kept.data.copy_(kept.values);
-    kept.version = version;
-  }
-}
-
-void SavedState::keep_values() {
-  for (Kept& kept : kept_) kept.values.copy_(kept.data);
-}
-
-void SavedState::write_parameters(const at::Tensor& displacement) {
-  int64_t begin = 0;
-  for (auto& [parameter, weight] : weights_) {
-    if (displacement.defined()) {
-      const at::Tensor shift = displacement.narrow(0, begin, weight.numel())
-                                   .to(parameter.device(), at::kDouble)
-                                   .reshape(weight.sizes());
-      // One rounding, so that the way back over an update ends exactly where it began.
-      parameter.copy_(weight.to(at::kDouble) + shift);
-    } else {
-      parameter.copy_(weight);
-    }
-    begin += weight.numel();
-  }
 }
 
 }  // namespace tycho

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <utility>
 
+#include "curvature/foreign_nodes.h"
 #include "curvature/output_loss.h"
 #include "tensor_sums.h"
 
@@ -40,6 +41,8 @@ auto ProbeLossSurface::evaluate(const Action& action) -> decltype(action()) {
   try {
     return action();
   } catch (const LossError&) {
+    throw;
+  } catch (const NoProducts&) {
     throw;
   } catch (const std::exception& error) {
     fail(first_line(error));
@@ -89,8 +92,8 @@ at::Tensor ProbeLossSurface::chunk_loss(size_t chunk, const at::Tensor& output) 
 
 at::Tensor ProbeLossSurface::value() {
   begin();
+  // With gradients enabled, though none is asked for: the loss may take some itself.
   return evaluate([&] {
-    const at::NoGradGuard no_grad;
     at::Tensor sum;
     for (size_t chunk = 0; chunk < chunks(); ++chunk) {
       state_.rewind();
@@ -149,6 +152,7 @@ ProbeLossSurface::Tensors ProbeLossSurface::split(const at::Tensor& vector, size
 at::Tensor ProbeLossSurface::gradient(bool products_follow) {
   begin();
   return evaluate([&] {
+    check_gradients_repeat();
     if (products_follow && graph_.empty() && chunks() == 1 &&
         method_->kind == ProductMethod::kDoubleBackward) {
       graph_ = chunk_gradients(0, true);
@@ -238,50 +242,98 @@ at::Tensor ProbeLossSurface::difference_product(const at::Tensor& vector, size_t
   return difference / (2 * epsilon);
 }
 
-/// Exact products where every operator has a second derivative that agrees with differences of
-/// first ones. Differences of kinked functions (ReLU) are rough, so they are believed only where
-/// they agree among themselves.
-void ProbeLossSurface::decide() {
-  at::Generator generator = at::detail::createCPUGenerator(1);
-  const at::Tensor vector = at::randn({dimension_}, generator, at::TensorOptions()).to(options_);
-  at::Tensor exact;
+bool ProbeLossSurface::is_foreign() {
+  for (size_t chunk = 0; chunk < chunks(); ++chunk) {
+    state_.rewind();
+    if (has_foreign_nodes(chunk_loss(chunk))) return true;
+  }
+  return false;
+}
+
+void ProbeLossSurface::check_gradients_repeat() {
+  if (method_->kind == ProductMethod::kNone) throw NoProducts(method_->reason);
+  if (asked_) return;
+  asked_ = true;
+  proof_due_ = method_->surfaces++ % method_->proved_every == 0;
+  if (!proof_due_) return;
+  poison_free_memory(options_);
+  const at::Tensor once = gradient();
+  poison_free_memory(options_);
+  const at::Tensor twice = gradient();
+  if (!at::isfinite(once).all().item<bool>() && !at::isfinite(twice).all().item<bool>()) return;
+  if (!is_repeated(once, twice, blocks_, wide())) {
+    fail(
+        "its gradient is another at a second evaluation: an operator is not deterministic, or "
+        "reads memory that nobody wrote");
+  }
+}
+
+void ProbeLossSurface::fall_back(const ProductTrial& trial, std::string reason) {
+  forget_graph();
+  const DifferenceQuality quality = assess_differences(trial);
+  if (!quality.symmetric()) {
+    reason = fmt::format(
+        "its gradient is not that of a function (is there a straight-through estimator?): {}, and "
+        "differences of gradients are not symmetric",
+        reason);
+  }
+  *method_ = {quality.symmetric() ? ProductMethod::kFiniteDifferences : ProductMethod::kNone,
+              std::move(reason),
+              quality.error,
+              quality.scale,
+              method_->proved_every,
+              method_->surfaces};
+}
+
+void ProbeLossSurface::prove() {
+  ProductTrial trial;
+  trial.blocks = &blocks_;
+  trial.options = options_;
+  trial.wide = wide();
+  trial.foreign = is_foreign();
+  trial.seed = static_cast<uint64_t>(method_->surfaces);
+  trial.product = [this](const at::Tensor& v) {
+    forget_graph();
+    return exact_product(v, 0, blocks_.size());
+  };
+  trial.difference = [this](const at::Tensor& v, double scale) {
+    return difference_product(v, 0, scale);
+  };
+  if (method_->kind == ProductMethod::kFiniteDifferences) {
+    return fall_back(trial, method_->reason);
+  }
+  ProductVerdict verdict;
   try {
-    exact = exact_product(vector, 0, blocks_.size());
+    verdict = prove_products(trial);
   } catch (const LossError&) {
+    throw;
+  } catch (const std::bad_alloc&) {
     throw;
   } catch (const std::exception& error) {
     // A loss that fails by itself fails here again, and then it is the loss that is at fault.
     forget_graph();
     (void)gradient();
-    *method_ = {ProductMethod::kFiniteDifferences, first_line(error)};
-    return;
+    return fall_back(trial, first_line(error));
   }
-  const at::Tensor differences = difference_product(vector, 0, 1);
-  const double size = std::max(length_of(differences), length_of(exact));
-  constexpr double kAgree = 0.05;
-  constexpr double kWrong = 0.3;
-  if (length_of(differences - exact) > kAgree * size) {
-    const at::Tensor finer = difference_product(vector, 0, 0.25);
-    if (length_of(finer - exact) > kWrong * size &&
-        length_of(finer - differences) < kAgree * size) {
-      forget_graph();
-      *method_ = {ProductMethod::kFiniteDifferences,
-                  "second derivatives differ from differences of first ones"};
-      return;
-    }
-  }
-  *method_ = {ProductMethod::kDoubleBackward, {}};
+  forget_graph();
+  if (verdict.kind == ProductVerdict::kRefuted) return fall_back(trial, verdict.why);
+  method_->kind = ProductMethod::kDoubleBackward;
+  method_->error = verdict.error;
 }
 
 at::Tensor ProbeLossSurface::product(const at::Tensor& vector, size_t first, size_t count) {
   begin();
   return evaluate([&] {
-    if (method_->kind == ProductMethod::kUndecided) decide();
+    check_gradients_repeat();
+    if (proof_due_ || method_->kind == ProductMethod::kUndecided) {
+      proof_due_ = false;
+      prove();
+    }
+    if (method_->kind == ProductMethod::kNone) throw NoProducts(method_->reason);
     if (method_->kind == ProductMethod::kDoubleBackward) {
       return exact_product(vector, first, count);
     }
-    const at::NoGradGuard no_grad;
-    return difference_product(vector, first, 1);
+    return difference_product(vector, first, method_->scale);
   });
 }
 
@@ -297,8 +349,9 @@ at::Tensor ProbeLossSurface::block_product(size_t block, const at::Tensor& vecto
 at::Tensor ProbeLossSurface::gauss_newton_product(const at::Tensor& vector) {
   if (!has_output()) fail("the network's output was not given apart from the loss");
   begin();
-  forget_graph();
   return evaluate([&] {
+    check_gradients_repeat();
+    forget_graph();
     at::Tensor sum;
     const Tensors parts = split(vector, 0, blocks_.size());
     for (size_t chunk = 0; chunk < chunks(); ++chunk) {
@@ -349,14 +402,10 @@ OutputLoss ProbeLossSurface::output_loss() {
   return evaluate([&] {
     for (size_t chunk = 0; chunk < chunks(); ++chunk) {
       state_.rewind();
-      at::Tensor output;
-      {
-        const at::NoGradGuard no_grad;
-        output = chunk_output(chunk);
-      }
+      const at::Tensor output = chunk_output(chunk);
       if (!output.defined()) fail("the output is undefined");
-      const OutputLoss part =
-          identify_output_loss(output, [&](const at::Tensor& z) { return chunk_loss(chunk, z); });
+      const OutputLoss part = identify_output_loss(
+          output.detach(), [&](const at::Tensor& z) { return chunk_loss(chunk, z); });
       if (chunk == 0) {
         whole = part;
       } else if (part.kind != whole.kind ||

@@ -1,24 +1,40 @@
 #pragma once
 
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "curvature/model_state.h"
+#include "curvature/product_proof.h"
 #include "tycho/loss_surface.h"
 #include "tycho/probe_loss.h"
+#include "tycho/product_error.h"
 
 namespace tycho {
 
-/// How Hessian-vector products of a loss are made; decided at the first product, once per loss.
+/// How Hessian-vector products of a loss are made: proved at the first product, and again for every
+/// `proved_every`-th surface, see product_proof.h. Once refuted, they stay differences.
 struct ProductMethod {
-  enum Kind { kUndecided, kDoubleBackward, kFiniteDifferences };
+  enum Kind { kUndecided, kDoubleBackward, kFiniteDifferences, kNone };
   Kind kind = kUndecided;
-  std::string reason;  ///< of finite differences
+  std::string reason;  ///< of finite differences, or of none
+  double error = 0;    ///< ProvedProducts::product_error
+  double scale = 1;    ///< of finite differences
+  int64_t proved_every = 16;
+  int64_t surfaces = 0;  ///< that asked for gradients or products
 };
 
-/// A ProbeLoss as a LossSurface. Nothing happens before the first evaluation.
-class ProbeLossSurface : public LossSurface {
+/// The loss has values, but no derivatives that could be had: what needs them is not observed.
+class NoProducts : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A ProbeLoss as a LossSurface. Nothing happens before the first evaluation. Products throw
+/// NoProducts where the gradient is not that of a function. The first one of a surface that is due
+/// for it costs 15 gradients more.
+class ProbeLossSurface : public LossSurface, public ProvedProducts {
  public:
   struct Parameter {
     at::Tensor tensor;
@@ -36,6 +52,7 @@ class ProbeLossSurface : public LossSurface {
   at::Tensor gradient(bool products_follow = false) override;
   at::Tensor hessian_product(const at::Tensor& vector) override;
   at::Tensor block_product(size_t block, const at::Tensor& vector) override;
+  double product_error() const override { return method_->error; }
   bool has_output() const override { return static_cast<bool>(loss_.output); }
   at::Tensor gauss_newton_product(const at::Tensor& vector) override;
   OutputLoss output_loss() override;
@@ -66,7 +83,13 @@ class ProbeLossSurface : public LossSurface {
   at::Tensor product(const at::Tensor& vector, size_t first, size_t count);
   at::Tensor exact_product(const at::Tensor& vector, size_t first, size_t count);
   at::Tensor difference_product(const at::Tensor& vector, size_t first, double scale);
-  void decide();
+  /// Sets the method, or confirms it.
+  void prove();
+  void fall_back(const ProductTrial& trial, std::string reason);
+  /// Whether an autograd function that is not LibTorch's own takes part.
+  bool is_foreign();
+  /// Before the first gradient: that it is the same twice. NoProducts where there are none.
+  void check_gradients_repeat();
   double parameter_norm() const;
   bool wide() const { return options_.dtype() == caffe2::TypeMeta::Make<double>(); }
 
@@ -74,7 +97,9 @@ class ProbeLossSurface : public LossSurface {
   const ProbeLoss& loss_;
   SavedState& state_;
   ProductMethod* method_;
-  Tensors parameters_;  // those that are trained
+  bool asked_ = false;      // for a gradient
+  bool proof_due_ = false;  // at the next product
+  Tensors parameters_;      // those that are trained
   std::vector<Block> blocks_;
   int64_t dimension_ = 0;
   at::TensorOptions options_;

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <utility>
 
+#include "curvature/convolution_trial.h"
 #include "features/probe_pass.h"
 
 namespace tycho {
@@ -15,6 +16,8 @@ namespace {
 // Of a loss's surfaces these are checked to be repeatable: the first ones, and then now and then.
 constexpr int64_t kAlwaysChecked = 2;
 constexpr int64_t kCheckedEvery = 16;
+// An observation takes several batches, each with a surface of its own.
+constexpr int64_t kBatchesProvedEvery = 128;
 
 const char* name_of(size_t kind) {
   constexpr const char* names[] = {"probe_loss", "step_loss", "batch_loss"};
@@ -40,6 +43,12 @@ UserLosses::UserLosses(const ModelState& model, std::vector<ProbeLossSurface::Pa
 UserLosses::~UserLosses() = default;
 
 bool UserLosses::set(Kind kind, ProbeLoss loss) {
+  if (state_) {
+    say_(v1::Event::NOTICE, fmt::format("{}_refused", name_of(kind)),
+         fmt::format("{} was given from inside an evaluation: it is not used",
+                     words_of(name_of(kind))));
+    return false;
+  }
   bool legal = static_cast<bool>(loss.loss) && !loss.weights.empty();
   for (const double weight : loss.weights) legal = legal && std::isfinite(weight);
   if (!legal) {
@@ -52,6 +61,11 @@ bool UserLosses::set(Kind kind, ProbeLoss loss) {
   entry = Entry();
   entry.loss = std::move(loss);
   entry.given = true;
+  if (kind == kBatch) entry.method.proved_every = kBatchesProvedEvery;
+  if (!no_gradients_.empty()) {
+    entry.method.kind = ProductMethod::kNone;
+    entry.method.reason = no_gradients_;
+  }
   if (kind == kProbe) pass_memory_ = ProbePassMemory();
   return true;
 }
@@ -84,6 +98,18 @@ std::string UserLosses::missing(const Needs& needs) const {
   if (needs.batch_surface) return "Session::set_batch_loss";
   return needs.step_surface ? "Session::set_step_loss or set_probe_loss"
                             : "Session::set_probe_loss";
+}
+
+void UserLosses::try_operators(const std::vector<at::Tensor>& parameters) {
+  if (operators_tried_) return;
+  no_gradients_ = faulty_convolution(parameters);
+  operators_tried_ = true;
+  if (no_gradients_.empty()) return;
+  say_(v1::Event::NOTICE, "convolutions_are_wrong", no_gradients_);
+  for (Entry& entry : entries_) {
+    entry.method.kind = ProductMethod::kNone;
+    entry.method.reason = no_gradients_;
+  }
 }
 
 LossSurface* UserLosses::open(Kind kind, bool checked) {
@@ -126,6 +152,7 @@ void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, St
   for (const ProbeLossSurface::Parameter& parameter : parameters_) {
     tensors.push_back(parameter.tensor);
   }
+  try_operators(tensors);
   state_ = std::make_unique<SavedState>(model_, std::move(tensors));
   // A value that is only recorded may be what it likes.
   const bool curved = needs.loss_surface || needs.step_surface;
@@ -142,8 +169,11 @@ void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, St
   if (wants_features(needs) && layers_ != nullptr && entries_[kProbe].usable()) {
     pass_ = std::make_unique<ProbePass>(entries_[kProbe].loss, *state_, *layers_, parameters_,
                                         batch_dim_, needs, &pass_memory_);
+    pass_->refuse_gradients(no_gradients_);
     view->features = pass_.get();
   }
+  // What follows reads the parameters, which a loss may have replaced.
+  state_->rewind();
   const LossSurface* any = view->surface != nullptr ? view->surface : view->step_surface;
   if (any == nullptr) return;
   if (needs.update) view->update = update_of(*view, *any);
@@ -158,7 +188,10 @@ void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, St
 }
 
 void UserLosses::settle(StepView* view) {
-  if (state_) state_->move({});
+  if (state_) {
+    state_->move({});
+    state_->rewind();
+  }
   if (entries_[kProbe].suspended) {
     view->surface = nullptr;
     view->features = nullptr;
@@ -168,24 +201,48 @@ void UserLosses::settle(StepView* view) {
 }
 
 void UserLosses::close() {
+  const bool whole = !state_ || state_->restore();
   if (pass_) {
     for (ObserverNotice& notice : pass_->take_notices()) notices_.push_back(std::move(notice));
-    pass_.reset();
   }
+  (void)restore();
+  if (!whole) {
+    say_(v1::Event::FAULT, "state_not_restored",
+         "not all that the losses may have changed could be put back: parameters, buffers, "
+         "training flags or generators may differ from a run without Tycho");
+  }
+  for (const Kind kind : {kProbe, kStep, kBatch}) say_method(kind);
+}
+
+bool UserLosses::restore() noexcept {
+  const bool whole = !state_ || state_->restore();
+  pass_.reset();
   for (Entry& entry : entries_) entry.surface.reset();
   state_.reset();
-  for (size_t kind = 0; kind < kKinds; ++kind) {
-    Entry& entry = entries_[kind];
-    if (entry.method_said || entry.method.kind == ProductMethod::kUndecided) continue;
-    entry.method_said = true;
-    const bool exact = entry.method.kind == ProductMethod::kDoubleBackward;
-    say_(v1::Event::METHOD, fmt::format("{}_products", name_of(kind)),
-         exact
-             ? fmt::format("Hessian-vector products of {} are exact, by double backward",
-                           words_of(name_of(kind)))
-             : fmt::format("Hessian-vector products of {} are finite differences of gradients: {}",
-                           words_of(name_of(kind)), entry.method.reason));
+  return whole;
+}
+
+void UserLosses::say_method(Kind kind) {
+  Entry& entry = entries_[kind];
+  const ProductMethod& method = entry.method;
+  if (!entry.given || method.kind == entry.said) return;
+  const bool first = entry.said == ProductMethod::kUndecided;
+  entry.said = method.kind;
+  const std::string loss = words_of(name_of(kind));
+  const std::string code = fmt::format("{}_products{}", name_of(kind), first ? "" : "_changed");
+  if (method.kind == ProductMethod::kNone) {
+    say_(v1::Event::NOT_OBSERVED, code,
+         fmt::format("of {} only values are observed: {}", loss, method.reason));
+    return;
   }
+  say_(v1::Event::METHOD, code,
+       method.kind == ProductMethod::kDoubleBackward
+           ? fmt::format("Hessian-vector products of {} are exact, by double backward; they are "
+                         "held against differences of gradients now and then",
+                         loss)
+           : fmt::format("Hessian-vector products of {} are finite differences of gradients, with "
+                         "a relative error of about {:.0e}: {}",
+                         loss, method.error, method.reason));
 }
 
 void UserLosses::suspend(const LossError& error) {

@@ -49,10 +49,14 @@ class UserLosses {
   std::string missing(const Needs& needs) const;
 
   /// Puts surfaces, update and stability into `view`, whose parameters, optimizer and step are
-  /// there. They live until close().
+  /// there. They live until close(), or restore(), which has to be called whatever is thrown.
   void open(const Needs& needs, torch::optim::Optimizer& optimizer, StepView* view);
   /// Parameters where training left them, whatever a probe did; no surface of a suspended loss.
   void settle(StepView* view);
+  /// The model and the generators as they were when open() was called, bit for bit, and nothing of
+  /// the losses left that could touch them. False where that failed.
+  bool restore() noexcept;
+  /// restore(), and what there is to say about the losses.
   void close();
   /// What feature passes have to say since the last call.
   std::vector<ObserverNotice> take_notices() { return std::exchange(notices_, {}); }
@@ -66,13 +70,16 @@ class UserLosses {
     bool given = false;
     bool suspended = false;
     ProductMethod method;
-    bool method_said = false;
+    ProductMethod::Kind said = ProductMethod::kUndecided;
     int64_t opened = 0;
     std::unique_ptr<ProbeLossSurface> surface;
     bool usable() const { return given && !suspended; }
   };
 
   bool set(Kind kind, ProbeLoss loss);
+  /// Once: what is wrong with LibTorch's own operators, so that gradients cannot be had.
+  void try_operators(const std::vector<at::Tensor>& parameters);
+  void say_method(Kind kind);
   LossSurface* open(Kind kind, bool checked);
   at::Tensor update_of(const StepView& view, const LossSurface& surface) const;
 
@@ -88,6 +95,8 @@ class UserLosses {
   int64_t batch_dim_ = 0;
   std::unique_ptr<ProbePass> pass_;
   ProbePassMemory pass_memory_;
+  bool operators_tried_ = false;
+  std::string no_gradients_;  // why
   std::vector<ObserverNotice> notices_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <tuple>
 
@@ -214,10 +215,10 @@ double log_least_overlap(double random_part, int64_t dimension) {
                   std::sqrt(1 + random_part * random_part));
 }
 
-}  // namespace
-
-Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
-                              const EigenOptions& options, at::Generator generator) {
+/// From one start. Stops too when the largest eigenvalue is below `ceiling`, bound included.
+Eigenpairs from_one_start(const LinearMap& matrix, const at::Tensor& start,
+                          const EigenOptions& options, at::Generator generator,
+                          double ceiling = -std::numeric_limits<double>::infinity()) {
   const int64_t dimension = start.size(0);
   const int64_t count = std::min(options.count, dimension);
   constexpr int64_t kMemory = int64_t{1} << 30;
@@ -226,6 +227,8 @@ Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
   const int64_t least = std::max<int64_t>(24, 2 * count + 16);
   const int64_t capacity =
       std::min(dimension, std::min(std::max(least, affordable), options.max_products));
+  const double rounding = start.scalar_type() == at::kDouble ? 1e-13 : 1e-6;
+  const bool all = count > 1 && dimension <= options.max_products;
   const int64_t kept = std::min(capacity - 1, count + (capacity - count) / 3);
   Basis basis(matrix, start, capacity);
   Eigenpairs result;
@@ -265,7 +268,11 @@ Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
       }
       result.bounds = residual_bounds(ritz, residuals, found);
     }
-    const double size = std::max(std::abs(ritz[0]), std::abs(ritz[basis.size() - 1]) * 1e-3);
+    const double last = std::abs(ritz[basis.size() - 1]);
+    for (double& bound : result.bounds) {
+      bound = std::max(bound, rounding * std::max(std::abs(ritz[0]), last));
+    }
+    const double size = std::max(std::abs(ritz[0]), last * 1e-3);
     const bool tight = std::all_of(result.bounds.begin(), result.bounds.end(),
                                    [&](double bound) { return bound <= options.tolerance * size; });
     // Values are as good as asked for long before their bounds say so.
@@ -274,9 +281,10 @@ Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
                          result.bounds[0] <= 50 * options.tolerance * size;
     // A start with a random part has a part in every eigenspace, so that an invariant space misses
     // repetitions only.
-    result.converged = found == count &&
-                       (complete || basis.closed() || (basis.size() > count && (tight || settled)));
-    if (result.converged || complete) break;
+    result.converged =
+        found == count &&
+        (complete || (!all && (basis.closed() || (basis.size() > count && (tight || settled)))));
+    if (result.converged || complete || ritz[0] + result.bounds[0] <= ceiling) break;
     if (basis.closed()) {
       probable = false;
       if (!basis.escape(generator)) break;
@@ -287,11 +295,99 @@ Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
     result.finite = false;
     return result;
   }
+  result.whole = basis.size() == dimension;
   const auto found = static_cast<int64_t>(result.values.size());
   result.vectors = at::mm(rotation.narrow(1, 0, found).t().to(start.options()), basis.vectors());
   const int64_t leading = std::min(found + 2, basis.size());
   result.leading = at::mm(rotation.narrow(1, 0, leading).t().to(start.options()), basis.vectors());
   return result;
+}
+
+/// Outside the vectors of `found` the largest eigenvalue is found again and again, and put in where
+/// it belongs, until it is below all of them.
+void add_repeated(const LinearMap& matrix, const EigenOptions& options, at::Generator generator,
+                  Eigenpairs* found) {
+  constexpr int64_t kMostEach = 60;
+  constexpr double kOnlyRandom = 1e3;
+  const auto count = static_cast<int64_t>(found->values.size());
+  int64_t left = options.max_products;
+  double reach = std::numeric_limits<double>::infinity();  // of what may be hidden
+  bool told = false;
+  while (!told && left > 0) {
+    const at::Tensor known = found->vectors;
+    const auto outside = [&](const at::Tensor& vector) {
+      return vector - at::mv(known.t(), at::mv(known, vector));
+    };
+    const at::Tensor start =
+        outside(at::randn({known.size(1)}, generator, at::TensorOptions()).to(known.options()));
+    EigenOptions one;
+    one.tolerance = options.tolerance;
+    one.max_products = std::min(left, kMostEach);
+    one.random_part = kOnlyRandom;
+    const double least = found->values.back();
+    const Eigenpairs other =
+        from_one_start([&](const at::Tensor& v) { return outside(matrix(outside(v))); }, start, one,
+                       generator, least);
+    left -= other.products;
+    found->products += other.products;
+    if (!other.finite) {
+      *found = Eigenpairs();
+      found->finite = false;
+      return;
+    }
+    reach = other.values[0] + other.bounds[0];
+    const double slack = 2 * options.tolerance * std::abs(found->values[0]);
+    if (other.values[0] <= least + slack) {
+      told = true;
+      break;
+    }
+    const auto place = std::upper_bound(found->values.begin(), found->values.end(), other.values[0],
+                                        std::greater<double>());
+    const auto at = static_cast<int64_t>(place - found->values.begin());
+    found->bounds.insert(found->bounds.begin() + at, other.bounds[0]);
+    found->values.insert(place, other.values[0]);
+    found->values.pop_back();
+    found->bounds.pop_back();
+    found->vectors = at::cat({known.narrow(0, 0, at), other.vectors.narrow(0, 0, 1),
+                              known.narrow(0, at, count - 1 - at)});
+  }
+  // Where it was not told, as much as the largest may be hidden still.
+  if (!told) reach = std::max(reach, found->values[0] + found->bounds[0]);
+  found->converged = found->converged && told;
+  for (size_t i = 0; i < found->values.size(); ++i) {
+    if (reach > found->values[i]) {
+      found->bounds[i] = std::max(found->bounds[i], reach - found->values[i]);
+    }
+  }
+}
+
+}  // namespace
+
+namespace {
+
+/// Widens the bounds to the residuals as they are: several starts are joined, and what they say of
+/// themselves does not cover what they do not know of each other. Costs a product for each pair.
+void prove_residuals(const LinearMap& matrix, Eigenpairs* found) {
+  for (size_t i = 0; i < found->values.size(); ++i) {
+    const at::Tensor vector = found->vectors[static_cast<int64_t>(i)];
+    const double norm = vector.norm().item<double>();
+    const at::Tensor residual = matrix(vector) - vector * found->values[i];
+    const double bound = norm > 0 ? residual.norm().item<double>() / norm : INFINITY;
+    if (!(found->bounds[i] >= bound)) found->bounds[i] = bound;
+  }
+}
+
+}  // namespace
+
+Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
+                              const EigenOptions& options, at::Generator generator) {
+  Eigenpairs found = from_one_start(matrix, start, options, generator);
+  const bool enough = !found.finite || found.whole || found.values.size() < 2;
+  if (options.repeated && !enough) {
+    add_repeated(matrix, options, generator, &found);
+    prove_residuals(matrix, &found);
+  }
+  return found;
 }
 
 Quadrature lanczos_quadrature(const LinearMap& matrix, const at::Tensor& start, int64_t steps) {

@@ -10,6 +10,18 @@ namespace {
 
 constexpr int64_t kSketch = 6;  // directions that are treated exactly
 
+/// By one product for each entry.
+DiagonalSamples whole_diagonal(const LinearMap& matrix, const at::TensorOptions& options,
+                               int64_t dimension) {
+  const at::Tensor diagonal = at::zeros({dimension}, options);
+  for (int64_t i = 0; i < dimension; ++i) {
+    at::Tensor unit = at::zeros({dimension}, options);
+    unit[i] = 1;
+    diagonal[i] = matrix(unit)[i];
+  }
+  return {diagonal, at::zeros({kTraceSamples, dimension}, options)};
+}
+
 at::Tensor without(const at::Tensor& basis, const at::Tensor& vector) {
   return vector - at::mv(basis.t(), at::mv(basis, vector));
 }
@@ -18,6 +30,7 @@ at::Tensor without(const at::Tensor& basis, const at::Tensor& vector) {
 
 DiagonalSamples sample_diagonal(const LinearMap& matrix, int64_t dimension,
                                 const std::function<at::Tensor()>& signs) {
+  if (dimension <= kExactDiagonal) return whole_diagonal(matrix, signs().options(), dimension);
   const int64_t sketch = std::min(kSketch, dimension);
   std::vector<at::Tensor> sketched;
   for (int64_t i = 0; i < sketch; ++i) sketched.push_back(matrix(signs()));

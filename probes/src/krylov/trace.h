@@ -14,6 +14,8 @@ struct DiagonalSamples {
 };
 
 constexpr int64_t kTraceSamples = 6;
+/// Up to this dimension the diagonal is had entry by entry.
+constexpr int64_t kExactDiagonal = 128;
 
 /// Hutch++ (Meyer, Musco, Musco & Woodruff 2021) for a symmetric matrix A: with P the projection on
 /// the range of A S for 6 random sign vectors S,
@@ -21,6 +23,8 @@ constexpr int64_t kTraceSamples = 6;
 /// The diagonal sums of the first three are exact; those of the last are sampled by
 /// g (1 - P) A (1 - P) g with random sign vectors g, as many as kTraceSamples. 18 products and the
 /// memory of 18 vectors; `signs` makes one sign vector.
+///
+/// In up to kExactDiagonal dimensions one product each gives all of it: the samples are zero.
 DiagonalSamples sample_diagonal(const LinearMap& matrix, int64_t dimension,
                                 const std::function<at::Tensor()>& signs);
 

@@ -1,0 +1,179 @@
+// One allocation of Tycho's fails: training goes on, bit for bit as without Tycho.
+//
+// TYCHO_FAILED_ALLOCATIONS=2000 fails each of the first 2000 of every phase; by default a few of
+// them, which are others in every phase.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+#include <tycho/tycho.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/crash/failing_allocations.h"
+
+namespace allocation_test {
+
+constexpr int kSteps = 2;
+
+struct NetworkImpl : torch::nn::Module {
+  NetworkImpl() {
+    register_module("hidden", hidden);
+    register_module("norm", norm);
+    register_module("dropout", dropout);
+    register_module("head", head);
+  }
+  at::Tensor forward(const at::Tensor& x) { return head(dropout(torch::relu(norm(hidden(x))))); }
+  torch::nn::Linear hidden{2, 3};
+  torch::nn::BatchNorm1d norm{3};
+  torch::nn::Dropout dropout{0.3};
+  torch::nn::Linear head{3, 2};
+};
+TORCH_MODULE(Network);
+
+tycho::SessionOptions everything(const std::string& directory) {
+  return tycho::SessionOptions(directory).preset(tycho::Preset::full).overhead_budget(std::nullopt);
+}
+
+/// What two steps leave behind; observed where there is a directory.
+std::vector<at::Tensor> train(const std::optional<std::string>& directory) {
+  torch::manual_seed(5);
+  Network model;
+  // LibTorch keeps the names that it makes here; where memory runs out, making them ends the
+  // process.
+  for (const auto& module : model->modules()) (void)module->name();
+  torch::optim::Adam optimizer(model->parameters(), torch::optim::AdamOptions(0.02));
+  const auto x = torch::randn({6, 2});
+  const auto y = torch::randint(2, {6}, torch::kInt64);
+  const auto loss_now = [&] { return torch::cross_entropy_loss(model->forward(x), y); };
+  std::function<at::Tensor()> step_loss = [&] {
+    failing::evaluation_begins();
+    return loss_now();
+  };
+  std::function<at::Tensor(int64_t)> batch_loss = [&](int64_t) { return loss_now(); };
+  tycho::ProbeLoss probe_loss;
+  probe_loss.output = [&](int64_t) {
+    failing::evaluation_begins();
+    return model->forward(x);
+  };
+  probe_loss.loss = [&](const at::Tensor& output, int64_t) {
+    return torch::cross_entropy_loss(output, y);
+  };
+  probe_loss.labels = [&](int64_t) { return y; };
+  probe_loss.examples = 6;
+  std::optional<tycho::Session> session;
+  if (directory) {
+    std::optional<failing::Inside> apart(failing::kNeverFails);
+    auto options = everything(*directory);
+    apart.reset();
+    const failing::Inside inside(failing::kConstruct);
+    session.emplace(*model, optimizer, std::move(options));
+    session->set_probe_loss(std::move(probe_loss));
+    session->set_step_loss(std::move(step_loss));
+    session->set_batch_loss(std::move(batch_loss));
+  }
+  std::vector<at::Tensor> left;
+  for (int step = 0; step < kSteps; ++step) {
+    optimizer.zero_grad();
+    const auto loss = loss_now();
+    loss.backward();
+    optimizer.step();
+    left.push_back(loss.detach().clone());
+    if (session) {
+      const failing::Inside inside(failing::kStep);
+      session->step(loss, 6);
+    }
+  }
+  if (session) {
+    const failing::Inside inside(failing::kClose);
+    session->close();
+    session.reset();
+  }
+  for (const auto& parameter : model->parameters()) {
+    left.push_back(parameter.detach().clone());
+    left.push_back(parameter.grad().clone());
+  }
+  for (const auto& buffer : model->buffers()) left.push_back(buffer.clone());
+  left.push_back(at::globalContext().defaultGenerator(torch::kCPU).get_state());
+  left.push_back(torch::tensor(static_cast<int64_t>(model->is_training())));
+  return left;
+}
+
+class FailedAllocations : public ::testing::TestWithParam<failing::Phase> {
+ protected:
+  static void SetUpTestSuite() {
+    torch::set_num_threads(1);
+    failing::this_is_the_trainer();
+  }
+  void SetUp() override {
+    directory_ = (std::filesystem::temp_directory_path() /
+                  ("tycho_failed_allocations_" + std::to_string(getpid())))
+                     .string();
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+  std::vector<at::Tensor> observed() {
+    std::filesystem::remove_all(directory_);
+    return train(directory_);
+  }
+  std::string directory_;
+};
+
+const char* name_of(failing::Phase phase) {
+  constexpr const char* names[] = {"construct", "step", "evaluate", "close", "hooks", "writer"};
+  return names[phase];
+}
+
+TEST_P(FailedAllocations, LeaveTheRunAsItIsWithoutTycho) {
+  const failing::Phase phase = GetParam();
+  const auto bare = train(std::nullopt);
+  failing::arm(phase, -1);
+  const auto whole = observed();
+  failing::disarm();
+  const int64_t all = failing::count(phase);
+  ASSERT_GT(all, 10) << name_of(phase);
+  for (size_t i = 0; i < bare.size(); ++i) ASSERT_TRUE(torch::equal(bare[i], whole[i])) << i;
+
+  const char* wanted = std::getenv("TYCHO_FAILED_ALLOCATIONS");
+  const int64_t first = wanted == nullptr ? 0 : std::atoll(wanted);
+  std::vector<int64_t> numbers;
+  for (int64_t i = 0; i < std::min(first, all); ++i) numbers.push_back(i);
+  // Dense at the beginning, thin towards the end.
+  constexpr int kFew = 16;
+  double at = 0;
+  for (int i = 0; wanted == nullptr && i < kFew; ++i) {
+    numbers.push_back(static_cast<int64_t>(at));
+    at = std::max(at + 1 + static_cast<double>(phase) / 2,
+                  at * std::pow(static_cast<double>(all), 1.0 / kFew));
+    if (at >= static_cast<double>(all)) break;
+  }
+  int64_t reached = 0;
+  for (const int64_t number : numbers) {
+    if (wanted != nullptr && number % 100 == 0) {
+      std::fprintf(stderr, "%s %lld\n", name_of(phase), static_cast<long long>(number));
+    }
+    failing::arm(phase, number);
+    std::vector<at::Tensor> left;
+    EXPECT_NO_THROW(left = observed()) << name_of(phase) << " " << number;
+    reached += failing::disarm();
+    ASSERT_EQ(left.size(), bare.size());
+    for (size_t i = 0; i < bare.size(); ++i) {
+      ASSERT_TRUE(torch::equal(bare[i], left[i])) << name_of(phase) << " " << number << ": " << i;
+    }
+  }
+  // Two runs do not allocate alike to the last one: threads and hash tables.
+  EXPECT_GT(reached, static_cast<int64_t>(numbers.size()) * 8 / 10);
+  std::printf("%s: %lld allocations, %lld of them failed\n", name_of(phase),
+              static_cast<long long>(all), static_cast<long long>(reached));
+}
+
+INSTANTIATE_TEST_SUITE_P(Phases, FailedAllocations,
+                         ::testing::Values(failing::kConstruct, failing::kStep, failing::kEvaluate,
+                                           failing::kClose, failing::kHooks, failing::kWriter),
+                         [](const auto& info) { return name_of(info.param); });
+
+}  // namespace allocation_test
