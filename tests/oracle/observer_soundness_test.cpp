@@ -97,7 +97,7 @@ class ObserverSoundness : public ::testing::Test {
 };
 
 // A table of positions is read with indices that say nothing of the examples, as many as there are
-// examples or a multiple of them.
+// examples or a multiple of them: its gradient is that of where the positions are added.
 struct Positions : nn::Module {
   nn::Embedding words{nullptr}, positions{nullptr};
   nn::Linear head{nullptr};
@@ -117,7 +117,7 @@ TEST_F(ObserverSoundness, PositionsAreNotExamples) {
   for (const int64_t length : {4, 8, 5}) {
     Positions model(length);
     const Tensor x = torch::randint(0, 9, {4, length}, torch::kLong);
-    expect_sound(model, [&] { return model.forward(x); }, 4, {"positions.weight"});
+    expect_sound(model, [&] { return model.forward(x); }, 4, {});
   }
 }
 
@@ -148,7 +148,8 @@ TEST_F(ObserverSoundness, AttentionWrittenByHand) {
   expect_sound(model, [&] { return model.forward(x); }, 4, {});
 }
 
-// With as many positions as examples, a transposed activation looks as one that is not.
+// With as many positions as examples, a transposed activation looks as one that is not: where the
+// examples went is followed.
 struct Mixer : nn::Module {
   nn::Linear in{nullptr}, across{nullptr}, out{nullptr};
   bool flatten;
@@ -170,11 +171,10 @@ TEST_F(ObserverSoundness, TransposedActivations) {
   for (const bool flatten : {false, true}) {
     Mixer square(flatten);
     const Tensor x = random({4, 4, 3});
-    expect_sound(square, [&] { return square.forward(x); }, 4,
-                 {"across.weight", "across.bias", "out.weight", "out.bias"});
+    expect_sound(square, [&] { return square.forward(x); }, 4, {});
     Mixer oblong(flatten);
     const Tensor y = random({4, 6, 3});
-    expect_sound(oblong, [&] { return oblong.forward(y); }, 4, {"across.weight", "across.bias"});
+    expect_sound(oblong, [&] { return oblong.forward(y); }, 4, {});
   }
 }
 

@@ -18,7 +18,7 @@ at::Tensor standardise(const at::Tensor& x, at::IntArrayRef dims, double epsilon
 // positions. BatchNorm's statistics couple the examples; what is taken is each example's term of
 // the gradient's sum.
 Contribution normalization(const Use& use, const at::Tensor& output_gradient, const Batch& batch,
-                           bool materialise) {
+                           const Wanted& wanted) {
   const auto& arguments = use.arguments;
   const at::Tensor x = widen(arguments[0].toTensor());
   at::Tensor d = widen(output_gradient);
@@ -33,19 +33,24 @@ Contribution normalization(const Use& use, const at::Tensor& output_gradient, co
     }
     const at::Tensor rows = by_example(d, features, batch);
     if (!rows.defined()) return failure("the examples cannot be found in its input");
-    return from_gradients(rows.sum(1), materialise);
+    return from_gradients(rows.sum(1), wanted);
   }
-  if (x.dim() < 2 || x.size(0) != batch.size || batch.dim != 0) {
+  const bool first = batch.rows ? batch.rows->dim == 0 : x.size(0) == batch.size && batch.dim == 0;
+  if (x.dim() < 2 || !first) {
     return failure("the examples are not the first dimension of its input");
   }
+  const auto of_rows = [&](const at::Tensor& gradients) {
+    const at::Tensor grouped = group_rows(gradients, batch);
+    return grouped.defined() ? from_gradients(grouped.sum(1), wanted)
+                             : failure("the examples cannot be found in its input");
+  };
   // The sum over positions of d xhat is (sum d x - mean sum d) / deviation, by example and channel.
   const int64_t examples = x.size(0);
   const int64_t channels = x.size(1);
   const at::Tensor d_rows = d.reshape({examples * channels, -1});
   const double positions = static_cast<double>(d_rows.size(1));
   if (!wants_gain) {
-    return from_gradients(row_moments(d_rows).select(1, 0).reshape({examples, channels}),
-                          materialise);
+    return of_rows(row_moments(d_rows).select(1, 0).reshape({examples, channels}));
   }
   const at::Tensor sums = row_cross_moments(d_rows, x.reshape({examples * channels, -1}))
                               .reshape({examples, channels, 4});
@@ -73,7 +78,7 @@ Contribution normalization(const Use& use, const at::Tensor& output_gradient, co
     mean = moments.select(2, 0);
     variance = (moments.select(2, 1) - mean.square()).clamp_min(0);
   }
-  return from_gradients((dx - mean * d_sum) * (variance + epsilon).rsqrt(), materialise);
+  return of_rows((dx - mean * d_sum) * (variance + epsilon).rsqrt());
 }
 
 }  // namespace tycho::per_example
