@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/parameter_settings.h"
@@ -35,7 +36,8 @@ const LawDescription& law() {
       "or check epsilon; above 1.2: the second moment is stale, which comes before loss spikes",
       "Exact for independent stationary gradients; Wortsman et al. 2023, arXiv:2304.13013 on "
       "spikes",
-      {"adam_update_rms", "epsilon_floor_share"},
+      {"adam_update_rms", "epsilon_floor_share", "update_norm_sq", "weight_dot_update",
+       "weight_norm_sq"},
       {}};
   return description;
 }
@@ -45,13 +47,19 @@ class AdamUpdateRms : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     rms_ = context.column("adam_update_rms", v1::SCOPE_PARAMETER);
     epsilon_share_ = context.column("epsilon_floor_share", v1::SCOPE_PARAMETER);
+    update_ = context.column("update_norm_sq", v1::SCOPE_PARAMETER);
+    dot_ = context.column("weight_dot_update", v1::SCOPE_PARAMETER);
+    weight_ = context.column("weight_norm_sq", v1::SCOPE_PARAMETER);
     const size_t count = static_cast<size_t>(context.model().parameter_size());
     series_.resize(count, RecentHalf(2));
     settings_.resize(count);
     scope_.clear();
+    elements_.clear();
     for (const v1::Parameter& parameter : context.model().parameter()) {
+      elements_.push_back(static_cast<double>(parameter.element_count()));
       scope_.push_back(context.scope_name(v1::SCOPE_PARAMETER, parameter.id()));
     }
     settings_version_ = 0;
@@ -65,14 +73,27 @@ class AdamUpdateRms : public Law {
       seen_settings_ = true;
     }
     const ColumnValues rms = frame.column(rms_);
-    if (!rms.present) return;
+    const ColumnValues update = frame.column(update_);
+    if (!rms.present && !update.present) return;
+    measured_ = true;
+    const ColumnValues dot = frame.column(dot_);
+    const ColumnValues weight = frame.column(weight_);
     const ColumnValues share = frame.column(epsilon_share_);
     for (size_t i = 0; i < series_.size(); ++i) {
       const ParameterSettings& s = settings_[i];
       if (!s.is_adam() || !(s.beta1 > 0)) continue;
       if (static_cast<double>(frame.step()) < first_step(s)) continue;
       const double floor_share = share[i];
-      series_[i].add({rms[i] * rms[i], std::isfinite(floor_share) ? floor_share : 0}, frame.step());
+      double square = rms[i] * rms[i];
+      if (!rms.present) {
+        // The update is -eta (u + lambda w), lambda the decoupled decay: u from what is known of w
+        // and dw. With AMSGrad u is another, smaller one.
+        const double decay = s.decays_decoupled() ? s.learning_rate * s.weight_decay : 0;
+        square = (update[i] + 2 * decay * dot[i] + decay * decay * weight[i]) /
+                 (s.learning_rate * s.learning_rate * elements_[i]);
+        if (s.amsgrad || !(s.learning_rate > 0)) continue;
+      }
+      series_[i].add({square, std::isfinite(floor_share) ? floor_share : 0}, frame.step());
     }
   }
 
@@ -89,11 +110,17 @@ class AdamUpdateRms : public Law {
     }
     if (result.empty()) {
       Finding finding = start_finding(law(), "run");
-      if (any_adam) {
+      if (any_adam && !measured_) {
+        set_not_measured(finding, *context_, "the size of the updates was",
+                         {"adam_update_rms", "update_norm_sq"});
+      } else if (any_adam) {
         finding.gate = fmt::format("moments settle in {} steps", format_number(wait));
       } else {
-        set_verdict(finding, Verdict::kNotApplicable);
-        finding.gate = seen_settings_ ? "the optimizer is not Adam" : "settings were not recorded";
+        if (seen_settings_) {
+          set_not_applicable(finding, "the optimizer is not Adam");
+        } else {
+          set_no_settings(finding);
+        }
       }
       result.push_back(finding);
     }
@@ -109,10 +136,11 @@ class AdamUpdateRms : public Law {
   Finding judge_parameter(size_t i) const {
     Finding finding = start_finding(law(), scope_[i]);
     finding.unit = "1";
-    finding.evidence_statistic = "adam_update_rms";
+    finding.evidence_statistic =
+        context_->recorded("adam_update_rms") ? "adam_update_rms" : "update_norm_sq";
     const double k = (1 - settings_[i].beta1) / (1 + settings_[i].beta1);
     const double floor = std::sqrt(k);
-    finding.evidence_level = floor;
+    if (finding.evidence_statistic == "adam_update_rms") finding.evidence_level = floor;
     const BlockAverages& blocks = series_[i].blocks();
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
       finding.gate = "too few observations";
@@ -164,8 +192,14 @@ class AdamUpdateRms : public Law {
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex rms_ = kNoColumn;
   ColumnIndex epsilon_share_ = kNoColumn;
+  ColumnIndex update_ = kNoColumn;
+  ColumnIndex dot_ = kNoColumn;
+  ColumnIndex weight_ = kNoColumn;
+  bool measured_ = false;
+  std::vector<double> elements_;
   uint64_t settings_version_ = 0;
   bool seen_settings_ = false;
   std::vector<RecentHalf> series_;

@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "laws/linear_network.h"
@@ -40,6 +41,7 @@ class Balancedness : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     residual_ = context.column("balance_residual", v1::SCOPE_LAYER);
     norm_ = context.column("weight_norm_sq", v1::SCOPE_LAYER);
     const auto count = static_cast<size_t>(context.model().layer_size());
@@ -85,11 +87,16 @@ class Balancedness : public Law {
     std::vector<Finding> result;
     Finding run = start_finding(law(), "run");
     run.evidence_statistic = "balance_residual";
-    set_verdict(run, Verdict::kNotApplicable);
-    if (!measured_ || settings_version_ == 0 || !why_not_.empty()) {
-      run.gate = !measured_               ? "no consecutive linear layers were observed"
-                 : settings_version_ == 0 ? "the optimizer's settings were not recorded"
-                                          : why_not_;
+    if (settings_version_ > 0 && !why_not_.empty()) {
+      set_not_applicable(run, why_not_);
+      return {run};
+    }
+    if (!measured_) {
+      explain_missing_modes(run, *context_);
+      return {run};
+    }
+    if (settings_version_ == 0) {
+      set_no_settings(run);
       return {run};
     }
     size_t holding = 0;
@@ -102,8 +109,11 @@ class Balancedness : public Law {
       if (!(run.measured >= result.back().measured)) errors_[i].describe(run);
     }
     if (result.empty()) {
-      set_verdict(run, Verdict::kNotYet);
-      run.gate = "only one observation, or the norms of the weights were not measured";
+      if (context_->recorded("weight_norm_sq")) {
+        run.gate = "only one observation";
+      } else {
+        set_not_measured(run, *context_, "the norms of the weights were", {"weight_norm_sq"});
+      }
       return {run};
     }
     run.unit = "of |V|^2 + |W|^2";
@@ -141,6 +151,7 @@ class Balancedness : public Law {
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex residual_ = kNoColumn;
   ColumnIndex norm_ = kNoColumn;
   bool measured_ = false;

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "laws/training_regime.h"
@@ -56,6 +57,7 @@ class BatchSharpness : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     sharpness_ = context.column("batch_sharpness", v1::SCOPE_RUN);
     pooled_ = context.column("batch_sharpness_pooled", v1::SCOPE_RUN);
     regime_.begin(context);
@@ -66,19 +68,22 @@ class BatchSharpness : public Law {
     regime_.observe(frame);
     loss_.observe(frame, false);
     if (!std::isnan(loss_.level())) last_level_ = loss_.level();
+    if (frame.optimizer() != nullptr && frame.optimizer()->group_size() > 0) {
+      const v1::ParameterGroup& group = frame.optimizer()->group(0);
+      why_not_.clear();
+      if (frame.optimizer()->optimizer() != "SGD") {
+        why_not_ = "stated for SGD; the optimizer is " + frame.optimizer()->optimizer();
+      } else if (group.nesterov() || group.dampening() != 0) {
+        why_not_ = "not stated for Nesterov momentum or dampening";
+      } else if (!(group.learning_rate() > 0)) {
+        why_not_ = "the learning rate is 0";
+      }
+    }
     const double sharpness = frame.column(sharpness_)[0];
     if (!std::isfinite(sharpness)) return;
     seen_ = true;
     if (frame.optimizer() == nullptr || frame.optimizer()->group_size() == 0) return;
     const v1::ParameterGroup& group = frame.optimizer()->group(0);
-    why_not_.clear();
-    if (frame.optimizer()->optimizer() != "SGD") {
-      why_not_ = "stated for SGD; the optimizer is " + frame.optimizer()->optimizer();
-    } else if (group.nesterov() || group.dampening() != 0) {
-      why_not_ = "not stated for Nesterov momentum or dampening";
-    } else if (!(group.learning_rate() > 0)) {
-      why_not_ = "the learning rate is 0";
-    }
     if (!why_not_.empty()) return;
     if (momentum_ != group.momentum() ||
         !(std::fabs(group.learning_rate() / first_rate_ - 1) <= kSameSettings)) {
@@ -99,11 +104,16 @@ class BatchSharpness : public Law {
     finding.evidence_statistic = "batch_sharpness";
     finding.unit = "of the plateau";
     const BlockAverages& blocks = ratio_.blocks();
-    if (!seen_ || !why_not_.empty() || first_rate_ == 0) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = !seen_             ? "the batch sharpness was not measured"
-                     : why_not_.empty() ? "the optimizer's settings were not recorded"
-                                        : why_not_;
+    if (!why_not_.empty()) {
+      set_not_applicable(finding, why_not_);
+      return {finding};
+    }
+    if (!seen_) {
+      set_not_measured(finding, *context_, "the batch sharpness was", {"batch_sharpness"});
+      return {finding};
+    }
+    if (first_rate_ == 0) {
+      set_no_settings(finding);
       return {finding};
     }
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
@@ -124,13 +134,12 @@ class BatchSharpness : public Law {
     finding.gate = fmt::format("{}; as the ratio of means it is {}", regime_.describe(),
                                format_number(pooled));
     if (kind == BatchRegime::Kind::kFull) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "full batch: the edge is that of the sharpness";
+      set_not_applicable(finding, "full batch: the edge is that of the sharpness");
       return {finding};
     }
     if (momentum_ > 0 && kind == BatchRegime::Kind::kUnknown) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "the plateau depends on whether the batch is small: " + regime_.describe();
+      regime_.excuse(finding, "");
+      finding.gate = "the plateau depends on whether the batch is small; " + finding.gate;
       return {finding};
     }
     judge_ratio(ratio, &finding);
@@ -164,6 +173,7 @@ class BatchSharpness : public Law {
     }
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex sharpness_ = kNoColumn;
   ColumnIndex pooled_ = kNoColumn;
   BatchRegime regime_;

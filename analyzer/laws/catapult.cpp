@@ -34,9 +34,8 @@ const LawDescription& law() {
       "back to the edge; then training goes on. Two linear layers: for 1 < s < 2",
       "Full batch, or a batch well above the noise scale; squared loss and wide layers in the "
       "derivation",
-      "One catapult at the beginning does no harm and ends in a flatter place; a warm-up over "
-      "these "
-      "steps avoids it. Repeated ones, or a loss that does not come back: lower the learning rate",
+      "One catapult at the beginning does no harm and ends in a flatter place. Repeated ones, or a "
+      "loss that does not come back: lower the learning rate",
       "Lewkowycz et al. 2020, arXiv:2003.02218; map exact for two linear layers",
       {"preconditioned_sharpness", "preconditioned_sharpness_error_bound", "stability_threshold",
        "loss", "probe_loss"},
@@ -100,12 +99,12 @@ class Catapult : public Law {
 
   std::vector<Finding> findings() const override {
     Finding finding = start_finding(law(), "run");
-    finding.evidence_statistic = "preconditioned_sharpness";
+    finding.evidence_statistic = edge_.sharpness().statistic();
     set_verdict(finding, Verdict::kNotApplicable);
     if (!seen_) {
-      finding.gate = "the sharpness and its threshold were not measured (they need a probe loss)";
-    } else if (!edge_.regime().is_large()) {
-      finding.gate = edge_.regime().describe();
+      edge_.sharpness().explain(finding);
+    } else if (edge_.regime().excuse(
+                   finding, "with gradient noise training becomes unstable below the edge")) {
     } else if (!open_ && largest_.begin < 0) {
       finding.gate = "the sharpness was never above the edge";
     } else {
@@ -132,7 +131,7 @@ class Catapult : public Law {
         finding->gate += "; the loss is no longer finite";
         finding->advice = fmt::format(
             "From step {} on the sharpness was above the edge ({} times it at first), and training "
-            "did not come back: divide the learning rate by at least that, or warm up.",
+            "did not come back: divide the learning rate by at least that.",
             episode.begin, format_number(episode.start));
       } else if (episode.rose() && episode.measurements >= kLongEpisode) {
         set_verdict(*finding, Verdict::kViolated);
@@ -157,14 +156,22 @@ class Catapult : public Law {
     set_verdict(*finding, Verdict::kHolds);
     finding->advice = fmt::format(
         "At step {} the sharpness was {} times the edge; the loss rose by {:.0f} %, and by step {} "
-        "the sharpness had fallen to {} of the edge{}. A warm-up over these steps avoids the rise.",
+        "the sharpness had fallen to {} of the edge{}. {}",
         episode.begin, format_number(episode.start), 100 * episode.rise(), episode.end,
         format_number(episode.last),
         returns_ > 1
             ? fmt::format(" (the largest of {} such catapults: the learning rate is at its "
                           "limit)",
                           returns_)
-            : "");
+            : "",
+        starts_above() ? "A warm-up over these steps avoids the rise."
+                       : "A learning rate smaller by that factor avoids the rise.");
+  }
+
+  /// As the law on warm-ups judges: was the run above the edge where it began?
+  bool starts_above() const {
+    return edge_.first_ratio() - edge_.first_ratio_error() > 1 + EdgeSeries::kStartMargin &&
+           edge_.first_step() == largest_.begin;
   }
 
   EdgeSeries edge_;

@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
+#include "laws/edge_series.h"
 #include "laws/law_support.h"
 
 namespace tycho::analyzer {
@@ -16,6 +18,7 @@ constexpr double kFewestInBand = 0.5;  // share of the observations since the ed
 }  // namespace
 
 void CentralFlowSeries::begin(const RunContext& context) {
+  context_ = &context;
   variance_ = context.column("central_flow_variance", v1::SCOPE_RUN);
   predicted_ = context.column("central_flow_variance_predicted", v1::SCOPE_RUN);
   excess_ = context.column("central_flow_loss_excess", v1::SCOPE_RUN);
@@ -52,9 +55,18 @@ void CentralFlowSeries::observe(const Frame& frame) {
     why_not_ = why_not(frame.optimizer());
   }
   // The threshold is that of the learning rate at which it was recorded.
-  const double rate = frame.column(learning_rate_)[0];
+  const v1::ParameterGroup* group =
+      frame.optimizer() != nullptr && frame.optimizer()->group_size() > 0
+          ? &frame.optimizer()->group(0)
+          : nullptr;
+  double rate = frame.column(learning_rate_)[0];
+  if (!std::isfinite(rate) && group != nullptr) rate = group->learning_rate();
   const double threshold = frame.column(threshold_)[0];
-  if (threshold > 0 && rate > 0) known_threshold_ = threshold * rate;
+  if (threshold > 0 && rate > 0) {
+    known_threshold_ = threshold * rate;
+  } else if (!std::isfinite(known_threshold_) && group != nullptr && why_not_.empty()) {
+    known_threshold_ = EdgeSharpness::edge_of(*group) / (1 - group->dampening());
+  }
   const double sharpness = frame.column(sharpness_)[0];
   const double variance = frame.column(variance_)[0];
   const double predicted = frame.column(predicted_)[0];
@@ -88,7 +100,15 @@ void CentralFlowSeries::observe(const Frame& frame) {
 bool CentralFlowSeries::ready(Finding* finding) const {
   set_verdict(*finding, Verdict::kNotApplicable);
   if (measured_ == 0) {
-    finding->gate = "the oscillation was not measured (it needs a probe loss)";
+    if (settings_version_ > 0 && !why_not_.empty()) {
+      finding->gate = why_not_;
+    } else {
+      set_not_measured(*finding, *context_, "the oscillation was", {"central_flow_variance"});
+    }
+    return false;
+  }
+  if (settings_version_ == 0) {
+    set_no_settings(*finding);
     return false;
   }
   if (!why_not_.empty()) {
@@ -96,13 +116,10 @@ bool CentralFlowSeries::ready(Finding* finding) const {
     return false;
   }
   if (!std::isfinite(last_ratio_)) {
-    finding->gate = "the threshold of stability was not measured";
+    set_not_measured(*finding, *context_, "the learning rate was", {"learning_rate"});
     return false;
   }
-  if (!regime_.is_large()) {
-    finding->gate = regime_.describe() + "; with gradient noise the oscillation is not its own";
-    return false;
-  }
+  if (regime_.excuse(*finding, "with gradient noise the oscillation is not its own")) return false;
   if (!reached_) {
     const bool near = last_ratio_ > 1 - kBand;
     set_verdict(*finding, near ? Verdict::kNotYet : Verdict::kNotApplicable);

@@ -52,6 +52,7 @@ class CentralFlowSeries {
   double last_loss() const { return last_loss_; }
 
  private:
+  const RunContext* context_ = nullptr;
   std::string why_not(const v1::OptimizerSettings* settings) const;
 
   ColumnIndex variance_ = kNoColumn;

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
+#include "laws/changed_gradients.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/parameter_settings.h"
@@ -31,11 +33,12 @@ const LawDescription& law() {
       "SGD without momentum, with or without coupled weight decay; the architecture has the "
       "symmetry; "
       "gradients are not changed between backward and step",
-      "A violation means that the optimizer's step is not what its settings say: clipped or "
-      "otherwise "
-      "changed gradients, a second weight decay, weights that are written by other code",
+      "A violation means that gradients do not have the symmetry that the architecture has. Where "
+      "the optimizer's step is not the one that its settings make of the gradients of backward "
+      "(clipping, other code that writes weights) there is nothing to test, and the gate says so",
       "Kunin et al. 2021, arXiv:2012.04728; discrete form exact",
-      {"conservation_error"},
+      {"conservation_error", "grad_norm_sq", "update_norm_sq", "weight_norm_sq", "grad_dot_update",
+       "weight_dot_grad", "weight_dot_update"},
       {}};
   return description;
 }
@@ -45,6 +48,7 @@ class Conservation : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     column_ = context.column("conservation_error", v1::SCOPE_PARAMETER);
     errors_.resize(static_cast<size_t>(context.model().parameter_size()));
     applies_.resize(errors_.size(), false);
@@ -55,9 +59,13 @@ class Conservation : public Law {
       tolerance_.push_back(IdentityErrors::tolerance(parameter.dtype()));
     }
     settings_version_ = 0;
+    changed_.begin(context);
+    has_structure_ = context.structure() != nullptr;
+    groups_ = has_structure_ ? context.structure()->symmetry_group_size() : 0;
   }
 
   void observe(const Frame& frame) override {
+    changed_.observe(frame);
     if (frame.optimizer_version() != settings_version_) {
       settings_version_ = frame.optimizer_version();
       const auto settings = settings_by_parameter(frame.optimizer(), errors_.size());
@@ -93,11 +101,15 @@ class Conservation : public Law {
     }
     if (result.empty()) {
       Finding finding = start_finding(law(), "run");
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = hidden_by_rounding_
-                         ? "the updates are too close to the rounding of the weights"
-                     : gate_.empty() ? "no balance was observed"
-                                     : gate_;
+      if (hidden_by_rounding_) {
+        set_not_applicable(finding, "the updates are too close to the rounding of the weights");
+      } else if (!gate_.empty()) {
+        set_not_applicable(finding, gate_);
+      } else if (has_structure_ && groups_ == 0) {
+        set_not_applicable(finding, "no symmetry of the model was found");
+      } else {
+        set_not_measured(finding, *context_, "the balance was", {"conservation_error"});
+      }
       result.push_back(finding);
     }
     return result;
@@ -110,20 +122,35 @@ class Conservation : public Law {
     finding.evidence_level = tolerance_[i];
     errors_[i].describe(finding);
     set_verdict(finding, errors_[i].verdict());
+    if (finding.verdict == Verdict::kViolated || finding.verdict == Verdict::kUnderpowered) {
+      if (const std::string changed = changed_.evidence(); !changed.empty()) {
+        set_not_applicable(finding, changed);
+        return finding;
+      }
+      if (finding.verdict == Verdict::kViolated && !changed_.tested()) {
+        set_verdict(finding, Verdict::kUnderpowered);
+        finding.gate += "; whether gradients reach the optimizer unchanged was not recorded";
+        return finding;
+      }
+    }
     if (finding.verdict == Verdict::kViolated) {
       finding.advice = fmt::format(
-          "The step does not balance (relative error {}, rounding allows {}): are gradients "
-          "clipped or "
-          "changed after backward, or are the weights written by other code?",
+          "The optimizer takes the step that its settings say, and yet it does not balance "
+          "(relative "
+          "error {}, rounding allows {}): the gradients do not have the symmetry, see there.",
           format_number(finding.measured), format_number(tolerance_[i]));
     }
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex column_ = kNoColumn;
   uint64_t settings_version_ = 0;
   std::vector<bool> applies_;
   std::string gate_;
+  ChangedGradients changed_;
+  bool has_structure_ = false;
+  int groups_ = 0;
   bool hidden_by_rounding_ = false;
   std::vector<IdentityErrors> errors_;
   std::vector<std::string> scope_;

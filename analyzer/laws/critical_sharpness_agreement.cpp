@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "laws/training_regime.h"
@@ -45,6 +46,7 @@ class CriticalSharpnessAgreement : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     critical_ = context.column("critical_sharpness", v1::SCOPE_RUN);
     change_ = context.column("loss_change", v1::SCOPE_RUN);
     first_ = context.column("loss_change_first_order", v1::SCOPE_RUN);
@@ -85,11 +87,18 @@ class CriticalSharpnessAgreement : public Law {
     finding.evidence_statistic = "critical_sharpness";
     const BlockAverages& blocks = series_.blocks();
     if (blocks.observations() == 0) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = critical_measured_
-                         ? "the curvature along the update was not measured at the same steps "
-                           "(loss_change, on updates that go downhill)"
-                         : "the critical sharpness was not measured (it needs a probe loss)";
+      if (!critical_measured_) {
+        set_not_measured(finding, *context_, "the critical sharpness was", {"critical_sharpness"});
+      } else if (!context_->recorded("loss_change_second_order")) {
+        set_not_measured(finding, *context_, "the curvature along the update was",
+                         {"loss_change_second_order"});
+      } else {
+        set_verdict(finding, Verdict::kNotMeasured);
+        finding.gate =
+            "the curvature along the update was not measured at the steps at which the "
+            "critical sharpness was, on updates that go downhill: give both one interval, "
+            "every(\"critical_sharpness\", 20).every(\"loss_change\", 20)";
+      }
       return {finding};
     }
     if (!same_batch()) {
@@ -138,6 +147,7 @@ class CriticalSharpnessAgreement : public Law {
             static_cast<double>(same_) >= kShareSame * static_cast<double>(compared_));
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex critical_ = kNoColumn;
   ColumnIndex change_ = kNoColumn;
   ColumnIndex first_ = kNoColumn;

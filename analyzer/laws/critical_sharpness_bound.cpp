@@ -8,9 +8,10 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
+#include "laws/edge_series.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
-#include "laws/training_regime.h"
 #include "src/statistics/paired_series.h"
 
 namespace tycho::analyzer {
@@ -47,9 +48,8 @@ class CriticalSharpnessBound : public Law {
 
   void begin(const RunContext& context) override {
     critical_ = context.column("critical_sharpness", v1::SCOPE_RUN);
-    sharpness_ = context.column("preconditioned_sharpness", v1::SCOPE_RUN);
-    error_ = context.column("preconditioned_sharpness_error_bound", v1::SCOPE_RUN);
-    threshold_ = context.column("stability_threshold", v1::SCOPE_RUN);
+    context_ = &context;
+    sharpness_.begin(context);
     regime_.begin(context);
   }
 
@@ -60,11 +60,12 @@ class CriticalSharpnessBound : public Law {
       why_not_ = why_not(*frame.optimizer());
     }
     const double critical = frame.column(critical_)[0];
-    const double sharpness = frame.column(sharpness_)[0];
-    const double error = frame.column(error_)[0];
+    sharpness_.observe(frame);
+    const bool measured = sharpness_.measured();
     critical_measured_ = critical_measured_ || std::isfinite(critical);
-    series_.add(critical, sharpness + (error > 0 ? error : 0), frame.step());
-    to_edge_.add(critical, frame.column(threshold_)[0], frame.step());
+    series_.add(critical, measured ? sharpness_.sharpness() + sharpness_.error() : kUnknown,
+                frame.step());
+    to_edge_.add(critical, measured ? sharpness_.threshold() : kUnknown, frame.step());
   }
 
   std::vector<Finding> findings() const override {
@@ -73,9 +74,11 @@ class CriticalSharpnessBound : public Law {
     finding.evidence_statistic = "critical_sharpness";
     set_verdict(finding, Verdict::kNotApplicable);
     if (series_.observations() == 0) {
-      finding.gate = critical_measured_
-                         ? "the sharpness was not measured"
-                         : "the critical sharpness was not measured (it needs a probe loss)";
+      if (critical_measured_) {
+        sharpness_.explain(finding);
+      } else {
+        set_not_measured(finding, *context_, "the critical sharpness was", {"critical_sharpness"});
+      }
       return {finding};
     }
     if (settings_version_ == 0 || !why_not_.empty()) {
@@ -85,7 +88,7 @@ class CriticalSharpnessBound : public Law {
     }
     if (!regime_.is_full()) {
       finding.gate =
-          "not known to be full batch: the update of a batch is not the gradient of the "
+          "not seen to be full batch: the update of a batch is not the gradient of the "
           "probe loss";
       return {finding};
     }
@@ -115,6 +118,7 @@ class CriticalSharpnessBound : public Law {
     finding->window_end = series_.pairs().window_end();
     finding->evidence_level = series_.mean_second();
     finding->predicted = 1;
+    finding->relation = Relation::kAtMost;
     const Estimate ratio = series_.ratio();
     set_measured(*finding, ratio);
     if (!(series_.mean_second() > 0)) {
@@ -127,7 +131,7 @@ class CriticalSharpnessBound : public Law {
     // Far below the bound a drift of both does no harm.
     if (finding->verdict == Verdict::kUnderpowered && ratio.high <= 1)
       set_verdict(*finding, Verdict::kHolds);
-    finding->gate = regime_.describe();
+    finding->gate = "at most 1 is predicted; " + regime_.describe();
     const std::string of = format_interval(ratio.value, ratio.low, ratio.high);
     if (to_edge_.observations() >= 2 * BlockAverages::kMinBlocks) {
       const Estimate edge = to_edge_.ratio();
@@ -157,9 +161,8 @@ class CriticalSharpnessBound : public Law {
   }
 
   ColumnIndex critical_ = kNoColumn;
-  ColumnIndex sharpness_ = kNoColumn;
-  ColumnIndex error_ = kNoColumn;
-  ColumnIndex threshold_ = kNoColumn;
+  const RunContext* context_ = nullptr;
+  EdgeSharpness sharpness_;
   BatchRegime regime_;
   bool critical_measured_ = false;
   uint64_t settings_version_ = 0;

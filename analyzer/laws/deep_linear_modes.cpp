@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "laws/linear_network.h"
@@ -93,6 +94,7 @@ class DeepLinearModes : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     strength_ = context.column("mode_strength", v1::SCOPE_INDEX);
     target_ = context.column("target_mode_strength", v1::SCOPE_INDEX);
     balance_ = context.column("balance_residual", v1::SCOPE_LAYER);
@@ -146,12 +148,22 @@ class DeepLinearModes : public Law {
     run.unit = "of the predicted speed";
     run.evidence_statistic = "mode_strength";
     run.predicted = 1;
-    set_verdict(run, Verdict::kNotApplicable);
-    if (!measured_ || !has_target_ || settings_version_ == 0 || !why_not_.empty()) {
-      run.gate = !measured_     ? "the model is no chain of linear layers that was observed"
-                 : !has_target_ ? "the targets of the probe batch are not known"
-                 : settings_version_ == 0 ? "the optimizer's settings were not recorded"
-                                          : why_not_;
+    if (settings_version_ > 0 && !why_not_.empty()) {
+      set_not_applicable(run, why_not_);
+      return {run};
+    }
+    if (!measured_ || !has_target_ || settings_version_ == 0) {
+      if (!measured_) {
+        explain_missing_modes(run, *context_);
+      } else if (!has_target_) {
+        set_verdict(run, Verdict::kNotMeasured);
+        run.gate =
+            "the targets of the probe batch are not known: they are seen of a squared error "
+            "in a probe loss with `output`";
+      } else {
+        set_no_settings(run);
+      }
+      run.predicted = kUnknown;
       return {run};
     }
     return judge_modes(run);
@@ -306,6 +318,7 @@ class DeepLinearModes : public Law {
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex strength_ = kNoColumn;
   ColumnIndex target_ = kNoColumn;
   ColumnIndex balance_ = kNoColumn;

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/changed_gradients.h"
 #include "laws/edge_series.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
@@ -44,11 +45,13 @@ const LawDescription& law() {
       "At the edge a loss that is not monotone is normal: do not lower the learning rate because "
       "of "
       "it. Far below, the learning rate can rise. Above it with a rising loss: lower the learning "
-      "rate or warm up longer",
+      "rate",
       "Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484",
       {"preconditioned_sharpness", "preconditioned_sharpness_error_bound", "stability_threshold",
-       "preconditioned_eigenvector_share", "epsilon_floor_share", "loss", "probe_loss",
-       "loss_change", "batch_size", "grad_noise_trace", "grad_signal_sq"},
+       "preconditioned_eigenvector_share", "sharpness", "sharpness_error_bound",
+       "top_eigenvector_share", "hessian_eigenvalue", "hessian_eigenvalue_error_bound",
+       "epsilon_floor_share", "loss", "probe_loss", "loss_change", "batch_size", "grad_noise_trace",
+       "grad_signal_sq"},
       {"How fast a run sharpens is not predicted: head-room shrinks while training goes on.",
        "The sharpness of a small probe batch is larger than that of all data, on average.",
        "With cross-entropy sharpness falls again late in training, as margins grow.",
@@ -72,8 +75,10 @@ class EdgeOfStability : public Law {
 
   void begin(const RunContext& context) override {
     share_ = context.column("preconditioned_eigenvector_share", v1::SCOPE_LAYER);
+    plain_share_ = context.column("top_eigenvector_share", v1::SCOPE_LAYER);
     epsilon_share_ = context.column("epsilon_floor_share", v1::SCOPE_PARAMETER);
     edge_.begin(context);
+    changed_.begin(context);
     layer_.clear();
     for (const v1::Layer& layer : context.model().layer()) layer_.push_back(layer.path());
     elements_.clear();
@@ -84,6 +89,7 @@ class EdgeOfStability : public Law {
 
   void observe(const Frame& frame) override {
     edge_.observe(frame);
+    changed_.observe(frame);
     take_epsilon_share(frame);
     if (current_.begin >= 0) current_.rises.add({edge_.loss().rose()}, frame.step());
     if (!edge_.measured()) return;
@@ -98,17 +104,20 @@ class EdgeOfStability : public Law {
     current_.learning_rate = edge_.learning_rate();
     current_.ratio.add({edge_.ratio(), edge_.ratio_error()}, frame.step());
     current_.points.add({edge_.ratio(), edge_.ratio_error(), edge_.last_level()}, frame.step());
-    if (const ColumnValues share = frame.column(share_); share.present)
-      last_share_.assign(share.value, share.value + share.size);
+    // Where the sharpness is the Hessian's own, so is its eigenvector.
+    for (const ColumnIndex column : {plain_share_, share_}) {
+      if (edge_.adaptive() && column == plain_share_) continue;
+      if (const ColumnValues share = frame.column(column); share.present)
+        last_share_.assign(share.value, share.value + share.size);
+    }
   }
 
   std::vector<Finding> findings() const override {
     Finding finding = start_finding(law(), "run");
-    finding.evidence_statistic = "preconditioned_sharpness";
+    finding.evidence_statistic = edge_.sharpness().statistic();
     const Stretch& stretch = observations(longest_) > observations(current_) ? longest_ : current_;
     if (stretch.begin < 0) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "the sharpness and its threshold were not measured (they need a probe loss)";
+      edge_.sharpness().explain(finding);
       return {finding};
     }
     judge_stretch(stretch, &finding);
@@ -185,26 +194,22 @@ class EdgeOfStability : public Law {
                                  ? " at learning rate " + format_number(stretch.learning_rate)
                                  : "";
     if (edge_.adaptive() && floor_share_ > kLargestEpsilonShare) {
-      set_verdict(*finding, Verdict::kNotApplicable);
-      finding->gate = fmt::format(
-          "epsilon dominates the preconditioner in {:.0f} % of the entries: the number is an "
-          "artifact",
-          100 * floor_share_);
+      set_not_applicable(*finding,
+                         fmt::format("epsilon dominates the preconditioner in {:.0f} % of "
+                                     "the entries: the number is an artifact",
+                                     100 * floor_share_));
       return;
     }
-    if (!edge_.regime().is_large()) {
-      set_verdict(*finding, Verdict::kNotApplicable);
-      finding->gate = edge_.regime().describe() +
-                      "; with gradient noise training becomes unstable at a lower sharpness";
+    if (edge_.regime().excuse(*finding,
+                              "with gradient noise training becomes unstable at a lower sharpness"))
       return;
-    }
     finding->gate = edge_.regime().describe();
     if (std::isinf(edge_.last_level())) {
       finding->gate += "; the loss is no longer finite";
       finding->importance = 0.85;
       finding->advice = fmt::format(
           "Training diverged{}. When last measured the sharpness was {} of the edge; between two "
-          "measurements it may have passed it. Lower the learning rate, or warm up longer.{}",
+          "measurements it may have passed it. Lower the learning rate.{}",
           rate, format_number(last_ratio_), limiting_layer());
       return;
     }
@@ -215,15 +220,18 @@ class EdgeOfStability : public Law {
         finding->importance = 0.85;
         finding->advice = fmt::format(
             "The sharpness is {} times what this optimizer can stand{}, and the loss rises: lower "
-            "the learning rate to {} of it, or warm up longer.{}",
+            "the learning rate to {} of it.{}",
             format_number(median), rate, format_number(1 / median), limiting_layer());
+      } else if (const std::string changed = changed_.evidence(); !changed.empty()) {
+        set_not_applicable(*finding, changed + ": the edge is not where the settings say");
       } else if (!few) {
         set_verdict(*finding, mean.reliable ? Verdict::kViolated : Verdict::kUnderpowered);
         finding->p_value = band_p_value(mean, 0, 1 + tolerance);
         finding->advice = fmt::format(
             "The sharpness stays at {} times the edge{}, and yet the loss does not rise: the step "
-            "is smaller than the optimizer's settings say. Are gradients clipped, or is the probe "
-            "loss sharper than the loss that is trained?",
+            "is smaller than the optimizer's settings say (clipped?), or the probe loss is sharper "
+            "than the "
+            "loss that is trained.",
             format_number(median), rate);
       }
       return;
@@ -283,8 +291,10 @@ class EdgeOfStability : public Law {
   }
 
   ColumnIndex share_ = kNoColumn;
+  ColumnIndex plain_share_ = kNoColumn;
   ColumnIndex epsilon_share_ = kNoColumn;
   EdgeSeries edge_;
+  ChangedGradients changed_;
   double floor_share_ = 0;
   double last_ratio_ = kUnknown;
   Stretch current_;

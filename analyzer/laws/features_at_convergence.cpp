@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/parameter_settings.h"
@@ -49,6 +50,7 @@ class FeaturesAtConvergence : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     residual_ = context.column("fact_residual", v1::SCOPE_LAYER);
     alignment_ = context.column("fact_alignment", v1::SCOPE_LAYER);
     asymmetry_ = context.column("fact_asymmetry", v1::SCOPE_LAYER);
@@ -98,8 +100,7 @@ class FeaturesAtConvergence : public Law {
     }
     if (result.empty()) {
       Finding run = start_finding(law(), "run");
-      set_verdict(run, Verdict::kNotApplicable);
-      run.gate = "the gradients by the layers' inputs were not measured";
+      set_not_measured(run, *context_, "gradients by the layers' inputs were", {"fact_residual"});
       result.push_back(run);
     }
     return result;
@@ -123,12 +124,16 @@ class FeaturesAtConvergence : public Law {
     finding.evidence_statistic = "fact_residual";
     finding.predicted = 0;
     const ParameterSettings& settings = layer.settings;
-    if (!settings.known || !(settings.weight_decay > 0) || settings.decays_decoupled()) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = !settings.known ? "the optimizer's settings were not recorded"
-                     : settings.decays_decoupled()
-                         ? "decoupled weight decay: the preconditioned gradient would be needed"
-                         : "no weight decay: at a stationary point the right side is 0/0";
+    if (!settings.known) {
+      set_no_settings(finding);
+      finding.predicted = kUnknown;
+      return finding;
+    }
+    if (!(settings.weight_decay > 0) || settings.decays_decoupled()) {
+      set_not_applicable(finding,
+                         settings.decays_decoupled()
+                             ? "decoupled weight decay: the preconditioned gradient would be needed"
+                             : "no weight decay: at a stationary point the right side is 0/0");
       return finding;
     }
     const BlockAverages& blocks = layer.series.blocks();
@@ -194,6 +199,7 @@ class FeaturesAtConvergence : public Law {
     return after < kStill * before;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex residual_ = kNoColumn;
   ColumnIndex alignment_ = kNoColumn;
   ColumnIndex asymmetry_ = kNoColumn;

@@ -6,11 +6,13 @@
 //
 // A run that has not come to rest is no violation. But where the norm is at rest (rho = 1, see
 // norm_stationarity.cpp) and the relation fails, the updates are not those of SGD on the gradients
-// that were observed (clipping, say): that is one.
+// that were observed: that is one, unless they are known to be clipped, of which it says nothing.
 #include <fmt/format.h>
 
 #include <cmath>
 
+#include "laws/availability.h"
+#include "laws/changed_gradients.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/phase_series.h"
@@ -35,7 +37,8 @@ const LawDescription& law() {
       "learning "
       "rate, or stop",
       "Yaida 2018, arXiv:1810.00004",
-      {"weight_dot_grad", "weight_norm_sq", "update_norm_sq", "weight_dot_update"},
+      {"weight_dot_grad", "weight_norm_sq", "update_norm_sq", "weight_dot_update", "grad_norm_sq",
+       "grad_dot_update"},
       {"Holding is necessary, not sufficient, for the loss to have converged: slow directions with "
        "small "
        "gradients contribute little."}};
@@ -58,6 +61,7 @@ class FluctuationDissipation : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     weight_grad_ = context.column("weight_dot_grad", v1::SCOPE_PARAMETER);
     weight_ = context.column("weight_norm_sq", v1::SCOPE_PARAMETER);
     update_ = context.column("update_norm_sq", v1::SCOPE_PARAMETER);
@@ -71,9 +75,11 @@ class FluctuationDissipation : public Law {
       scope_.push_back(context.scope_name(v1::SCOPE_PARAMETER, parameter.id()));
     }
     settings_version_ = 0;
+    changed_.begin(context);
   }
 
   void observe(const Frame& frame) override {
+    changed_.observe(frame);
     if (frame.optimizer() == nullptr) return;
     if (frame.optimizer_version() != settings_version_) take_settings(frame);
     if (!any_applies_) return;
@@ -110,8 +116,15 @@ class FluctuationDissipation : public Law {
     std::vector<Finding> result;
     if (run_.best().begin < 0) {
       Finding finding = start_finding(law(), "run");
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = gate_.empty() ? "the optimizer's settings were not recorded" : gate_;
+      if (!gate_.empty()) {
+        set_not_applicable(finding, gate_);
+      } else if (settings_version_ == 0) {
+        set_no_settings(finding);
+      } else {
+        set_not_measured(finding, *context_,
+                         "the weights' products with gradients and updates were",
+                         {"weight_dot_grad"});
+      }
       result.push_back(finding);
       return result;
     }
@@ -148,7 +161,7 @@ class FluctuationDissipation : public Law {
     if (changed && any_applies_) run_.start_phase({}, frame.step());
   }
 
-  static Finding judge_phase(const Phase& phase, const std::string& scope) {
+  Finding judge_phase(const Phase& phase, const std::string& scope) const {
     Finding finding = start_finding(law(), scope);
     finding.unit = "1";
     finding.predicted = 1;
@@ -176,13 +189,16 @@ class FluctuationDissipation : public Law {
             "reached its noise floor. Decay the learning rate, or stop.",
             finding.window_begin, format_interval(ratio.value, ratio.low, ratio.high));
       }
+    } else if (const std::string changed = changed_.evidence();
+               verdict == Verdict::kViolated && norm_at_rest && !changed.empty()) {
+      set_not_applicable(finding, changed);
     } else if (verdict == Verdict::kViolated && norm_at_rest) {
       set_verdict(finding, verdict);
       finding.p_value = band_p_value(ratio, 1 / (1 + kTolerance), 1 + kTolerance);
       finding.advice =
           "The norm is at rest but the relation fails: the updates are not those of SGD on the "
           "observed "
-          "gradients (are gradients clipped, or changed after backward?).";
+          "gradients (are they changed after backward, or weights written by other code?).";
     } else if (verdict == Verdict::kViolated) {
       finding.gate = "not at rest yet: the weight norm still drifts";
     } else {
@@ -191,12 +207,14 @@ class FluctuationDissipation : public Law {
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex weight_grad_ = kNoColumn;
   ColumnIndex weight_ = kNoColumn;
   ColumnIndex update_ = kNoColumn;
   ColumnIndex weight_update_ = kNoColumn;
   uint64_t settings_version_ = 0;
   bool any_applies_ = false;
+  ChangedGradients changed_;
   std::string gate_;  // why the law does not apply, of the first parameter
   std::vector<ParameterSettings> applied_settings_;
   std::vector<bool> applies_;

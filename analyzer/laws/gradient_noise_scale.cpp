@@ -1,6 +1,8 @@
 // For a mean loss over B independent examples E|g_B|^2 = |G|^2 + tr(Sigma)/B, so that
-// B_simple = tr(Sigma)/|G|^2 is the batch size at which noise and signal are equal. The probe
-// records unbiased estimates of tr(Sigma) and |G|^2; the law pools them as a ratio of means.
+// B_simple = tr(Sigma)/|G|^2 is the batch size at which noise and signal are equal. It is that of
+// now, as the probe recorded it last: the ratio of the means of unbiased estimates of tr(Sigma) and
+// |G|^2, over a window that ends where the gradient's scale changed (tycho/trace/noise_pool.h). The
+// law says the number of the chart and of the export, and no other.
 //
 // What can fail: tr(Sigma) is a property of single examples and must not depend on the batch size
 // at which it was measured. Whenever the run used two batch sizes (the last batch of an epoch, a
@@ -13,8 +15,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
+#include "src/statistics/noise_scale_series.h"
 #include "src/statistics/recent_half.h"
 
 namespace tycho::analyzer {
@@ -41,7 +45,8 @@ const LawDescription& law() {
       "extra "
       "examples are mostly wasted",
       "McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162",
-      {"grad_noise_trace", "grad_signal_sq", "batch_size"},
+      {"grad_noise_trace", "grad_signal_sq", "noise_scale", "noise_scale_low", "noise_scale_high",
+       "batch_size"},
       {"B_simple agrees with the critical batch size to an order of magnitude only (McCandlish et "
        "al., "
        "table 1: ratios from 0.05 to 8).",
@@ -103,7 +108,8 @@ class BatchSizeTest {
 };
 
 struct NoiseSeries {
-  RecentHalf window{3};  // tr(Sigma), |G|^2, batch size
+  NoiseScaleSeries scale;
+  RecentHalf batch{1};
   BatchSizeTest test;
 };
 
@@ -113,10 +119,9 @@ class GradientNoiseScale : public Law {
 
   void begin(const RunContext& context) override {
     batch_size_ = context.column("batch_size", v1::SCOPE_RUN);
-    run_trace_ = context.column("grad_noise_trace", v1::SCOPE_RUN);
-    run_signal_ = context.column("grad_signal_sq", v1::SCOPE_RUN);
-    layer_trace_ = context.column("grad_noise_trace", v1::SCOPE_LAYER);
-    layer_signal_ = context.column("grad_signal_sq", v1::SCOPE_LAYER);
+    context_ = &context;
+    run_columns_ = NoiseColumns::of(context, v1::SCOPE_RUN);
+    layer_columns_ = NoiseColumns::of(context, v1::SCOPE_LAYER);
     const size_t layers = static_cast<size_t>(context.model().layer_size());
     layers_.resize(layers);
     layer_scope_.clear();
@@ -130,69 +135,59 @@ class GradientNoiseScale : public Law {
   }
 
   void observe(const Frame& frame) override {
-    const ColumnValues trace = frame.column(run_trace_);
-    const ColumnValues layer_trace = frame.column(layer_trace_);
-    if (!trace.present && !layer_trace.present) return;
     const double batch = frame.column(batch_size_)[0];
-    if (trace.present) add(run_, trace[0], frame.column(run_signal_)[0], batch, frame.step());
-    if (!layer_trace.present) return;
-    const ColumnValues layer_signal = frame.column(layer_signal_);
-    for (size_t i = 0; i < layers_.size(); ++i) {
-      if (std::isnan(layer_trace[i])) continue;
-      add(layers_[i], layer_trace[i], layer_signal[i], batch, frame.step());
-    }
+    observe_series(frame, run_columns_, 0, batch, run_);
+    if (!frame.column(layer_columns_.trace).present) return;
+    for (size_t i = 0; i < layers_.size(); ++i)
+      observe_series(frame, layer_columns_, i, batch, layers_[i]);
   }
 
   std::vector<Finding> findings() const override {
     std::vector<Finding> result;
     result.push_back(judge_series(run_, "run"));
+    if (!batch_norm_.empty()) return result;
     for (size_t i = 0; i < layers_.size(); ++i) {
-      if (layers_[i].window.blocks().observations() == 0) continue;
-      result.push_back(judge_series(layers_[i], layer_scope_[i]));
+      if (layers_[i].scale.observations() > 0)
+        result.push_back(judge_series(layers_[i], layer_scope_[i]));
     }
     return result;
   }
 
  private:
-  static void add(NoiseSeries& series, double trace, double signal, double batch, int64_t step) {
-    series.window.add({trace, signal, batch}, step);
-    series.test.add(batch, trace, step);
+  static void observe_series(const Frame& frame, const NoiseColumns& columns, size_t entity,
+                             double batch, NoiseSeries& series) {
+    if (!series.scale.observe(frame, columns, entity)) return;
+    series.batch.add({batch}, frame.step());
+    series.test.add(batch, frame.column(columns.trace)[entity], frame.step());
   }
 
   Finding judge_series(const NoiseSeries& series, const std::string& scope) const {
     Finding finding = start_finding(law(), scope);
     finding.unit = "examples";
     finding.evidence_statistic = "noise_scale";
-    const BlockAverages& blocks = series.window.blocks();
-    finding.window_begin = series.window.window_begin();
-    finding.window_end = series.window.window_end();
-    if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
-      finding.gate = blocks.observations() == 0 ? "gradient noise was not observed"
-                                                : "too few observations of the gradient noise";
-      if (blocks.observations() == 0) set_verdict(finding, Verdict::kNotApplicable);
-      return finding;
-    }
-    const Estimate scale = blocks.ratio({1, 0, 0}, {0, 1, 0});
-    const double batch = blocks.mean({0, 0, 1}).value;
-    if (scale.bounded() && scale.value > 0) {
-      set_measured(finding, scale);
-      finding.ci_low = std::max(0.0, finding.ci_low);
-    } else {
-      // The signal is not resolved from zero: only a lower bound is known.
-      const Estimate inverse = blocks.ratio({0, 1, 0}, {1, 0, 0});
-      if (inverse.bounded() && inverse.high > 0) {
-        finding.ci_low = 1 / inverse.high;
-        finding.ci_high = Estimate::kInfinity;
-      }
-    }
     if (!batch_norm_.empty()) {
-      finding.gate =
-          "BatchNorm (" + batch_norm_ +
-          ") couples the examples of a batch: gradients of single examples do not exist, "
-          "and the number is a rough guide at most";
       set_verdict(finding, Verdict::kNotApplicable);
+      finding.gate = "BatchNorm (" + batch_norm_ +
+                     ") couples the examples of a batch: gradients of single examples, and their "
+                     "noise, do not exist";
       return finding;
     }
+    if (series.scale.observations() == 0) {
+      set_not_measured(finding, *context_, "the gradient noise was", {"grad_noise_trace"});
+      return finding;
+    }
+    const trace::PooledNoiseScale scale = series.scale.now();
+    finding.window_begin = scale.begin;
+    finding.window_end = scale.end;
+    if (std::isnan(scale.low)) {
+      finding.gate =
+          fmt::format("only {} observations of the gradient noise", series.scale.observations());
+      return finding;
+    }
+    finding.measured = scale.value;
+    finding.ci_low = scale.low;
+    finding.ci_high = scale.high;
+    const double batch = series.batch.blocks().mean({1}).value;
     const Estimate test = series.test.ratio();
     if (series.test.any() && test.reliable) {
       set_verdict(finding, judge(test, 1, kTolerance));
@@ -205,7 +200,10 @@ class GradientNoiseScale : public Law {
           "second "
           "batch size";
     }
-    if (!scale.reliable) finding.gate += "; the noise scale drifts over the window";
+    finding.gate += fmt::format("; pooled over the last {} observations{}", scale.observations,
+                                std::isnan(scale.value)
+                                    ? ", which do not tell the noise scale within a factor of ten"
+                                    : "");
     if (finding.verdict == Verdict::kViolated) {
       finding.advice =
           "Per-example noise depends on the batch size: the examples of a batch are not "
@@ -219,37 +217,48 @@ class GradientNoiseScale : public Law {
 
   void advise(Finding& finding, double batch) const {
     if (finding.scope != "run" || !(batch > 0)) return;
-    if (std::isnan(finding.measured)) {
-      if (!(finding.ci_low > batch)) return;
+    const std::string scale = format_interval(finding.measured, finding.ci_low, finding.ci_high);
+    const double efficiency = 1 / (1 + finding.measured / batch);
+    const bool known = !std::isnan(finding.measured);
+    const double decades = known ? std::fabs(std::log10(finding.measured / batch)) : 0;
+    finding.importance = std::min(0.75, 0.5 + 0.1 * decades);
+    if (finding.ci_low > kFarFactor * batch) {
+      finding.advice =
+          known
+              ? fmt::format(
+                    "Batch {} is {}x below the noise scale {}: a step makes {:.0f} % of the "
+                    "progress of a noiseless one, and a larger batch needs almost "
+                    "proportionally fewer steps.",
+                    format_number(batch), format_number(finding.measured / batch), scale,
+                    100 * efficiency)
+              : fmt::format(
+                    "Batch {} is below the noise scale, which is at least {}: steps are dominated "
+                    "by noise, and a larger batch needs almost proportionally fewer of them.",
+                    format_number(batch), format_number(finding.ci_low));
+    } else if (known && finding.ci_high < batch / kFarFactor) {
       finding.advice = fmt::format(
-          "Batch {} is below the noise scale, which is at least {}: steps are dominated by noise, "
-          "and a "
-          "larger batch needs almost proportionally fewer of them.",
-          format_number(batch), format_number(finding.ci_low));
-      finding.importance = 0.5;
+          "Batch {} is {}x above the noise scale {}: a step makes {:.0f} % of the progress of a "
+          "noiseless one, and a batch near the noise scale would reach the same loss with fewer "
+          "examples.",
+          format_number(batch), format_number(batch / finding.measured), scale, 100 * efficiency);
+    } else if (known && finding.ci_low >= batch / kFarFactor &&
+               finding.ci_high <= kFarFactor * batch) {
+      finding.advice = fmt::format(
+          "Batch {} is near the noise scale {}: a step makes {:.0f} % of the progress of a "
+          "noiseless one; a good compromise between steps and examples.",
+          format_number(batch), scale, 100 * efficiency);
     } else {
-      const std::string scale = format_interval(finding.measured, finding.ci_low, finding.ci_high);
-      const double efficiency = 1 / (1 + finding.measured / batch);
-      if (finding.ci_low > kFarFactor * batch) {
-        finding.advice = fmt::format(
-            "Batch {} is {}x below the noise scale {}: a step makes {:.0f} % of the progress of a "
-            "noiseless one, and a larger batch needs almost proportionally fewer steps.",
-            format_number(batch), format_number(finding.measured / batch), scale, 100 * efficiency);
-      } else if (finding.ci_high < batch / kFarFactor) {
-        finding.advice = fmt::format(
-            "Batch {} is {}x above the noise scale {}: a step makes {:.0f} % of the progress of a "
-            "noiseless one, and a batch near the noise scale would reach the same loss with fewer "
-            "examples.",
-            format_number(batch), format_number(batch / finding.measured), scale, 100 * efficiency);
-      } else {
-        finding.advice = fmt::format(
-            "Batch {} is near the noise scale {}: a step makes {:.0f} % of the progress of a "
-            "noiseless "
-            "one; a good compromise between steps and examples.",
-            format_number(batch), scale, 100 * efficiency);
-      }
-      const double decades = std::fabs(std::log10(finding.measured / batch));
-      finding.importance = std::min(0.75, 0.5 + 0.1 * decades);
+      // Nothing to act upon: said where the law is looked up, and nowhere else.
+      set_verdict(finding, finding.verdict);
+      finding.importance = std::min(finding.importance, 0.25);
+      finding.gate +=
+          fmt::format("; the noise scale is {}: too wide an interval to judge batch {} by",
+                      std::isfinite(finding.ci_high)
+                          ? fmt::format("between {} and {}", format_number(finding.ci_low),
+                                        format_number(finding.ci_high))
+                          : fmt::format("at least {}", format_number(finding.ci_low)),
+                      format_number(batch));
+      return;
     }
     finding.advice += " An order of magnitude only";
     finding.advice += adam_
@@ -260,10 +269,9 @@ class GradientNoiseScale : public Law {
   }
 
   ColumnIndex batch_size_ = kNoColumn;
-  ColumnIndex run_trace_ = kNoColumn;
-  ColumnIndex run_signal_ = kNoColumn;
-  ColumnIndex layer_trace_ = kNoColumn;
-  ColumnIndex layer_signal_ = kNoColumn;
+  const RunContext* context_ = nullptr;
+  NoiseColumns run_columns_;
+  NoiseColumns layer_columns_;
   NoiseSeries run_;
   std::vector<NoiseSeries> layers_;
   std::vector<std::string> layer_scope_;

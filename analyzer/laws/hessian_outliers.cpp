@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/thinned_series.h"
@@ -72,6 +73,7 @@ class HessianOutliers : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     eigenvalue_ = context.column("hessian_eigenvalue", v1::SCOPE_INDEX);
     error_ = context.column("hessian_eigenvalue_error_bound", v1::SCOPE_INDEX);
     fraction_ = context.column("top_subspace_fraction", v1::SCOPE_RUN);
@@ -97,7 +99,8 @@ class HessianOutliers : public Law {
     finding.unit = "eigenvalues";
     set_verdict(finding, Verdict::kNotApplicable);
     if (most_measured_ == 0) {
-      finding.gate = "the eigenvalues of the Hessian were not measured (they need a probe loss)";
+      set_not_measured(finding, *context_, "the eigenvalues of the Hessian were",
+                       {"hessian_eigenvalue"});
     } else if (!(classes_ >= 2)) {
       finding.gate = "the number of classes is not known, or below 2";
     } else if (spectra_.points().empty()) {
@@ -197,6 +200,7 @@ class HessianOutliers : public Law {
     }
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex eigenvalue_ = kNoColumn;
   ColumnIndex error_ = kNoColumn;
   ColumnIndex fraction_ = kNoColumn;

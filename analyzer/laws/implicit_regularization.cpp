@@ -16,6 +16,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
+#include "laws/changed_gradients.h"
+#include "laws/edge_series.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/identity_errors.h"
@@ -44,7 +47,7 @@ const LawDescription& law() {
       "Barrett and Dherin 2020, arXiv:2009.11162; exact to second order",
       {"modified_flow_excess", "modified_flow_predicted", "modified_flow_step",
        "modified_flow_first", "implicit_regularizer", "loss", "preconditioned_sharpness",
-       "stability_threshold"},
+       "stability_threshold", "sharpness", "hessian_eigenvalue"},
       {"At and above the edge of stability the expansion in eta fails: curvature, not this term, "
        "decides there.",
        "Over minibatches the regularizer is the mean of |grad L_B|^2, which contains the noise."}};
@@ -56,14 +59,15 @@ class ImplicitRegularization : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     excess_ = context.column("modified_flow_excess", v1::SCOPE_RUN);
     predicted_ = context.column("modified_flow_predicted", v1::SCOPE_RUN);
     step_ = context.column("modified_flow_step", v1::SCOPE_RUN);
     first_ = context.column("modified_flow_first", v1::SCOPE_RUN);
     regularizer_ = context.column("implicit_regularizer", v1::SCOPE_RUN);
     loss_ = context.column("loss", v1::SCOPE_RUN);
-    sharpness_ = context.column("preconditioned_sharpness", v1::SCOPE_RUN);
-    threshold_ = context.column("stability_threshold", v1::SCOPE_RUN);
+    sharpness_.begin(context);
+    changed_.begin(context);
     epsilon_ = 0;
     for (const v1::Parameter& parameter : context.model().parameter())
       epsilon_ = std::max(epsilon_, IdentityErrors::epsilon(parameter.dtype()));
@@ -76,8 +80,10 @@ class ImplicitRegularization : public Law {
     }
     const double loss = frame.column(loss_)[0];
     if (std::isfinite(loss)) last_loss_ = std::fabs(loss);
-    const double edge = frame.column(sharpness_)[0] / frame.column(threshold_)[0];
-    if (std::isfinite(edge)) edge_ratio_.add({edge}, frame.step());
+    changed_.observe(frame);
+    sharpness_.observe(frame);
+    if (sharpness_.measured())
+      edge_ratio_.add({sharpness_.sharpness() / sharpness_.threshold()}, frame.step());
     const double excess = frame.column(excess_)[0];
     const double predicted = frame.column(predicted_)[0];
     if (!std::isfinite(excess) || !std::isfinite(predicted)) return;
@@ -94,15 +100,21 @@ class ImplicitRegularization : public Law {
     finding.evidence_statistic = "modified_flow_excess";
     set_verdict(finding, Verdict::kNotApplicable);
     const BlockAverages& blocks = terms_.blocks();
-    if (blocks.observations() == 0) {
-      finding.gate =
-          "the terms of the modified flow were not measured (they need a loss that can "
-          "be evaluated again)";
+    if (settings_version_ > 0 && !why_not_.empty()) {
+      finding.gate = why_not_;
       return {finding};
     }
-    if (settings_version_ == 0 || !why_not_.empty()) {
-      finding.gate =
-          settings_version_ == 0 ? "the optimizer's settings were not recorded" : why_not_;
+    if (blocks.observations() == 0) {
+      set_not_measured(finding, *context_, "the terms of the modified flow were",
+                       {"modified_flow_excess"});
+      return {finding};
+    }
+    if (settings_version_ == 0) {
+      set_no_settings(finding);
+      return {finding};
+    }
+    if (const std::string changed = changed_.evidence(); !changed.empty()) {
+      finding.gate = changed;
       return {finding};
     }
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
@@ -192,14 +204,15 @@ class ImplicitRegularization : public Law {
                                                    : kUnknown;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex excess_ = kNoColumn;
   ColumnIndex predicted_ = kNoColumn;
   ColumnIndex step_ = kNoColumn;
   ColumnIndex first_ = kNoColumn;
   ColumnIndex regularizer_ = kNoColumn;
   ColumnIndex loss_ = kNoColumn;
-  ColumnIndex sharpness_ = kNoColumn;
-  ColumnIndex threshold_ = kNoColumn;
+  EdgeSharpness sharpness_;
+  ChangedGradients changed_;
   uint64_t settings_version_ = 0;
   std::string why_not_;
   double last_loss_ = 0;

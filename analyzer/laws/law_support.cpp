@@ -50,6 +50,14 @@ void judge_ratio(Finding& finding, const Estimate& ratio, double tolerance, doub
   finding.p_value = band_p_value(ratio, 1 / (1 + tolerance), 1 + tolerance);
 }
 
+void set_not_applicable(Finding& finding, std::string gate) {
+  set_verdict(finding, Verdict::kNotApplicable);
+  finding.gate = std::move(gate);
+  finding.advice.clear();
+  finding.measured = finding.predicted = finding.ci_low = finding.ci_high = kUnknown;
+  finding.p_value = finding.evidence_level = kUnknown;
+}
+
 void set_verdict(Finding& finding, Verdict verdict) {
   finding.verdict = verdict;
   finding.importance = importance(verdict, finding.scope == "run");

@@ -31,4 +31,8 @@ void judge_ratio(Finding& finding, const Estimate& ratio, double tolerance, doub
 /// Sets the verdict, with the importance that goes with it.
 void set_verdict(Finding& finding, Verdict verdict);
 
+/// NOT_APPLICABLE because of `gate`: numbers, advice and p-value of what was not judged are taken
+/// away.
+void set_not_applicable(Finding& finding, std::string gate);
+
 }  // namespace tycho::analyzer

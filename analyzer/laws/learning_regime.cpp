@@ -9,6 +9,7 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 
@@ -45,6 +46,7 @@ class LearningRegime : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     distance_ = context.column("kernel_distance", v1::SCOPE_RUN);
     residual_ = context.column("linearization_residual", v1::SCOPE_RUN);
     change_ = context.column("feature_change_relative", v1::SCOPE_LAYER);
@@ -79,8 +81,8 @@ class LearningRegime : public Law {
     finding.evidence_statistic = "linearization_residual";
     finding.predicted = 0;
     if (observations_ == 0) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "the tangent kernel was not measured (it needs a probe loss with features)";
+      set_not_measured(finding, *context_, "the tangent kernel was", {"kernel_distance"});
+      finding.predicted = kUnknown;
       return {finding};
     }
     finding.window_begin = first_step_;
@@ -123,6 +125,7 @@ class LearningRegime : public Law {
       // The limit does not describe this run, which is no fault of it.
       set_verdict(*finding, Verdict::kNotApplicable);
       finding->importance = 0.5;
+      finding->predicted = kUnknown;
       finding->gate = "rich, the lazy limit does not apply: " + numbers;
       finding->advice =
           "Features are learned: the kernel moved away from its start. Read the laws on features, "
@@ -141,6 +144,7 @@ class LearningRegime : public Law {
                        format_number(last_change_[most]));
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex distance_ = kNoColumn;
   ColumnIndex residual_ = kNoColumn;
   ColumnIndex change_ = kNoColumn;

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "laws/availability.h"
+#include "laws/law_support.h"
 #include "tycho/analyzer/frame.h"
 
 namespace tycho::analyzer {
@@ -23,6 +25,33 @@ inline std::string why_no_gradient_flow(const v1::OptimizerSettings* settings, b
     }
   }
   return "";
+}
+
+/// Of a law on linear networks whose modes were not recorded: NOT_APPLICABLE where the probe said
+/// that the model is none, else NOT_MEASURED and why.
+inline void explain_missing_modes(Finding& finding, const RunContext& context) {
+  for (const v1::Event& event : context.events()) {
+    if (event.code() == "linear_modes_not_observed") {
+      set_not_applicable(finding, event.message());
+      return;
+    }
+  }
+  std::string why_not;
+  for (const v1::Layer& layer : context.model().layer()) {
+    if (layer.type().find("Linear") == std::string::npos && !layer.type().empty())
+      why_not = "layer " + layer.path() + " is a " + layer.type();
+  }
+  for (const v1::Parameter& parameter : context.model().parameter()) {
+    if (parameter.role() == "bias") why_not = "there are biases";
+  }
+  if (context.structure() != nullptr) {
+    for (const v1::LayerFact& fact : context.structure()->fact()) {
+      if (!fact.nonlinearity().empty()) why_not = fact.nonlinearity() + " is not linear";
+    }
+  }
+  if (!why_not.empty())
+    return set_not_applicable(finding, "the model is no chain of linear layers: " + why_not);
+  set_not_measured(finding, context, "the modes of a linear network were", {"mode_strength"});
 }
 
 }  // namespace tycho::analyzer

@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/thinned_series.h"
@@ -48,6 +49,7 @@ class NeuralCollapse : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     error_ = context.column("probe_error", v1::SCOPE_RUN);
     variability_ = context.column("class_variability", v1::SCOPE_RUN);
     others_ = {context.column("class_mean_norm_variation", v1::SCOPE_RUN),
@@ -81,8 +83,7 @@ class NeuralCollapse : public Law {
     finding.unit = "NC1 late over early";
     finding.evidence_statistic = "class_variability";
     if (!measured_) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "class means were not measured (they need a probe loss with labels)";
+      set_not_measured(finding, *context_, "class means were", {"class_variability"});
       return {finding};
     }
     if (terminal_ < 0) {
@@ -157,6 +158,7 @@ class NeuralCollapse : public Law {
     }
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex error_ = kNoColumn;
   ColumnIndex variability_ = kNoColumn;
   std::array<ColumnIndex, 4> others_ = {kNoColumn, kNoColumn, kNoColumn, kNoColumn};

@@ -7,6 +7,7 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/recent_half.h"
@@ -36,6 +37,7 @@ class NeuralFeatureAnsatz : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     alignment_ = context.column("feature_ansatz_alignment", v1::SCOPE_LAYER);
     const auto count = static_cast<size_t>(context.model().layer_size());
     first_.resize(count, kUnknown);
@@ -83,14 +85,15 @@ class NeuralFeatureAnsatz : public Law {
     }
     if (result.empty()) {
       Finding run = start_finding(law(), "run");
-      set_verdict(run, Verdict::kNotApplicable);
-      run.gate = "the gradients by the layers' inputs were not measured";
+      set_not_measured(run, *context_, "gradients by the layers' inputs were",
+                       {"feature_ansatz_alignment"});
       result.push_back(run);
     }
     return result;
   }
 
  private:
+  const RunContext* context_ = nullptr;
   ColumnIndex alignment_ = kNoColumn;
   std::vector<double> first_;
   std::vector<RecentHalf> series_;

@@ -14,6 +14,7 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/paired_series.h"
@@ -53,6 +54,7 @@ class NoiseCurvature : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     noise_ = context.column("grad_noise_trace", v1::SCOPE_RUN);
     trace_ = context.column("gauss_newton_trace", v1::SCOPE_RUN);
     predicted_ = context.column("predicted_noise_trace", v1::SCOPE_RUN);
@@ -75,15 +77,23 @@ class NoiseCurvature : public Law {
     finding.evidence_statistic = "grad_noise_trace";
     set_verdict(finding, Verdict::kNotApplicable);
     if (!noise_measured_ || !trace_measured_) {
-      finding.gate = noise_measured_
-                         ? "the trace of the curvature was not measured (it needs a probe loss)"
-                         : "the gradient noise was not measured";
+      if (noise_measured_) {
+        set_not_measured(finding, *context_, "the trace of the curvature was",
+                         {"gauss_newton_trace"});
+      } else {
+        set_not_measured(finding, *context_, "the gradient noise was", {"grad_noise_trace"});
+      }
       return {finding};
     }
     if (series_.observations() == 0) {
-      finding.gate =
-          "the loss is neither squared error nor cross-entropy as far as could be seen: what the "
-          "noise should be is not known";
+      if (!context_->recorded("predicted_noise_trace")) {
+        finding.gate =
+            "the loss is neither squared error nor cross-entropy as far as could be seen: what the "
+            "noise should be is not known";
+      } else {
+        set_verdict(finding, Verdict::kNotYet);
+        finding.gate = "noise and curvature were not both recorded yet";
+      }
       return {finding};
     }
     if (series_.observations() < 2 * BlockAverages::kMinBlocks) {
@@ -145,6 +155,7 @@ class NoiseCurvature : public Law {
     }
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex noise_ = kNoColumn;
   ColumnIndex trace_ = kNoColumn;
   ColumnIndex predicted_ = kNoColumn;

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/phase_series.h"
@@ -77,8 +78,11 @@ class NormStationarity : public Law {
     }
     if (!any_decay) {
       Finding finding = start_finding(law(), "run");
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "no weight decay: nothing holds the norms";
+      if (settings_version_ == 0) {
+        set_no_settings(finding);
+      } else {
+        set_not_applicable(finding, "no weight decay: nothing holds the norms");
+      }
       result.push_back(finding);
     }
     return result;

@@ -11,6 +11,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
+#include "laws/edge_series.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/identity_errors.h"
@@ -35,11 +37,12 @@ const LawDescription& law() {
       "dropout between the two evaluations",
       "r near 1: the step is short of what the loss could bear, the learning rate can rise; r near "
       "0: normal at a constant learning rate; r below 0 for long: the steps raise the loss, lower "
-      "the learning rate or warm up longer",
+      "the learning rate",
       "McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162, eqs. 2.4 to 2.8; exact to second "
       "order",
-      {"loss_change", "loss_change_first_order", "loss_change_second_order", "loss",
-       "preconditioned_sharpness", "stability_threshold"},
+      {"loss_change", "loss_change_first_order", "loss_change_second_order", "loss", "probe_loss",
+       "grad_dot_update", "preconditioned_sharpness", "stability_threshold", "sharpness",
+       "hessian_eigenvalue"},
       {"The best step along one update is greedy: training settles where the update is about twice "
        "as long (McCandlish et al., app. E), which is r = 0.",
        "On its own small batch a step looks better than on the data: r is too large by about the "
@@ -53,14 +56,17 @@ class OneStepLossChange : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     change_ = context.column("loss_change", v1::SCOPE_RUN);
     first_ = context.column("loss_change_first_order", v1::SCOPE_RUN);
     second_ = context.column("loss_change_second_order", v1::SCOPE_RUN);
     layer_first_ = context.column("loss_change_first_order", v1::SCOPE_LAYER);
     layer_second_ = context.column("loss_change_second_order", v1::SCOPE_LAYER);
     loss_ = context.column("loss", v1::SCOPE_RUN);
-    sharpness_ = context.column("preconditioned_sharpness", v1::SCOPE_RUN);
-    threshold_ = context.column("stability_threshold", v1::SCOPE_RUN);
+    product_ = context.column("grad_dot_update", v1::SCOPE_RUN);
+    probe_loss_ = context.column("probe_loss", v1::SCOPE_RUN);
+    sharpness_.begin(context);
+    regime_.begin(context);
     layers_.resize(static_cast<size_t>(context.model().layer_size()), RecentHalf(3));
     scope_.clear();
     for (const v1::Layer& layer : context.model().layer()) {
@@ -74,10 +80,16 @@ class OneStepLossChange : public Law {
   void observe(const Frame& frame) override {
     const ColumnValues losses = frame.column(loss_);
     if (losses.present) diverged_ = !std::isfinite(losses[0]);
-    const double edge_ratio = frame.column(sharpness_)[0] / frame.column(threshold_)[0];
-    if (std::isfinite(edge_ratio)) edge_ratio_ = edge_ratio;
-    const double change = frame.column(change_)[0];
-    const double first = frame.column(first_)[0];
+    sharpness_.observe(frame);
+    if (sharpness_.measured()) edge_ratio_ = sharpness_.sharpness() / sharpness_.threshold();
+    regime_.observe(frame);
+    double change = frame.column(change_)[0];
+    double first = frame.column(first_)[0];
+    if (!frame.column(change_).present && regime_.is_full()) {
+      // On all of the data the change is that of the probe loss, and the linear term g.dtheta.
+      change = frame.column(probe_loss_)[0] - losses[0];
+      first = frame.column(product_)[0];
+    }
     if (!std::isfinite(change) || !std::isfinite(first)) return;
     const double second = frame.column(second_)[0];
     if (std::isfinite(losses[0])) last_loss_ = std::fabs(losses[0]);
@@ -96,7 +108,9 @@ class OneStepLossChange : public Law {
   std::vector<Finding> findings() const override {
     std::vector<Finding> result;
     result.push_back(judge_run());
-    if (result.front().verdict == Verdict::kNotApplicable) return result;
+    if (result.front().verdict == Verdict::kNotApplicable ||
+        result.front().verdict == Verdict::kNotMeasured)
+      return result;
     for (size_t i = 0; i < layers_.size(); ++i) {
       if (layers_[i].blocks().observations() >= 2 * BlockAverages::kMinBlocks)
         result.push_back(describe_layer(i));
@@ -111,8 +125,7 @@ class OneStepLossChange : public Law {
     finding.evidence_statistic = "gain_ratio";
     const BlockAverages& blocks = gain_.blocks();
     if (blocks.observations() == 0) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "the loss change of single steps was not measured";
+      set_not_measured(finding, *context_, "the loss change of single steps was", {"loss_change"});
       return finding;
     }
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
@@ -169,9 +182,7 @@ class OneStepLossChange : public Law {
     if (gain.high < 0 && gain.reliable) {
       finding->importance = 0.85;
       finding->advice = fmt::format(
-          "The steps raise the loss of their own batch (gain ratio {}): lower the learning rate, "
-          "or "
-          "warm up longer.",
+          "The steps raise the loss of their own batch (gain ratio {}): lower the learning rate.",
           ratio);
     } else if (gain.low > kLinear) {
       // Beyond 1 the curvature along the update is negative and limits nothing.
@@ -243,14 +254,17 @@ class OneStepLossChange : public Law {
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex change_ = kNoColumn;
   ColumnIndex first_ = kNoColumn;
   ColumnIndex second_ = kNoColumn;
   ColumnIndex layer_first_ = kNoColumn;
   ColumnIndex layer_second_ = kNoColumn;
   ColumnIndex loss_ = kNoColumn;
-  ColumnIndex sharpness_ = kNoColumn;
-  ColumnIndex threshold_ = kNoColumn;
+  ColumnIndex product_ = kNoColumn;
+  ColumnIndex probe_loss_ = kNoColumn;
+  EdgeSharpness sharpness_;
+  BatchRegime regime_;
   double edge_ratio_ = 0;  // last measured; 0: never
   double last_loss_ = 0;
   bool diverged_ = false;

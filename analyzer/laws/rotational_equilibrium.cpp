@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
+#include "laws/changed_gradients.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/phase_series.h"
@@ -41,7 +43,8 @@ const LawDescription& law() {
       "layer: "
       "scaling the weights or the loss does not change it",
       "Wan et al. 2021, arXiv:2006.08419; Kosson et al. 2024, arXiv:2305.17212",
-      {"angular_update", "weight_dot_update", "update_norm_sq", "weight_norm_sq"},
+      {"angular_update", "weight_dot_update", "update_norm_sq", "weight_norm_sq", "grad_norm_sq",
+       "grad_dot_update", "weight_dot_grad"},
       {"The angle of a matrix that is scale-invariant per channel is a root mean square over "
        "channels."}};
   return description;
@@ -79,10 +82,12 @@ class RotationalEquilibrium : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     angle_ = context.column("angular_update", v1::SCOPE_PARAMETER);
     dot_ = context.column("weight_dot_update", v1::SCOPE_PARAMETER);
     update_ = context.column("update_norm_sq", v1::SCOPE_PARAMETER);
     norm_ = context.column("weight_norm_sq", v1::SCOPE_PARAMETER);
+    changed_.begin(context);
     structure_known_ = context.structure() != nullptr;
     while (series_.size() < static_cast<size_t>(context.model().parameter_size())) {
       series_.emplace_back(4);
@@ -110,6 +115,7 @@ class RotationalEquilibrium : public Law {
   }
 
   void observe(const Frame& frame) override {
+    changed_.observe(frame);
     if (invariant_.empty() || frame.optimizer() == nullptr) return;
     if (frame.optimizer_version() != settings_version_) {
       settings_version_ = frame.optimizer_version();
@@ -145,9 +151,14 @@ class RotationalEquilibrium : public Law {
     for (const uint32_t id : invariant_) result.push_back(judge_parameter(id));
     if (result.empty()) {
       Finding finding = start_finding(law(), "run");
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = structure_known_ ? "no weights were found to be scale-invariant"
-                                      : "the structure of the model is not known";
+      if (structure_known_) {
+        set_not_applicable(finding, "no weights were found to be scale-invariant");
+      } else {
+        set_verdict(finding, Verdict::kNotMeasured);
+        finding.gate =
+            "which weights are scale-invariant is not known: no step was observed with "
+            "hooks (the statistics of preset standard install them)";
+      }
       result.push_back(finding);
     }
     return result;
@@ -160,9 +171,16 @@ class RotationalEquilibrium : public Law {
     finding.unit = "rad";
     finding.evidence_statistic = "angular_update";
     const Prediction prediction = predict(phase.settings);
+    if (!phase.settings.known) {
+      set_no_settings(finding);
+      return finding;
+    }
     if (!prediction.why_not.empty()) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = prediction.why_not;
+      set_not_applicable(finding, prediction.why_not);
+      return finding;
+    }
+    if (!context_->recorded("angular_update")) {
+      set_not_measured(finding, *context_, "the angles of the updates were", {"angular_update"});
       return finding;
     }
     finding.predicted = std::sqrt(prediction.angle_sq);
@@ -207,6 +225,11 @@ class RotationalEquilibrium : public Law {
     }
     const double factor = (1 + kTolerance) * (1 + kTolerance);
     set_verdict(finding, judge(angle_sq, prediction.angle_sq, factor - 1));
+    if (const std::string changed = changed_.evidence();
+        finding.verdict == Verdict::kViolated && !changed.empty() && !phase.settings.is_adam()) {
+      set_not_applicable(finding, changed);
+      return finding;
+    }
     finding.p_value =
         band_p_value(angle_sq, prediction.angle_sq / factor, prediction.angle_sq * factor);
     if (finding.verdict == Verdict::kHolds) {
@@ -219,17 +242,19 @@ class RotationalEquilibrium : public Law {
       finding.advice = fmt::format(
           "Turns {} rad per step where {} is predicted, with its norm at rest: the update is not "
           "what "
-          "the settings say (clipping? a second decay?), or the weights are not scale-invariant.",
+          "the settings say (a second decay?), or the weights are not scale-invariant.",
           format_number(finding.measured), format_number(finding.predicted));
     }
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex angle_ = kNoColumn;
   ColumnIndex dot_ = kNoColumn;
   ColumnIndex update_ = kNoColumn;
   ColumnIndex norm_ = kNoColumn;
   bool structure_known_ = false;
+  ChangedGradients changed_;
   uint64_t settings_version_ = 0;
   std::vector<uint32_t> invariant_;
   std::vector<PhaseSeries> series_;  // by parameter

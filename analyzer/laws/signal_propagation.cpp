@@ -10,6 +10,7 @@
 #include <cmath>
 #include <map>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 
@@ -98,6 +99,7 @@ class SignalPropagation : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     gradient_ = context.column("activation_grad_rms", v1::SCOPE_LAYER);
     activation_ = context.column("activation_rms", v1::SCOPE_LAYER);
     weight_ = context.column("weight_norm_sq", v1::SCOPE_PARAMETER);
@@ -133,9 +135,17 @@ class SignalPropagation : public Law {
     run.unit = "log RMS per layer";
     run.evidence_statistic = "activation_grad_rms";
     if (!evaluated_) {
-      set_verdict(run, Verdict::kNotApplicable);
-      run.gate = !captured_ ? "gradients and activations at step 0 were not recorded"
-                            : "no chain of 5 linear layers with known nonlinearities was found";
+      if (!captured_ && (!missed_ || !context_->recorded("activation_grad_rms"))) {
+        set_not_measured(run, *context_, "activations and their gradients were",
+                         {"activation_grad_rms"});
+      } else if (!captured_) {
+        set_verdict(run, Verdict::kNotMeasured);
+        run.gate =
+            "gradients and activations of step 0 were not recorded: the session began later, "
+            "or was told not to observe it";
+      } else {
+        set_not_applicable(run, "no chain of 5 linear layers with known nonlinearities was found");
+      }
       return {run};
     }
     run.window_begin = step_;
@@ -313,6 +323,7 @@ class SignalPropagation : public Law {
     return numerator / denominator;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex gradient_ = kNoColumn;
   ColumnIndex activation_ = kNoColumn;
   ColumnIndex weight_ = kNoColumn;

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/recent_half.h"
@@ -53,6 +54,7 @@ class SpectralCondition : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     weight_ = context.column("weight_spectral_norm", v1::SCOPE_LAYER);
     update_ = context.column("update_spectral_norm", v1::SCOPE_LAYER);
     const auto count = static_cast<size_t>(context.model().layer_size());
@@ -111,9 +113,11 @@ class SpectralCondition : public Law {
     run.evidence_statistic = "update_spectral_norm";
     const std::vector<size_t> hidden = hidden_layers();
     if (!measured_ || hidden.size() < kFewestLayers) {
-      set_verdict(run, Verdict::kNotApplicable);
-      run.gate = measured_ ? fmt::format("only {} hidden layers", hidden.size())
-                           : "spectral norms were not measured";
+      if (measured_ || (context_->structure() != nullptr && matrices() < kFewestLayers)) {
+        set_not_applicable(run, fmt::format("only {} hidden layers", hidden.size()));
+      } else {
+        set_not_measured(run, *context_, "spectral norms were", {"update_spectral_norm"});
+      }
       return {run};
     }
     std::vector<Finding> result;
@@ -175,6 +179,10 @@ class SpectralCondition : public Law {
     if (!order.empty()) order.pop_back();
     if (!order.empty() && !embeds) order.erase(order.begin());
     return order;
+  }
+
+  size_t matrices() const {
+    return static_cast<size_t>(std::count(vector_.begin(), vector_.end(), false));
   }
 
   Finding judge_layer(size_t i) const {
@@ -258,6 +266,7 @@ class SpectralCondition : public Law {
     return fmt::format("r_W {}, r_D {}", level(weights_[i]), level(updates_[i]));
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex weight_ = kNoColumn;
   ColumnIndex update_ = kNoColumn;
   bool measured_ = false;

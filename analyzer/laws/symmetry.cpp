@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 #include "src/statistics/identity_errors.h"
@@ -28,10 +29,9 @@ const LawDescription& law() {
       "matrix, "
       "value-output and query-key: W_out^T G_out = G_in W_in^T",
       "The architecture has the symmetry (found by observing a forward pass); gradients before "
-      "clipping",
-      "A violation means that the network is not wired as it looks: a detached or frozen branch, "
-      "tied "
-      "weights, a loss that breaks the symmetry",
+      "clipping, of a loss that sees the network's outputs only",
+      "A violation means that part of the gradient does not come through the layers as they are "
+      "wired: a detached or frozen branch, tied weights, a loss that looks at weights or gradients",
       "Kunin et al. 2021, arXiv:2012.04728",
       {"symmetry_residual", "loss"},
       {"Normalisation with an epsilon is scale-invariant only up to epsilon over the variance."}};
@@ -43,6 +43,7 @@ class Symmetry : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     column_ = context.column("symmetry_residual", v1::SCOPE_PARAMETER);
     loss_ = context.column("loss", v1::SCOPE_RUN);
     residuals_.resize(static_cast<size_t>(context.model().parameter_size()));
@@ -84,37 +85,62 @@ class Symmetry : public Law {
     std::vector<Finding> result;
     size_t holding = 0;
     size_t violated = 0;
+    size_t excused = 0;
     double largest = 0;
     for (size_t i = 0; i < residuals_.size(); ++i) {
       if (residuals_[i].observed() == 0) continue;
       result.push_back(judge_parameter(i));
       holding += result.back().verdict == Verdict::kHolds;
       violated += result.back().verdict == Verdict::kViolated;
+      excused += result.back().verdict == Verdict::kNotApplicable;
+      if (result.back().verdict == Verdict::kNotApplicable) continue;
       largest = std::max(largest, residuals_[i].largest());
     }
     Finding run = start_finding(law(), "run");
     run.unit = "1";
     run.predicted = 0;
     if (result.empty()) {
-      set_verdict(run, Verdict::kNotApplicable);
-      run.gate = "no symmetry of the model was found, or none was observed";
+      if (context_->structure() != nullptr && context_->structure()->symmetry_group_size() == 0) {
+        set_not_applicable(run, "no symmetry of the model was found");
+      } else {
+        set_not_measured(run, *context_, "the symmetry was", {"symmetry_residual"});
+        run.predicted = kUnknown;
+      }
+    } else if (excused == result.size()) {
+      set_not_applicable(run, other_part());
     } else {
-      set_verdict(run, violated > 0               ? Verdict::kViolated
-                       : holding == result.size() ? Verdict::kHolds
-                                                  : Verdict::kUnderpowered);
+      set_verdict(run, violated > 0                         ? Verdict::kViolated
+                       : holding + excused == result.size() ? Verdict::kHolds
+                                                            : Verdict::kUnderpowered);
       run.measured = largest;
       run.evidence_statistic = "symmetry_residual";
       run.window_begin = result.front().window_begin;
       run.window_end = result.front().window_end;
       run.gate = fmt::format("{} of {} parameters with a symmetry obey it", holding, result.size());
-      if (violated > 0)
-        run.advice = "Look at the parameters below: the network is not wired as it looks.";
+      if (excused > 0) run.gate += "; of the others, " + other_part();
+      if (violated > 0) {
+        run.advice =
+            "Look at the parameters below: part of their gradient does not come through the layers "
+            "as they are wired, or the loss looks at the weights themselves.";
+      }
     }
     result.insert(result.begin(), run);
     return result;
   }
 
  private:
+  /// That gradients have a part which does not come through the layers, as a penalty on weights or
+  /// gradients gives them one; empty: nothing says so. Seen where the gradients of the examples do
+  /// not add up to the gradient.
+  std::string other_part() const {
+    for (const v1::Event& event : context_->events()) {
+      if (event.message().find("do not add up") == std::string::npos) continue;
+      return "gradients have a part that does not come through the layers (a penalty on weights or "
+             "gradients?), and that part need not have the symmetry";
+    }
+    return "";
+  }
+
   Finding judge_parameter(size_t i) const {
     Finding finding = start_finding(law(), scope_[i]);
     finding.evidence_statistic = "symmetry_residual";
@@ -122,16 +148,21 @@ class Symmetry : public Law {
     residuals_[i].describe(finding);
     set_verdict(finding, residuals_[i].verdict());
     finding.gate = groups_[i].empty() ? law().assumptions : groups_[i];
+    if (finding.verdict != Verdict::kHolds && !other_part().empty()) {
+      set_not_applicable(finding, other_part());
+      return finding;
+    }
     if (finding.verdict == Verdict::kViolated) {
       finding.advice = fmt::format(
-          "The gradient breaks the symmetry by {} (rounding allows {}): is a branch detached or "
-          "frozen, "
-          "are weights tied, or does the loss break it?",
+          "The gradient breaks the symmetry by {} (rounding allows {}): does the loss look at "
+          "weights "
+          "or gradients (a penalty), is a branch detached or frozen, or are weights tied?",
           format_number(finding.measured), format_number(tolerance_[i]));
     }
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex column_ = kNoColumn;
   ColumnIndex loss_ = kNoColumn;
   std::vector<IdentityErrors> residuals_;

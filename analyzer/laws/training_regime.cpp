@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 
 namespace tycho::analyzer {
@@ -13,8 +14,9 @@ namespace {
 constexpr double kAgreement = 1e-4;  // of two evaluations of one loss, relative
 constexpr double kAgreeingShare = 0.9;
 constexpr uint64_t kFewestComparisons = 4;
-constexpr double kLargeFactor = 10;  // batch over noise scale
-constexpr double kRounding = 1e-6;   // of a float32 loss, relative
+constexpr double kLargeFactor = 10;   // batch over noise scale
+constexpr double kShortStep = 0.005;  // |g.dtheta| of the loss
+constexpr double kRounding = 1e-6;    // of a float32 loss, relative
 
 }  // namespace
 
@@ -22,8 +24,9 @@ void BatchRegime::begin(const RunContext& context) {
   loss_ = context.column("loss", v1::SCOPE_RUN);
   probe_loss_ = context.column("probe_loss", v1::SCOPE_RUN);
   batch_size_ = context.column("batch_size", v1::SCOPE_RUN);
-  trace_ = context.column("grad_noise_trace", v1::SCOPE_RUN);
-  signal_ = context.column("grad_signal_sq", v1::SCOPE_RUN);
+  product_ = context.column("grad_dot_update", v1::SCOPE_RUN);
+  context_ = &context;
+  noise_columns_ = NoiseColumns::of(context, v1::SCOPE_RUN);
 }
 
 void BatchRegime::observe(const Frame& frame) {
@@ -35,44 +38,69 @@ void BatchRegime::observe(const Frame& frame) {
   }
   last_step_ = frame.step();
   last_probe_loss_ = frame.column(probe_loss_)[0];
-  const ColumnValues trace = frame.column(trace_);
-  if (!trace.present) return;
-  noise_.add({trace[0], frame.column(signal_)[0], frame.column(batch_size_)[0]}, frame.step());
+  const double explained = std::fabs(frame.column(product_)[0]);
+  if (std::isfinite(loss - last_probe_loss_) && explained < kShortStep * std::fabs(loss)) {
+    ++steps_compared_;
+    steps_agreed_ +=
+        std::fabs(loss - last_probe_loss_) <= 2 * explained + kRounding * std::fabs(loss);
+  }
+  if (noise_.observe(frame, noise_columns_, 0))
+    batch_.add({frame.column(batch_size_)[0]}, frame.step());
 }
 
 bool BatchRegime::is_full() const {
-  return compared_ >= kFewestComparisons &&
-         static_cast<double>(agreed_) >= kAgreeingShare * static_cast<double>(compared_);
+  const auto agrees = [](uint64_t agreed, uint64_t compared) {
+    return static_cast<double>(agreed) >= kAgreeingShare * static_cast<double>(compared);
+  };
+  if (compared_ >= kFewestComparisons) return agrees(agreed_, compared_);
+  return steps_compared_ >= 2 * kFewestComparisons && agrees(steps_agreed_, steps_compared_);
 }
 
 BatchRegime::Kind BatchRegime::kind() const {
   if (is_full()) return Kind::kFull;
-  if (noise_.blocks().observations() < 2 * BlockAverages::kMinBlocks) return Kind::kUnknown;
-  // As signal over noise, because the signal may vanish and the noise does not.
-  const Estimate inverse = noise_.blocks().ratio({0, 1, 0}, {1, 0, 0});
-  const double batch = noise_.blocks().mean({0, 0, 1}).value;
-  if (!inverse.bounded()) return Kind::kUnknown;
-  if (inverse.low * batch > kLargeFactor) return Kind::kLarge;
-  return inverse.high * batch < kLargeFactor ? Kind::kSmall : Kind::kUnknown;
+  const trace::PooledNoiseScale scale = noise_.now();
+  const double batch = batch_.blocks().mean({1}).value;
+  if (std::isnan(scale.low) || !(batch > 0)) return Kind::kUnknown;
+  if (scale.high * kLargeFactor < batch) return Kind::kLarge;
+  return scale.low * kLargeFactor > batch ? Kind::kSmall : Kind::kUnknown;
 }
 
 std::string BatchRegime::describe() const {
   const Kind is = kind();
   if (is == Kind::kFull) {
-    return "full batch: the loss of a step is the probe loss after the step before";
+    return compared_ >= kFewestComparisons
+               ? "full batch: the loss of a step is the probe loss after the step before"
+               : "full batch: the probe loss after a step is that of the step, but for what the "
+                 "step "
+                 "changes";
   }
-  if (noise_.blocks().observations() < 2 * BlockAverages::kMinBlocks) {
-    return "whether the batch is large is not known: the gradient noise was not measured, and the "
-           "probe loss is not that of the steps";
+  const trace::PooledNoiseScale scale = noise_.now();
+  if (std::isnan(scale.low)) {
+    return "whether the batch is large is not known: " +
+           (noise_.observations() > 0
+                ? fmt::format("only {} observations of the gradient noise", noise_.observations())
+                : why_not_recorded(*context_, {"grad_noise_trace"})) +
+           (context_->recorded("probe_loss") ? "; and the probe loss is not that of the steps"
+                                             : "");
   }
-  const Estimate inverse = noise_.blocks().ratio({0, 1, 0}, {1, 0, 0});
-  const double batch = noise_.blocks().mean({0, 0, 1}).value;
-  const std::string scale =
-      inverse.value > 0 ? format_number(1 / inverse.value) : "too large to be measured";
+  const double batch = batch_.blocks().mean({1}).value;
   const char* verdict = is == Kind::kLarge   ? "large batch"
                         : is == Kind::kSmall ? "small batch"
                                              : "it cannot be told whether the batch is large";
-  return fmt::format("{}: {} examples, noise scale {}", verdict, format_number(batch), scale);
+  return fmt::format("{}: {} examples, noise scale {}", verdict, format_number(batch),
+                     !std::isnan(scale.value) ? format_interval(scale.value, scale.low, scale.high)
+                                              : "at least " + format_number(scale.low));
+}
+
+bool BatchRegime::excuse(Finding& finding, const std::string& why) const {
+  const Kind is = kind();
+  if (is == Kind::kLarge || is == Kind::kFull) return false;
+  set_not_applicable(finding, is == Kind::kSmall ? describe() + "; " + why : describe());
+  if (is == Kind::kUnknown) {
+    set_verdict(finding,
+                noise_.observations() == 0 ? Verdict::kNotMeasured : Verdict::kUnderpowered);
+  }
+  return true;
 }
 
 void LossWitness::begin(const RunContext& context) {

@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "laws/availability.h"
+#include "laws/changed_gradients.h"
 #include "laws/edge_series.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
@@ -65,10 +67,15 @@ class WarmUp : public Law {
  public:
   const LawDescription& description() const override { return law(); }
 
-  void begin(const RunContext& context) override { edge_.begin(context); }
+  void begin(const RunContext& context) override {
+    context_ = &context;
+    edge_.begin(context);
+    changed_.begin(context);
+  }
 
   void observe(const Frame& frame) override {
     edge_.observe(frame);
+    changed_.observe(frame);
     const double rate = edge_.learning_rate();
     if (!started_) first_step_ = frame.step();
     started_ = true;
@@ -96,13 +103,11 @@ class WarmUp : public Law {
 
   std::vector<Finding> findings() const override {
     Finding finding = start_finding(law(), "run");
-    finding.evidence_statistic = "preconditioned_sharpness";
+    finding.evidence_statistic = edge_.sharpness().statistic();
     if (so_far_.measurements == 0) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "the sharpness and its threshold were not measured (they need a probe loss)";
+      edge_.sharpness().explain(finding);
     } else if (!(first_rate_ > 0) || ramp_.measurements == 0) {
-      set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "the learning rate was not recorded";
+      set_not_measured(finding, *context_, "the learning rate was", {"learning_rate"});
     } else {
       judge_ramp(&finding);
     }
@@ -146,16 +151,13 @@ class WarmUp : public Law {
     }
     const double length = steps_between(first_step_, raise_step_);
     if (steps_between(first_step_, first_measured_) > std::max(1.0, kLateStart * length)) {
-      set_verdict(*finding, Verdict::kNotApplicable);
-      finding->gate = fmt::format("the sharpness was first measured at step {}", first_measured_);
+      set_not_applicable(
+          *finding, fmt::format("the sharpness was first measured at step {}", first_measured_));
       return;
     }
-    if (!edge_.regime().is_large()) {
-      set_verdict(*finding, Verdict::kNotApplicable);
-      finding->gate = edge_.regime().describe() +
-                      "; with gradient noise training becomes unstable at a lower sharpness";
+    if (edge_.regime().excuse(*finding,
+                              "with gradient noise training becomes unstable at a lower sharpness"))
       return;
-    }
     const bool passed = finding->ci_low > 1 + kMargin;
     const bool stayed = finding->ci_high < 1 - kMargin;
     const bool jumped = ramp_.jump > kJump;
@@ -173,9 +175,11 @@ class WarmUp : public Law {
         edge_.regime().describe(), format_number(ramp_.largest), ramp_.largest_step,
         format_number(ramp_.jump));
     if (finding->verdict == Verdict::kViolated) {
+      if (const std::string changed = changed_.evidence(); passed && !changed.empty())
+        return set_not_applicable(*finding, changed + ": the edge is not where the settings say");
       finding->advice =
-          passed ? "The sharpness was above the edge and yet the loss did not jump: are gradients "
-                   "clipped?"
+          passed ? "The sharpness was above the edge and yet the loss did not jump: the steps are "
+                   "not what the settings say, or the probe loss is sharper than the one trained."
                  : "The loss jumped though the sharpness was below the edge: it is not the size of "
                    "the steps; look at the data.";
       return;
@@ -197,8 +201,8 @@ class WarmUp : public Law {
     const std::string at_target =
         fmt::format("At the full learning rate {} the run would have started at {} of the edge",
                     format_number(largest_rate_), format_number(start));
-    const bool needed = start_low > 1 + kMargin;
-    const bool not_needed = start_high < 1 - kMargin;
+    const bool needed = start_low > 1 + EdgeSeries::kStartMargin;
+    const bool not_needed = start_high < 1 - EdgeSeries::kStartMargin;
     if (!ramp) {
       if (needed) {
         finding->importance = std::max(finding->importance, 0.6);
@@ -208,9 +212,10 @@ class WarmUp : public Law {
             "{} avoids the instability.",
             format_number(start), format_number(largest_rate_ / start));
       } else if (not_needed) {
-        finding->advice =
-            fmt::format("The run started at {} of the edge of stability: it needs no warm-up.",
-                        format_number(start));
+        finding->advice = fmt::format(
+            "The run started at {} of the edge of stability: its start needs no "
+            "warm-up.",
+            format_number(start));
       }
       return;
     }
@@ -242,7 +247,9 @@ class WarmUp : public Law {
     }
   }
 
+  const RunContext* context_ = nullptr;
   EdgeSeries edge_;
+  ChangedGradients changed_;
   bool started_ = false;
   int64_t first_step_ = -1;
   int64_t last_step_ = -1;

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "laws/availability.h"
 #include "laws/law_support.h"
 #include "laws/laws.h"
 
@@ -37,6 +38,7 @@ class WeightSpectrum : public Law {
   const LawDescription& description() const override { return law(); }
 
   void begin(const RunContext& context) override {
+    context_ = &context;
     spikes_ = context.column("spectrum_spikes", v1::SCOPE_LAYER);
     bulk_ = context.column("spectrum_bulk_distance", v1::SCOPE_LAYER);
     rank_ = context.column("effective_rank", v1::SCOPE_LAYER);
@@ -75,8 +77,7 @@ class WeightSpectrum : public Law {
     }
     if (result.empty()) {
       Finding run = start_finding(law(), "run");
-      set_verdict(run, Verdict::kNotApplicable);
-      run.gate = "the spectra of the weights were not measured";
+      set_not_measured(run, *context_, "the spectra of the weights were", {"spectrum_spikes"});
       result.push_back(run);
     }
     return result;
@@ -126,6 +127,7 @@ class WeightSpectrum : public Law {
     return finding;
   }
 
+  const RunContext* context_ = nullptr;
   ColumnIndex spikes_ = kNoColumn;
   ColumnIndex bulk_ = kNoColumn;
   ColumnIndex rank_ = kNoColumn;

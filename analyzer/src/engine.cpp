@@ -41,6 +41,14 @@ class Context : public RunContext {
     return has_structure_ ? &structure_ : nullptr;
   }
 
+  const std::vector<v1::Event>& events() const override { return events_; }
+
+  bool recorded(const std::string& statistic) const override {
+    return std::any_of(columns_.begin(), columns_.end(), [&](const ColumnStore& store) {
+      return store.value_frame > 0 && store.statistic == statistic;
+    });
+  }
+
   ColumnIndex column(const std::string& statistic, v1::Scope scope) const override {
     const auto [found, inserted] =
         column_of_.try_emplace(std::make_pair(statistic, static_cast<int>(scope)),
@@ -72,6 +80,7 @@ class Context : public RunContext {
   v1::StatisticRegistry registry_;
   v1::ModelStructure structure_;
   bool has_structure_ = false;
+  std::vector<v1::Event> events_;
   // A law may ask for a column at any time, and asking does not change what the run is.
   mutable std::deque<ColumnStore> columns_;
   mutable std::map<std::pair<std::string, int>, ColumnIndex> column_of_;
@@ -113,6 +122,16 @@ uint32_t intern(std::map<std::string, uint32_t>& index_of, const std::string& na
 
 uint32_t translate(const std::vector<uint32_t>& table, uint32_t id) {
   return id < table.size() ? table[id] : kNoEntity;
+}
+
+/// Of what was not judged no number stands beside a prediction: it would be read as a judgement.
+/// Numbers that nothing is predicted for describe, and stay.
+void take_back_numbers(Finding& finding) {
+  const bool judged =
+      finding.verdict != Verdict::kNotApplicable && finding.verdict != Verdict::kNotMeasured;
+  if (judged || std::isnan(finding.predicted)) return;
+  finding.measured = finding.predicted = finding.ci_low = finding.ci_high = kUnknown;
+  finding.p_value = finding.evidence_level = kUnknown;
 }
 
 bool is_identity(const std::vector<uint32_t>& table) {
@@ -162,7 +181,6 @@ struct Engine::Impl {
   std::map<std::string, uint32_t> parameter_index;
   std::map<std::string, uint32_t> statistic_index;
 
-  std::vector<v1::Event> events;
   std::map<std::tuple<std::string, int, uint32_t>, size_t> event_index;
 
   v1::Health health;          // what is shown
@@ -252,6 +270,14 @@ void Engine::Impl::fold_health() {
   health.set_steps_observed(past_sessions.steps_observed() + session_totals.steps_observed());
   health.set_training_seconds(past_sessions.training_seconds() + session_totals.training_seconds());
   health.set_tycho_seconds(past_sessions.tycho_seconds() + session_totals.tycho_seconds());
+  health.set_process_cpu_seconds(past_sessions.process_cpu_seconds() +
+                                 session_totals.process_cpu_seconds());
+  health.set_tycho_cpu_seconds(past_sessions.tycho_cpu_seconds() +
+                               session_totals.tycho_cpu_seconds());
+  health.set_hook_seconds(past_sessions.hook_seconds() + session_totals.hook_seconds());
+  health.set_slowdown_seconds(past_sessions.slowdown_seconds() + session_totals.slowdown_seconds());
+  health.set_cost_is_lower_bound(past_sessions.cost_is_lower_bound() ||
+                                 session_totals.cost_is_lower_bound());
 }
 
 void Engine::Impl::accept(const v1::Column& column) {
@@ -460,13 +486,13 @@ bool Engine::on_event(const v1::Event& event, int64_t) {
       std::make_tuple(event.code(), static_cast<int>(event.scope()), translated.entity());
   const auto found = impl.event_index.find(key);
   if (found != impl.event_index.end()) {
-    v1::Event& known = impl.events[found->second];
+    v1::Event& known = impl.context.events_[found->second];
     known.set_count(std::max(known.count(), event.count()));
     return true;
   }
-  if (impl.events.size() >= kMostEvents) return true;
-  impl.event_index.emplace(key, impl.events.size());
-  impl.events.push_back(std::move(translated));
+  if (impl.context.events_.size() >= kMostEvents) return true;
+  impl.event_index.emplace(key, impl.context.events_.size());
+  impl.context.events_.push_back(std::move(translated));
   return true;
 }
 
@@ -538,6 +564,7 @@ std::vector<Finding> Engine::findings() const {
       if (finding.scope != "run") parts.push_back(&finding);
     }
     control_false_discoveries(parts);
+    for (Finding& finding : findings) take_back_numbers(finding);
     for (Finding& finding : findings) all.push_back(std::move(finding));
   }
   std::stable_sort(all.begin(), all.end(),
@@ -545,7 +572,7 @@ std::vector<Finding> Engine::findings() const {
   return all;
 }
 
-const std::vector<v1::Event>& Engine::events() const { return impl_->events; }
+const std::vector<v1::Event>& Engine::events() const { return impl_->context.events_; }
 const v1::Health& Engine::health() const { return impl_->health; }
 int64_t Engine::first_step() const { return impl_->first_step; }
 int64_t Engine::last_step() const { return impl_->last_step; }

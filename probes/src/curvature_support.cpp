@@ -81,6 +81,8 @@ Eigenpairs WarmLanczos::largest(const LinearMap& matrix, int64_t dimension,
       weights[i] = std::pow(0.3, i - options.count + 1);
     }
     const at::Tensor warm = at::mv(leading_.t(), weights / weights.norm());
+    const double along = inner_product(warm, start);
+    if (!(along >= 0)) start.neg_();  // in one dimension they would cancel
     start = warm + (sure ? start : start * kSmallPart);
   }
   if (!sure) {

@@ -27,7 +27,7 @@ class LossProbe : public Probe {
                          "Wall time since the call of Session::step before, Tycho's part included.",
                          "std::chrono::steady_clock"),
         define_statistic("tycho_seconds", "t_Tycho", "s", run,
-                         "Part of step_seconds spent inside calls of the session.",
+                         "Part of step_seconds spent in calls of the session and in its hooks.",
                          "std::chrono::steady_clock"),
         define_statistic("probe_loss", "L_probe", "1", run,
                          "Loss on the fixed probe batch, at the parameters after the update.",

@@ -3,49 +3,11 @@
 #include <optional>
 
 #include "built_in.h"
+#include "left_out.h"
+#include "tycho/trace/noise_pool.h"
 
 namespace tycho {
 namespace {
-
-/// A ratio of two averages over observed steps with exponential forgetting, and its standard error
-/// by the delta method. Steps are taken as independent: the analyzer gives the interval that is
-/// not.
-class PooledRatio {
- public:
-  void add(double numerator, double denominator) {
-    if (!std::isfinite(numerator) || !std::isfinite(denominator)) return;
-    constexpr double kKeep = 1 - 1.0 / 64;  // an effective window of about 128 observations
-    weight_ = kKeep * weight_ + 1;
-    weight_square_ = kKeep * kKeep * weight_square_ + 1;
-    const double share = 1 / weight_;
-    const double dn = numerator - numerator_;
-    const double dd = denominator - denominator_;
-    numerator_ += share * dn;
-    denominator_ += share * dd;
-    // Weighted second moments about the running means.
-    nn_ = (1 - share) * (nn_ + share * dn * dn);
-    dd_ = (1 - share) * (dd_ + share * dd * dd);
-    nd_ = (1 - share) * (nd_ + share * dn * dd);
-  }
-  /// NaN while the averaged denominator is not positive: the data do not tell signal from noise.
-  double ratio() const { return denominator_ > 0 ? numerator_ / denominator_ : Recorder::kUnknown; }
-  double standard_error() const {
-    const double count = weight_ * weight_ / weight_square_;
-    if (!(denominator_ > 0) || count < 2) return Recorder::kUnknown;
-    const double r = ratio();
-    const double variance = std::max(nn_ - 2 * r * nd_ + r * r * dd_, 0.0);
-    return std::sqrt(variance / (count - 1)) / denominator_;
-  }
-
- private:
-  double weight_ = 0;
-  double weight_square_ = 0;
-  double numerator_ = 0;
-  double denominator_ = 0;
-  double nn_ = 0;
-  double dd_ = 0;
-  double nd_ = 0;
-};
 
 /// Unbiased estimates from one step. `exact`: from per-example norms; else from two batch sizes.
 struct Estimate {
@@ -61,14 +23,18 @@ struct Estimate {
 /// unbiased. Without per-example norms, from M microbatches of b = B/M examples each:
 /// tr Sigma = (mean |g_b|^2 - |g_B|^2) / (1/b - 1/B), |G|^2 = (B |g_B|^2 - b mean |g_b|^2) / (B -
 /// b). Sums over a layer or the run are recorded only where every parameter that has a gradient was
-/// estimated. noise_scale pools the ratio over the observed steps. Needs B >= 2.
+/// estimated; of the others noise_coverage says what share of the gradient's square was, and
+/// covered_noise_trace and covered_signal_sq are sums over that part. noise_scale pools the ratio
+/// over the steps that are like now (trace::NoisePool), and is what the analyzer's law says. Needs
+/// B >= 2.
 class NoiseProbe : public Probe {
  public:
   std::string name() const override { return "noise"; }
 
   std::vector<v1::StatisticDefinition> statistics() const override {
     const std::vector<v1::Scope> all = {v1::SCOPE_RUN, v1::SCOPE_LAYER, v1::SCOPE_PARAMETER};
-    const char* source = "McCandlish et al. 2018, arXiv 1812.06162, App. A.1; theory T1.1";
+    const std::vector<v1::Scope> totals = {v1::SCOPE_RUN, v1::SCOPE_LAYER};
+    const std::string source = "McCandlish et al. 2018, arXiv 1812.06162, App. A.1; theory T1.1";
     return {
         define_statistic("per_example_grad_norm_sq", "mean |g_i|^2", "1", all,
                          "Mean over the examples of the squared norm of the example's gradient of "
@@ -82,11 +48,32 @@ class NoiseProbe : public Probe {
                          "Squared norm of the expected gradient, unbiased, may be negative: "
                          "|g_B|^2 - tr Sigma / B, or from two batch sizes.",
                          source),
+        define_statistic("noise_coverage", "|g_c|^2 / |g|^2", "1", totals,
+                         "Share of the squared norm of the batch gradient that belongs to "
+                         "parameters whose gradient noise is observed. Below 1 there are no sums "
+                         "over all parameters.",
+                         source),
+        define_statistic("covered_noise_trace", "tr Sigma_c", "1", totals,
+                         "grad_noise_trace summed over the parameters whose noise is observed, "
+                         "where these are not all.",
+                         source),
+        define_statistic("covered_signal_sq", "|G_c|^2", "1", totals,
+                         "grad_signal_sq summed over the same parameters.", source),
         define_statistic(
             "noise_scale", "B_simple", "examples", all,
-            "tr Sigma / |G|^2, both averaged over the observed steps so far (about the "
-            "last 128) before dividing; its error takes steps as independent.",
-            source),
+            "tr Sigma / |G|^2 of now: the ratio of their means over the last observed steps, as "
+            "far "
+            "back as their ratio and their scale are the same; NaN where these steps do not tell "
+            "it within a factor of ten, or the gradient changes its scale within the last 8.",
+            source + "; window and interval: tycho/trace/noise_pool.h"),
+        define_statistic("noise_scale_low", "B_simple", "examples", all,
+                         "Lower limit of the 95 % interval of noise_scale; from the fourth "
+                         "observation on, where noise_scale is NaN too.",
+                         "Fieller 1954; tycho/trace/noise_pool.h"),
+        define_statistic("noise_scale_high", "B_simple", "examples", all,
+                         "Upper limit of the 95 % interval of noise_scale; infinite where the "
+                         "signal is not resolved from zero.",
+                         "Fieller 1954; tycho/trace/noise_pool.h"),
     };
   }
 
@@ -100,8 +87,8 @@ class NoiseProbe : public Probe {
 
   void setup(const ModelInfo& model) override {
     model_ = model;
-    parameter_ratio_.resize(model.parameters.size());
-    layer_ratio_.resize(model.layers.size());
+    parameter_pool_.resize(model.parameters.size());
+    layer_pool_.resize(model.layers.size());
   }
 
   Finish observe(const StepView& step, Transfer& transfer) override {
@@ -109,6 +96,7 @@ class NoiseProbe : public Probe {
     for (const ParameterInfo& parameter : model_.parameters) {
       const ParameterObservation& seen = (*step.parameters)[parameter.id];
       Sent& entry = (*sent)[parameter.id];
+      entry.why_not_gradient = why_not_gradient(seen);
       if (step.parameter_sums.defined()) {
         entry.gradient_seen = seen.gradient.defined();
       } else if (seen.gradient_norm_sq.defined()) {
@@ -135,9 +123,9 @@ class NoiseProbe : public Probe {
     }
     std::optional<size_t> sums;
     if (step.parameter_sums.defined()) sums = transfer.send(step.parameter_sums);
-    return [this, sent, sums, batch = static_cast<double>(step.batch_size),
+    return [this, sent, sums, number = step.step, batch = static_cast<double>(step.batch_size),
             mean = step.mean_reduction](const Arrived& arrived, Recorder& recorder) {
-      record(*sent, sums ? arrived.data(*sums) : nullptr, batch, mean, arrived, recorder);
+      record(*sent, sums ? arrived.data(*sums) : nullptr, number, batch, mean, arrived, recorder);
     };
   }
 
@@ -148,12 +136,22 @@ class NoiseProbe : public Probe {
     std::vector<size_t> example_norms;
     std::vector<size_t> microbatch_norms;
     std::string why_not;
+    std::string why_not_gradient;
   };
   struct Total {
     std::vector<double> example_squares;  ///< per example, while every parameter has them
     bool per_example = true;
-    Estimate sum{0, 0, 0, 0, true};
+    Estimate sum{0, 0, 0, 0, true};  ///< over the parameters that were estimated
     bool any = false;
+    double square = 0;  ///< of the batch gradient; NaN where part of it is not known
+    double covered_square = 0;
+    LeftOut left_out;
+
+    void leave_out(const std::string& parameter, double batch_square, const std::string& why) {
+      left_out.add(parameter, why);
+      per_example = false;
+      square += batch_square;
+    }
   };
 
   static bool same_size(const ParameterObservation& seen, int64_t batch_size) {
@@ -181,8 +179,8 @@ class NoiseProbe : public Probe {
     estimate->known = true;
   }
 
-  void record(const std::vector<Sent>& sent, const double* sums, double batch, bool mean,
-              const Arrived& arrived, Recorder& recorder) {
+  void record(const std::vector<Sent>& sent, const double* sums, int64_t step, double batch,
+              bool mean, const Arrived& arrived, Recorder& recorder) {
     if (batch < 2) {
       recorder.event(v1::Event::NOT_OBSERVED, "noise_needs_two_examples",
                      "Gradient noise needs a batch of at least two examples", v1::SCOPE_RUN, 0);
@@ -195,6 +193,12 @@ class NoiseProbe : public Probe {
     Total run;
     for (const ParameterInfo& parameter : model_.parameters) {
       const Sent& entry = sent[parameter.id];
+      const auto leave_out = [&](double square, const std::string& why) {
+        for (Total* total : {&layers[parameter.layer], &run}) {
+          total->leave_out(parameter.name, square, why);
+        }
+      };
+      if (!entry.why_not_gradient.empty()) leave_out(Recorder::kUnknown, entry.why_not_gradient);
       if (!entry.gradient_seen) continue;
       const double batch_square =
           to_mean * (sums != nullptr ? sums[parameter.id * kParameterSums + kGradientSquare]
@@ -221,34 +225,45 @@ class NoiseProbe : public Probe {
         estimate.signal = (batch * batch_square - part_size * part_square) / (batch - part_size);
         estimate.trace_variance = Recorder::kUnknown;
         estimate.known = true;
+      } else if (batch_square == 0) {
+        continue;  // Not reached: .grad was set to zero before. It adds nothing.
       } else {
+        const std::string why = entry.why_not.empty() ? "no per-example norms" : entry.why_not;
         recorder.event(v1::Event::NOT_OBSERVED, "gradient_noise_not_observed",
-                       "Gradient noise of " + parameter.name + " is not observed: " +
-                           (entry.why_not.empty() ? "no per-example norms" : entry.why_not),
+                       "Gradient noise of " + parameter.name + " is not observed: " + why,
                        v1::SCOPE_PARAMETER, parameter.id);
+        leave_out(batch_square, why);
+        continue;
       }
       if (estimate.known) {
-        PooledRatio& ratio = parameter_ratio_[parameter.id];
-        ratio.add(estimate.trace, estimate.signal);
-        write(estimate, ratio, [&](const char* name, double value, double error) {
+        trace::NoisePool& pool = parameter_pool_[parameter.id];
+        pool.add(estimate.trace, estimate.signal, step);
+        write(estimate, pool, [&](const char* name, double value, double error) {
           recorder.parameter(name, parameter.id, value, error);
         });
       }
-      for (Total* total : {&layers[parameter.layer], &run}) add(estimate, squares, total);
+      for (Total* total : {&layers[parameter.layer], &run}) {
+        add(estimate, squares, batch_square, total);
+      }
     }
     for (const LayerInfo& layer : model_.layers) {
-      finish(&layers[layer.id], batch, &layer_ratio_[layer.id],
+      finish(&layers[layer.id], batch, step, &layer_pool_[layer.id],
              [&](const char* name, double value, double error) {
                recorder.layer(name, layer.id, value, error);
              });
+      layers[layer.id].left_out.say("noise", "sums of gradient noise of " + name_of(layer),
+                                    v1::SCOPE_LAYER, layer.id, recorder);
     }
-    finish(&run, batch, &run_ratio_,
+    finish(&run, batch, step, &run_pool_,
            [&](const char* name, double value, double error) { recorder.run(name, value, error); });
+    run.left_out.say("noise", "sums of gradient noise of the run", v1::SCOPE_RUN, 0, recorder);
   }
 
-  static void add(const Estimate& estimate, const std::vector<double>& squares, Total* total) {
+  static void add(const Estimate& estimate, const std::vector<double>& squares, double batch_square,
+                  Total* total) {
     total->any = true;
-    total->sum.known = total->sum.known && estimate.known;
+    total->square += batch_square;
+    total->covered_square += batch_square;
     total->sum.mean_example_square += estimate.mean_example_square;
     total->sum.trace += estimate.trace;
     total->sum.signal += estimate.signal;
@@ -259,8 +274,19 @@ class NoiseProbe : public Probe {
   }
 
   template <typename Write>
-  static void finish(Total* total, double batch, PooledRatio* ratio, const Write& write_value) {
-    if (!total->any || !total->sum.known) return;
+  static void finish(Total* total, double batch, int64_t step, trace::NoisePool* pool,
+                     const Write& write_value) {
+    if (!total->any && !total->left_out.any()) return;
+    // All of a gradient that is exactly zero is covered. NaN where part of its square is not known.
+    const bool whole = !total->left_out.any();
+    write_value("noise_coverage", whole ? 1 : total->covered_square / total->square,
+                Recorder::kUnknown);
+    if (!whole) {
+      if (!total->any) return;
+      write_value("covered_noise_trace", total->sum.trace, Recorder::kUnknown);
+      write_value("covered_signal_sq", total->sum.signal, Recorder::kUnknown);
+      return;
+    }
     total->sum.trace_variance = Recorder::kUnknown;
     if (total->per_example) {
       double mean = 0;
@@ -270,25 +296,29 @@ class NoiseProbe : public Probe {
         variance += (square - mean) * (square - mean);
       total->sum.trace_variance = variance / (batch - 1) / batch;
     }
-    ratio->add(total->sum.trace, total->sum.signal);
-    write(total->sum, *ratio, write_value);
+    pool->add(total->sum.trace, total->sum.signal, step);
+    write(total->sum, *pool, write_value);
   }
 
   template <typename Write>
-  static void write(const Estimate& estimate, const PooledRatio& ratio, const Write& write_value) {
+  static void write(const Estimate& estimate, const trace::NoisePool& pool,
+                    const Write& write_value) {
     const double error = std::sqrt(estimate.trace_variance);
     if (std::isfinite(estimate.mean_example_square) || std::isfinite(estimate.trace_variance)) {
       write_value("per_example_grad_norm_sq", estimate.mean_example_square, error);
     }
     write_value("grad_noise_trace", estimate.trace, error);
     write_value("grad_signal_sq", estimate.signal, Recorder::kUnknown);
-    write_value("noise_scale", ratio.ratio(), ratio.standard_error());
+    const trace::PooledNoiseScale scale = pool.pooled();
+    write_value("noise_scale", scale.value, scale.standard_error);
+    write_value("noise_scale_low", scale.low, Recorder::kUnknown);
+    write_value("noise_scale_high", scale.high, Recorder::kUnknown);
   }
 
   ModelInfo model_;
-  std::vector<PooledRatio> parameter_ratio_;
-  std::vector<PooledRatio> layer_ratio_;
-  PooledRatio run_ratio_;
+  std::vector<trace::NoisePool> parameter_pool_;
+  std::vector<trace::NoisePool> layer_pool_;
+  trace::NoisePool run_pool_;
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "built_in.h"
+#include "left_out.h"
 
 namespace tycho {
 namespace {
@@ -44,6 +45,7 @@ class NonFiniteProbe : public Probe {
       const double* row = on_host ? sums + parameter.id * kParameterSums : nullptr;
       Slots& slot = slots[parameter.id];
       slot.gradient_seen = seen.gradient.defined();
+      slot.gradient_unknown = !why_not_gradient(seen).empty();
       if (!slot.gradient_seen && seen.gradient_norm_sq.defined()) {
         slot.norm = transfer.send(seen.gradient_norm_sq);
       }
@@ -57,9 +59,11 @@ class NonFiniteProbe : public Probe {
     }
     return [this, slots = std::move(slots)](const Arrived& arrived, Recorder& recorder) {
       double gradient_total = 0;
+      bool complete = true;
       double weight_total = 0;
       for (const ParameterInfo& parameter : model_.parameters) {
         const Slots& slot = slots[parameter.id];
+        complete = complete && !slot.gradient_unknown;
         if (slot.gradient_seen) {
           const double entries = slot.gradient == kNone ? 0 : arrived.value(slot.gradient);
           gradient_total += entries;
@@ -73,7 +77,7 @@ class NonFiniteProbe : public Probe {
         recorder.parameter("weight_non_finite", parameter.id, entries, Recorder::kUnknown);
         if (entries > 0) announce(parameter, "weight", recorder);
       }
-      recorder.run("grad_non_finite", gradient_total, Recorder::kUnknown);
+      if (complete) recorder.run("grad_non_finite", gradient_total, Recorder::kUnknown);
       recorder.run("weight_non_finite", weight_total, Recorder::kUnknown);
     };
   }
@@ -82,13 +86,15 @@ class NonFiniteProbe : public Probe {
   static constexpr size_t kNone = static_cast<size_t>(-1);
   struct Slots {
     bool gradient_seen = false;
+    bool gradient_unknown = false;
     size_t gradient = kNone;
     size_t norm = kNone;
     size_t weight = kNone;
   };
 
   static at::Tensor count(const at::Tensor& values) {
-    return at::isfinite(values).logical_not_().sum().to(at::kDouble);
+    const at::Tensor entries = values.is_sparse() ? values.coalesce().values() : values;
+    return at::isfinite(entries).logical_not_().sum().to(at::kDouble);
   }
 
   static void announce(const ParameterInfo& parameter, const char* what, Recorder& recorder) {

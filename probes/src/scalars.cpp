@@ -1,7 +1,10 @@
 #include <algorithm>
 #include <cmath>
+#include <string>
+#include <vector>
 
 #include "built_in.h"
+#include "left_out.h"
 
 namespace tycho {
 namespace {
@@ -31,8 +34,9 @@ constexpr Names kNames[] = {
 
 /// Norms and inner products of weights w (before the update), gradient g (as backward delivered it)
 /// and update u, per parameter, with sums per layer and for the run. float64 sums over all
-/// elements, whatever the dtype. In a sum over several parameters one that backward did not reach
-/// counts as having no gradient; one whose weights before the step are not known is left out.
+/// elements, whatever the dtype; of complex parameters both parts, and the real part of inner
+/// products. In a sum over several parameters one that has no gradient counts as zero. A sum of
+/// which one term is not known is not recorded, and an event names that term.
 class ScalarsProbe : public Probe {
  public:
   std::string name() const override { return "scalars"; }
@@ -76,7 +80,7 @@ class ScalarsProbe : public Probe {
   Finish observe(const StepView& step, Transfer& transfer) override {
     std::vector<Known> known;
     for (const ParameterObservation& seen : *step.parameters) {
-      known.push_back({seen.gradient.defined(), seen.update_known});
+      known.push_back({seen.gradient.defined(), seen.update_known, why_not_gradient(seen)});
     }
     const size_t slot = transfer.send(step.parameter_sums);
     return [this, slot, known](const Arrived& arrived, Recorder& recorder) {
@@ -88,6 +92,19 @@ class ScalarsProbe : public Probe {
   struct Known {
     bool gradient;
     bool update;
+    std::string why_not_gradient;
+    /// Why a sum over several parameters is not known because of this one; empty: it is.
+    std::string lacks(ParameterSum sum) const {
+      const bool of_update = sum == kUpdateSquare || sum == kWeightUpdate || sum == kGradientUpdate;
+      const bool of_gradient =
+          sum == kGradientSquare || sum == kWeightGradient || sum == kGradientUpdate;
+      if (of_gradient && !why_not_gradient.empty()) {
+        return "its gradient is not observed: " + why_not_gradient;
+      }
+      // Without a gradient its inner product with the update is zero, whatever that is.
+      if (!of_update || update || (sum == kGradientUpdate && !gradient)) return {};
+      return "its weights before the step are not known";
+    }
     bool has(ParameterSum sum) const {
       switch (sum) {
         case kWeightSquare:
@@ -106,6 +123,15 @@ class ScalarsProbe : public Probe {
   struct Total {
     double sum[kParameterSums] = {};
     bool any[kParameterSums] = {};
+    bool complete[kParameterSums];
+    LeftOut left_out;
+
+    Total() { std::fill(std::begin(complete), std::end(complete), true); }
+    bool has(ParameterSum s) const { return any[s] && complete[s]; }
+    void lacks(ParameterSum s, const std::string& parameter, const std::string& why) {
+      complete[s] = false;
+      left_out.add(parameter, why);
+    }
   };
 
   void record(const double* sums, const std::vector<Known>& known, Recorder& recorder) const {
@@ -114,6 +140,11 @@ class ScalarsProbe : public Probe {
     for (const ParameterInfo& parameter : model_.parameters) {
       const double* row = sums + parameter.id * kParameterSums;
       for (const Names& entry : kNames) {
+        const std::string why = known[parameter.id].lacks(entry.sum);
+        if (!why.empty()) {
+          layers[parameter.layer].lacks(entry.sum, parameter.name, why);
+          run.lacks(entry.sum, parameter.name, why);
+        }
         if (!known[parameter.id].has(entry.sum)) continue;
         recorder.parameter(entry.name, parameter.id, row[entry.sum], Recorder::kUnknown);
         for (Total* total : {&layers[parameter.layer], &run}) {
@@ -131,11 +162,13 @@ class ScalarsProbe : public Probe {
     for (const LayerInfo& layer : model_.layers) {
       const Total& total = layers[layer.id];
       for (const Names& entry : kNames) {
-        if (total.any[entry.sum]) {
+        if (total.has(entry.sum)) {
           recorder.layer(entry.name, layer.id, total.sum[entry.sum], Recorder::kUnknown);
         }
       }
-      if (total.any[kUpdateSquare]) {
+      total.left_out.say("scalars", "norms of " + name_of(layer), v1::SCOPE_LAYER, layer.id,
+                         recorder);
+      if (total.has(kUpdateSquare)) {
         recorder.layer("angular_update", layer.id,
                        angle_between(total.sum[kWeightSquare], total.sum[kWeightUpdate],
                                      total.sum[kUpdateSquare]),
@@ -143,9 +176,10 @@ class ScalarsProbe : public Probe {
       }
     }
     for (const Names& entry : kNames) {
-      if (run.any[entry.sum]) recorder.run(entry.name, run.sum[entry.sum], Recorder::kUnknown);
+      if (run.has(entry.sum)) recorder.run(entry.name, run.sum[entry.sum], Recorder::kUnknown);
     }
-    if (run.any[kUpdateSquare]) {
+    run.left_out.say("scalars", "norms of the run", v1::SCOPE_RUN, 0, recorder);
+    if (run.has(kUpdateSquare)) {
       recorder.run(
           "angular_update",
           angle_between(run.sum[kWeightSquare], run.sum[kWeightUpdate], run.sum[kUpdateSquare]),

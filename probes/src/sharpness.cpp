@@ -5,6 +5,7 @@
 #include "built_in.h"
 #include "curvature_support.h"
 #include "not_observed.h"
+#include "tycho/product_error.h"
 
 namespace tycho {
 namespace {
@@ -47,9 +48,11 @@ class SharpnessProbe : public Probe {
                          "Largest (algebraic) eigenvalue of the Hessian of the probe loss, at the "
                          "parameters after the update.",
                          "Cohen et al. 2021"),
-        define_statistic("sharpness_error_bound", "|d lambda|", "1", run,
-                         "Bound on the error of sharpness, from the residuals of Lanczos.",
-                         "Parlett 1998, ch. 11"),
+        define_statistic(
+            "sharpness_error_bound", "|d lambda|", "1", run,
+            "Bound on the error of sharpness, from the residuals of Lanczos and from what "
+            "Hessian-vector products were found to be wrong by.",
+            "Parlett 1998, ch. 11"),
         define_statistic("sharpness_products", "n_Hv", "products", run,
                          "Hessian-vector products spent on sharpness.", "tycho/krylov.h"),
         define_statistic("top_eigenvector_share", "|u_l|^2", "1",
@@ -78,11 +81,13 @@ class SharpnessProbe : public Probe {
     if (found.finite) {
       shares = inner_products(*surface, model_, found.vectors[0], found.vectors[0]);
     }
-    return [found, shares](const Arrived&, Recorder& recorder) {
+    return [found, shares, inexact = product_error_of(*surface)](const Arrived&,
+                                                                 Recorder& recorder) {
       if (!found.finite) return say_not_finite("sharpness", recorder);
       say_not_converged("sharpness", found, recorder);
       recorder.run("sharpness", found.values[0], Recorder::kUnknown);
-      recorder.run("sharpness_error_bound", found.bounds[0], Recorder::kUnknown);
+      recorder.run("sharpness_error_bound", found.bounds[0] + inexact * std::abs(found.values[0]),
+                   Recorder::kUnknown);
       recorder.run("sharpness_products", static_cast<double>(found.products), Recorder::kUnknown);
       shares.record("top_eigenvector_share", recorder);
     };
@@ -152,11 +157,13 @@ class PreconditionedSharpnessProbe : public Probe {
     if (found.finite) {
       shares = inner_products(*surface, model_, found.vectors[0], found.vectors[0]);
     }
-    return [found, shares, threshold = stability.threshold](const Arrived&, Recorder& recorder) {
+    return [found, shares, threshold = stability.threshold, inexact = product_error_of(*surface)](
+               const Arrived&, Recorder& recorder) {
       if (!found.finite) return say_not_finite("preconditioned_sharpness", recorder);
       say_not_converged("preconditioned_sharpness", found, recorder);
       recorder.run("preconditioned_sharpness", found.values[0], Recorder::kUnknown);
-      recorder.run("preconditioned_sharpness_error_bound", found.bounds[0], Recorder::kUnknown);
+      recorder.run("preconditioned_sharpness_error_bound",
+                   found.bounds[0] + inexact * std::abs(found.values[0]), Recorder::kUnknown);
       recorder.run("stability_threshold", threshold, Recorder::kUnknown);
       shares.record("preconditioned_eigenvector_share", recorder);
     };

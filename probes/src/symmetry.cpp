@@ -6,15 +6,19 @@
 #include <optional>
 
 #include "built_in.h"
+#include "channel_sums.h"
 
 namespace tycho {
 namespace {
 
+at::Tensor rows_of(const at::Tensor& tensor, const SymmetryMember& member) {
+  const at::Tensor rows = tensor.detach();
+  return rows.dim() > 0 ? rows.narrow(0, member.begin, member.count) : rows;
+}
+
 /// Rows of a member as [channels, everything else] in float64.
 at::Tensor unfold(const at::Tensor& tensor, const SymmetryMember& member) {
-  at::Tensor rows = tensor.detach();
-  if (rows.dim() > 0) rows = rows.narrow(0, member.begin, member.count);
-  rows = rows.to(at::kDouble).reshape(member.view);
+  const at::Tensor rows = rows_of(tensor, member).to(at::kDouble).reshape(member.view);
   std::vector<int64_t> order = member.axes;
   int64_t channels = 1;
   for (const int64_t axis : member.axes) channels *= member.view[static_cast<size_t>(axis)];
@@ -180,8 +184,11 @@ class SymmetryProbe : public Probe {
       };
       return at::bmm(blocks(left), blocks(right).transpose(1, 2));
     }
-    const at::Tensor diagonal = (left * right).sum(1);
-    return group.uniform ? diagonal.sum().unsqueeze(0) : diagonal;
+    return diagonal(group, (left * right).sum(1));
+  }
+
+  static at::Tensor diagonal(const SymmetryGroup& group, const at::Tensor& by_channel) {
+    return group.uniform ? by_channel.sum().unsqueeze(0) : by_channel;
   }
 
   static at::Tensor scale(const at::Tensor& w, const at::Tensor& g) {
@@ -199,10 +206,20 @@ class SymmetryProbe : public Probe {
     at::Tensor total;
     at::Tensor square;
     for (const SymmetryMember& member : group.members) {
-      const at::Tensor w = unfold(weight(step, member), member);
-      const at::Tensor g = unfold((*step.parameters)[member.parameter].gradient, member);
+      const at::Tensor& gradient = (*step.parameters)[member.parameter].gradient;
       at::Tensor part;
       at::Tensor size;
+      if (!translation && group.block == 1) {
+        if (const auto sums = channel_sums(weight(step, member), gradient, member)) {
+          part = diagonal(group, sums->wg) * member.sign;
+          difference = difference.defined() ? difference + part : part;
+          size = (sums->ww * sums->gg).sum().sqrt();
+          total = total.defined() ? total + size : size;
+          continue;
+        }
+      }
+      const at::Tensor w = unfold(weight(step, member), member);
+      const at::Tensor g = unfold(gradient, member);
       if (translation) {
         const at::Tensor sums = g.sum(0).square().sum();
         square = square.defined() ? square + sums : sums;
@@ -234,15 +251,33 @@ class SymmetryProbe : public Probe {
     at::Tensor rounding;
     for (const SymmetryMember& member : group.members) {
       const ParameterInfo& parameter = model_.parameters[member.parameter];
-      const at::Tensor before = unfold(weight(step, member), member);
-      const at::Tensor after = unfold(parameter.tensor, member);
-      const at::Tensor g = unfold((*step.parameters)[member.parameter].gradient, member);
+      const at::Tensor& weights = weight(step, member);
+      const at::Tensor& gradient = (*step.parameters)[member.parameter].gradient;
       // Rounding to nearest errs by less than a third of the distance of neighbours, root mean
       // square.
       const double unit = 0.3 * epsilon_of(parameter.tensor.scalar_type());
       at::Tensor part;
       at::Tensor size;
       at::Tensor error;
+      if (!translation && group.block == 1) {
+        const at::Tensor now = parameter.tensor.detach();
+        const auto used = channel_sums(weights, gradient, member);
+        const auto updated = channel_sums(now, now, member);
+        if (used && updated) {
+          const at::Tensor gained = eta * eta * diagonal(group, used->gg);
+          const at::Tensor kept = diagonal(group, used->ww);
+          part = (diagonal(group, updated->ww) - decay * decay * kept - gained) * member.sign;
+          difference = difference.defined() ? difference + part : part;
+          size = gained.norm() + std::fabs(1 - decay * decay) * kept.norm();
+          error = 4 * unit * unit * rows_of(weights, member).square().square().sum(at::kDouble);
+          change = change.defined() ? change + size : size;
+          rounding = rounding.defined() ? rounding + error : error;
+          continue;
+        }
+      }
+      const at::Tensor before = unfold(weights, member);
+      const at::Tensor after = unfold(parameter.tensor, member);
+      const at::Tensor g = unfold(gradient, member);
       if (translation) {
         part = (after.sum(0) - decay * before.sum(0)).square().sum();
         squares = squares.defined() ? squares + part : part;

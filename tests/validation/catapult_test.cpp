@@ -151,7 +151,7 @@ TEST(CatapultTest, DivergenceAsksForALowerLearningRate) {
 TEST(CatapultTest, StaysSilentWithoutItsGate) {
   Options unknown;
   unknown.probe = false;
-  EXPECT_EQ(verdict(simulate(unknown).finding), "NOT_APPLICABLE");
+  EXPECT_EQ(verdict(simulate(unknown).finding), "NOT_MEASURED") << told(simulate(unknown).finding);
   Options rescued;
   rescued.quadratic = true;
   rescued.eta_lambda = 2.6;

@@ -57,7 +57,7 @@ double spectral_norm(const Matrix& m) {
 
 class Network {
  public:
-  Network(int width, Scaling scaling, std::mt19937* generator) : scaling_(scaling) {
+  Network(int width, Scaling scaling, std::mt19937* generator) {
     const int sizes[kLayers + 1] = {kInputs, width, width, kOutputs};
     for (int l = 0; l < kLayers; ++l) {
       const double inputs = sizes[l];
@@ -117,7 +117,6 @@ class Network {
   Matrix output;
 
  private:
-  Scaling scaling_;
   double multiplier_ = 1;
   int time_ = 0;
   std::vector<double> rate_;

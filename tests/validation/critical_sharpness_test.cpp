@@ -142,7 +142,7 @@ TEST(CriticalSharpnessTest, OfAQuarticFarFromTheCriticalStepItIsNoCurvature) {
   EXPECT_EQ(verdict(find(findings, "critical_sharpness_bound", "run")), "HOLDS");
   const Finding finding = find(findings, "critical_sharpness_agreement", "run");
   EXPECT_EQ(verdict(finding), "NOT_APPLICABLE") << told(finding);
-  EXPECT_NEAR(finding.measured, 1.0 / 3, 1e-3);
+  EXPECT_TRUE(std::isnan(finding.measured)) << "not judged, so no number beside the prediction";
 }
 
 TEST(CriticalSharpnessTest, BehindAFlatterMinimumItIsBelowTheCurvature) {

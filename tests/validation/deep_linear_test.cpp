@@ -237,7 +237,7 @@ TEST(DeepLinearModesTest, StaysSilentWithoutItsGate) {
   EXPECT_EQ(verdict(modes(steps_too_long)), "NOT_APPLICABLE");
   Options without_targets;
   without_targets.targets = false;
-  EXPECT_EQ(verdict(modes(without_targets)), "NOT_APPLICABLE");
+  EXPECT_EQ(verdict(modes(without_targets)), "NOT_MEASURED");
   Options plateau;
   plateau.steps = 20;
   EXPECT_EQ(verdict(modes(plateau)), "NOT_YET");

@@ -150,8 +150,8 @@ TEST(FeaturesAtConvergenceTest, StaysSilentBeforeConvergenceAndWithoutDecay) {
   Options nothing;
   nothing.measured = false;
   nothing.steps = 10;
-  EXPECT_EQ(verdict(find(train(nothing), "features_at_convergence", "run")), "NOT_APPLICABLE");
-  EXPECT_EQ(verdict(find(train(nothing), "neural_feature_ansatz", "run")), "NOT_APPLICABLE");
+  EXPECT_EQ(verdict(find(train(nothing), "features_at_convergence", "run")), "NOT_MEASURED");
+  EXPECT_EQ(verdict(find(train(nothing), "neural_feature_ansatz", "run")), "NOT_MEASURED");
 }
 
 TEST(NeuralFeatureAnsatzTest, SaysHowItMovedAndGivesNoVerdict) {

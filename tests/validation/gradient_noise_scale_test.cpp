@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <random>
+#include <string>
 
 #include "findings.h"
 #include "simulated_run.h"
@@ -21,6 +22,8 @@ struct Options {
   int last_batch = 16;  // every tenth step
   bool duplicated = false;
   bool batch_norm = false;
+  double signal_falls = 1;  // |G|^2 at the end over its start, exponentially
+  double recorded = 0;      // noise scale that the probe recorded, with limits; 0: an older trace
   std::string optimizer = "SGD";
 };
 
@@ -33,10 +36,15 @@ Finding simulate(const Options& options, uint32_t seed) {
   const uint32_t layer = run.add_layer(
       "0", options.batch_norm ? "torch::nn::BatchNorm1dImpl" : "torch::nn::LinearImpl");
   run.add_parameter(layer, "weight", {1, kDimension});
-  for (const char* name : {"batch_size", "grad_noise_trace", "grad_signal_sq"}) run.statistic(name);
+  for (const char* name : {"batch_size", "grad_noise_trace", "grad_signal_sq", "noise_scale",
+                           "noise_scale_low", "noise_scale_high"}) {
+    if (options.recorded > 0 || std::string(name).rfind("noise", 0) != 0) run.statistic(name);
+  }
   run.open();
   for (int step = 0; step < options.steps; ++step) {
     const int batch = step % 10 == 9 ? options.last_batch : options.batch;
+    const double delta =
+        std::pow(options.signal_falls, 0.5 * step / static_cast<double>(options.steps - 1));
     std::vector<double> sum(kDimension, 0.0);
     double square_sum = 0;
     std::vector<double> x(kDimension);
@@ -44,7 +52,8 @@ Finding simulate(const Options& options, uint32_t seed) {
     for (int i = 0; i < batch; ++i) {
       if (!options.duplicated || i % 2 == 0) {
         for (double& value : x) value = normal(generator);
-        error = x[0] - std::sqrt(kNoiseVariance) * normal(generator);  // delta = (1, 0, ...)
+        // delta = (1, 0, ...), or shorter
+        error = delta * x[0] - std::sqrt(kNoiseVariance) * normal(generator);
       }
       for (int j = 0; j < kDimension; ++j) {
         sum[j] += error * x[j];
@@ -60,6 +69,11 @@ Finding simulate(const Options& options, uint32_t seed) {
     run.put("batch_size", batch);
     run.put("grad_noise_trace", trace);
     run.put("grad_signal_sq", signal);
+    if (options.recorded > 0) {
+      run.put("noise_scale", options.recorded);
+      run.put("noise_scale_low", 0.5 * options.recorded);
+      run.put("noise_scale_high", 2 * options.recorded);
+    }
     run.put("grad_noise_trace", v1::SCOPE_LAYER, {trace});
     run.put("grad_signal_sq", v1::SCOPE_LAYER, {signal});
   }
@@ -124,19 +138,74 @@ TEST(GradientNoiseScaleTest, OneBatchSizeTestsNothing) {
   EXPECT_GT(finding.ci_high, kNoiseScale);
 }
 
-TEST(GradientNoiseScaleTest, BatchNormIsNotApplicable) {
+TEST(GradientNoiseScaleTest, UnderBatchNormThereIsNoneEver) {
   Options options;
   options.last_batch = 4;
   options.batch_norm = true;
   const Finding finding = simulate(options, 1);
   EXPECT_EQ(verdict(finding), "NOT_APPLICABLE");
   EXPECT_TRUE(finding.advice.empty());
+  EXPECT_TRUE(std::isnan(finding.measured) && std::isnan(finding.ci_low));
+  options.steps = 2;
+  EXPECT_EQ(verdict(simulate(options, 1)), "NOT_APPLICABLE") << "no number of steps will do";
 }
 
 TEST(GradientNoiseScaleTest, FewStepsAreNotEnough) {
   Options options;
-  options.steps = 10;
+  options.steps = 3;
   EXPECT_EQ(verdict(simulate(options, 1)), "NOT_YET");
+}
+
+// |G|^2 falls ten thousandfold, as in a run that converges: said is the noise scale of now, and not
+// that of the steps behind, which is far smaller.
+TEST(GradientNoiseScaleTest, FollowsASignalThatFades) {
+  constexpr double kFall = 1e-4;
+  const double expected = kDimension + 1 + kDimension * kNoiseVariance / kFall;  // of the last step
+  int covered = 0;
+  int honest = 0;
+  constexpr int kSeeds = 20;
+  for (uint32_t seed = 0; seed < kSeeds; ++seed) {
+    Options options;
+    options.steps = 1000;
+    options.batch = 32;
+    options.last_batch = 32;
+    options.signal_falls = kFall;
+    const Finding finding = simulate(options, seed);
+    covered += finding.ci_low <= expected && expected <= finding.ci_high;
+    // Hidden in the noise by now: a bound from below, beyond the batch, and no value.
+    honest += std::isnan(finding.measured) && finding.ci_low > 100;
+  }
+  EXPECT_GE(covered, 19);
+  EXPECT_GE(honest, 16);
+}
+
+TEST(GradientNoiseScaleTest, SaysWhatTheProbeRecorded) {
+  Options options;
+  options.recorded = 300;
+  const Finding finding = simulate(options, 1);
+  EXPECT_EQ(finding.measured, 300);
+  EXPECT_EQ(finding.ci_low, 150);
+  EXPECT_EQ(finding.ci_high, 600);
+  EXPECT_NE(finding.advice.find("300 [150, 600]"), std::string::npos) << finding.advice;
+  options.recorded = 40;  // a factor of two around it reaches beyond four batches
+  EXPECT_EQ(simulate(options, 1).advice, "");
+  EXPECT_NE(simulate(options, 1).gate.find("between 20 and 80"), std::string::npos);
+}
+
+TEST(GradientNoiseScaleTest, AWideIntervalIsNoCompromise) {
+  Options options;
+  options.recorded = 16;  // the batch, within [8, 32]
+  EXPECT_NE(simulate(options, 1).advice.find("compromise"), std::string::npos);
+  for (uint32_t seed = 0; seed < 10; ++seed) {
+    Options few;
+    few.steps = 60;
+    few.batch = 32;
+    few.last_batch = 32;
+    few.signal_falls = 0.05;
+    const Finding finding = simulate(few, seed);
+    if (finding.ci_low >= 8 && finding.ci_high <= 128) continue;
+    EXPECT_EQ(finding.advice.find("compromise"), std::string::npos) << finding.advice;
+  }
 }
 
 }  // namespace

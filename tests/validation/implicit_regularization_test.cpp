@@ -165,7 +165,7 @@ TEST(ImplicitRegularizationTest, StaysSilentWithoutItsGate) {
   ToyRun nothing;
   nothing.steps = 50;
   nothing.measure_curvature = false;
-  EXPECT_EQ(verdict(find(train(nothing), "implicit_regularization", "run")), "NOT_APPLICABLE");
+  EXPECT_EQ(verdict(find(train(nothing), "implicit_regularization", "run")), "NOT_MEASURED");
 }
 
 }  // namespace

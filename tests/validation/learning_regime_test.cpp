@@ -139,7 +139,7 @@ TEST(LearningRegimeTest, StaysSilentWhileNothingIsLearned) {
   EXPECT_EQ(verdict(finding), "NOT_YET") << told(finding);
   options.measured = false;
   finding = train(options);
-  EXPECT_EQ(verdict(finding), "NOT_APPLICABLE") << told(finding);
+  EXPECT_EQ(verdict(finding), "NOT_MEASURED") << told(finding);
 }
 
 }  // namespace

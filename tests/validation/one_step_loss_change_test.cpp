@@ -108,7 +108,7 @@ TEST(OneStepLossChangeTest, StaysSilentWithoutItsGate) {
   options.steps = 100;
   EXPECT_EQ(verdict(judged(options)), "NOT_YET");
   options.measure_curvature = false;
-  EXPECT_EQ(verdict(judged(options)), "NOT_APPLICABLE");
+  EXPECT_EQ(verdict(judged(options)), "NOT_MEASURED");
 }
 
 }  // namespace

@@ -186,7 +186,7 @@ TEST(SignalPropagationTest, StaysSilentWithoutItsGate) {
   EXPECT_EQ(verdict(judged(shallow, 1)), "NOT_APPLICABLE");
   Options late;
   late.first_step = 10;
-  EXPECT_EQ(verdict(judged(late, 1)), "NOT_APPLICABLE");
+  EXPECT_EQ(verdict(judged(late, 1)), "NOT_MEASURED");
   Options residual;
   residual.skip = true;
   EXPECT_EQ(verdict(judged(residual, 1)), "NOT_APPLICABLE");

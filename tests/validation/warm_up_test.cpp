@@ -108,7 +108,7 @@ TEST(WarmUpTest, WhatTheEdgeDoesNotExplainViolates) {
 TEST(WarmUpTest, StaysSilentWithoutItsGate) {
   Series noisy;
   noisy.full_batch = false;
-  EXPECT_EQ(verdict(simulate(noisy)), "NOT_APPLICABLE");
+  EXPECT_EQ(verdict(simulate(noisy)), "NOT_MEASURED") << told(simulate(noisy));
   Series late;
   late.first_measurement = 50;
   EXPECT_EQ(verdict(simulate(late)), "NOT_APPLICABLE");

@@ -18,7 +18,7 @@ const LawDescription* Comparison::law(const std::string& id) const {
 bool Comparison::has_loss() const {
   if (!set.left_out().empty()) return true;
   return std::any_of(set.runs().begin(), set.runs().end(),
-                     [](const RunDigest& run) { return run.bytes_lost > 0; });
+                     [](const RunDigest& run) { return !run.losses.empty(); });
 }
 
 Comparison compare(std::vector<RunDigest> runs, std::vector<LeftOut> left_out,
@@ -120,6 +120,7 @@ Verdict summary_verdict(const Comparison& comparison, const LawDescription& law)
       case Verdict::kHolds:
         return 3;
       case Verdict::kNotYet:
+      case Verdict::kNotMeasured:
         return 1;
       case Verdict::kNotApplicable:
         return 0;

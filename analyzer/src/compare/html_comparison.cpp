@@ -483,7 +483,7 @@ std::string tally(const Comparison& comparison) {
   for (const LawDescription& law : comparison.laws) ++counts[summary_verdict(comparison, law)];
   std::string out = "<p class=\"tally\">";
   for (const Verdict verdict : {Verdict::kViolated, Verdict::kHolds, Verdict::kUnderpowered,
-                                Verdict::kNotYet, Verdict::kNotApplicable}) {
+                                Verdict::kNotYet, Verdict::kNotMeasured, Verdict::kNotApplicable}) {
     if (counts[verdict] > 0) out += badge(verdict) + fmt::format(" <b>{}</b> ", counts[verdict]);
   }
   return out + "</p>\n";

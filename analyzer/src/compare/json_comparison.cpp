@@ -56,7 +56,7 @@ std::string json_comparison(const Comparison& comparison) {
          {"end", number(ends.run[r].end)},
          {"loss", number(ends.run[r].loss)},
          {"common_loss", number(ends.run[r].common_loss)},
-         {"finished", run.sealed},
+         {"finished", !run.being_written && !run.died},
          {"lost",
           {{"bytes_skipped", run.bytes_lost}, {"messages_dropped", run.messages_dropped}}}});
   }
@@ -108,7 +108,7 @@ std::string json_comparison(const Comparison& comparison) {
                        {"sweeps", ladders},
                        {"laws", laws}};
   // Names come from the user's program and need not be UTF-8.
-  return result.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
+  return result.dump(2, ' ', true, json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace tycho::analyzer

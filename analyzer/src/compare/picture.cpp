@@ -61,6 +61,7 @@ std::string sign(Verdict verdict, double x, double y) {
       return fmt::format("<path class=\"none\" d=\"M{:.1f} {:.1f}h8\"/>", x - 4, y);
     case Verdict::kUnderpowered:
     case Verdict::kNotYet:
+    case Verdict::kNotMeasured:
       break;
   }
   return fmt::format("<circle class=\"open\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"4.5\"/>", x, y);

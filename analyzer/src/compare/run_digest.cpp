@@ -295,7 +295,11 @@ Result<RunDigest> digest_run(const std::string& path,
   if (digest.name.empty()) digest.name = path;
   digest.run = reader.value()->run();
   const auto& segments = reader.value()->segments();
-  digest.sealed = !segments.empty() && segments.back().sealed;
+  for (const trace::SegmentInfo& segment : segments) {
+    digest.being_written = digest.being_written || segment.being_written;
+    digest.died = digest.died || segment.at_risk_seconds > 0;
+  }
+  digest.losses = trace::losses(segments, reader.value()->skipped());
   for (const auto& region : reader.value()->skipped()) {
     digest.bytes_lost += region.end - region.begin;
   }

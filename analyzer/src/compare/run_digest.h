@@ -77,8 +77,10 @@ struct RunDigest {
   int64_t last_step = -1;
   Position end;  ///< of the last step
   uint64_t frames = 0;
-  bool sealed = true;       ///< its last segment ended properly
-  uint64_t bytes_lost = 0;  ///< that could not be read
+  bool being_written = false;       ///< it goes on: its writer is alive
+  bool died = false;                ///< its writer died before it was closed
+  std::vector<std::string> losses;  ///< what is missing, or may be, in words
+  uint64_t bytes_lost = 0;          ///< that could not be read
   uint64_t messages_dropped = 0;
   std::vector<v1::Event> events;
 

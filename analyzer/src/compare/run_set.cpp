@@ -468,10 +468,10 @@ void RunSet::find_notes() {
       notes_.push_back(fmt::format("{} lost {} messages while it was recorded.", run.name,
                                    run.messages_dropped));
     }
-    if (!run.sealed) {
-      notes_.push_back(
-          fmt::format("{} is not finished (or was killed): it is compared up to step {}.", run.name,
-                      run.last_step));
+    if (run.being_written || run.died) {
+      notes_.push_back(fmt::format(
+          "{} is not finished ({}): it is compared up to step {}.", run.name,
+          run.being_written ? "it is being written" : "its writer died", run.last_step));
     }
     const auto* loss = run.series("loss");
     if (loss != nullptr) {

@@ -64,6 +64,10 @@ class RunContext {
   virtual const v1::ModelDescription& model() const = 0;
   virtual const v1::StatisticRegistry& registry() const = 0;
   virtual const v1::ModelStructure* structure() const = 0;  ///< nullptr until known
+  /// One per (code, entity), with the last count.
+  virtual const std::vector<v1::Event>& events() const = 0;
+  /// Was a value of this statistic recorded so far, at any scope?
+  virtual bool recorded(const std::string& statistic) const = 0;
   /// Index of a statistic at a scope; the same for the whole run. Valid for names not (yet)
   /// recorded too: their values are never present.
   virtual ColumnIndex column(const std::string& statistic, v1::Scope scope) const = 0;

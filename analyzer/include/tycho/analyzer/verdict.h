@@ -7,8 +7,10 @@
 
 namespace tycho::analyzer {
 
-enum class Verdict { kHolds, kViolated, kNotApplicable, kUnderpowered, kNotYet };
-/// HOLDS, VIOLATED, NOT_APPLICABLE, UNDERPOWERED, NOT_YET.
+/// NotApplicable: theory does not speak about this model, optimizer or regime. NotMeasured: it
+/// would, but its statistics were not recorded. NotYet: they are recorded, and more steps will do.
+enum class Verdict { kHolds, kViolated, kNotApplicable, kUnderpowered, kNotYet, kNotMeasured };
+/// HOLDS, VIOLATED, NOT_APPLICABLE, UNDERPOWERED, NOT_YET, NOT_MEASURED.
 const char* to_string(Verdict verdict);
 
 /// The five lines of learning mechanics (Simon et al. 2026).
@@ -21,6 +23,11 @@ enum class Line {
 };
 const char* to_string(Line line);
 
+/// What a law says about `measured`: that it is `predicted`, or at most or at least that.
+enum class Relation { kEqual, kAtMost, kAtLeast };
+/// "equal", "at most", "at least".
+const char* to_string(Relation relation);
+
 inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 
 /// One law at one scope.
@@ -31,13 +38,16 @@ struct Finding {
   Verdict verdict = Verdict::kNotYet;
   double measured = kUnknown;
   double predicted = kUnknown;
-  double ci_low = kUnknown;  ///< of `measured`
+  Relation relation = Relation::kEqual;  ///< of `measured` to `predicted`
+  double ci_low = kUnknown;              ///< of `measured`
   double ci_high = kUnknown;
   double confidence = 0.95;
   std::string unit;
   int64_t window_begin = -1;  ///< steps used, inclusive
   int64_t window_end = -1;
-  std::string gate;    ///< the assumptions, and for NOT_APPLICABLE the one that failed, in words
+  /// The assumptions, in words; for NOT_APPLICABLE the one that failed, for NOT_MEASURED what is
+  /// missing and how to have it.
+  std::string gate;
   std::string advice;  ///< what a practitioner does about it; empty: nothing
   std::string source;
   /// 0..1: how much this deserves the reader's attention. From 0.8: something is wrong or a setting
@@ -53,8 +63,8 @@ struct Finding {
 };
 
 /// The importance of a finding by its verdict: a violation 0.9, a confirmed law 0.4, underpowered
-/// 0.25, not yet 0.2, not applicable 0.05; findings about a single layer or parameter count 0.8 of
-/// that. Laws whose advice is worth more set their own.
+/// 0.25, not yet 0.2, not measured 0.1, not applicable 0.05; findings about a single layer or
+/// parameter count 0.8 of that. Laws whose advice is worth more set their own.
 double importance(Verdict verdict, bool whole_run);
 
 /// What `tycho laws` prints and the report shows beside a verdict.

@@ -1,0 +1,152 @@
+#include "laws/availability.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "laws/law_support.h"
+
+namespace tycho::analyzer {
+namespace {
+
+enum class Loss { kNone, kProbe, kFeatures, kLabels, kExamples, kBatch };
+
+/// Which loss of the user a statistic is taken from.
+Loss loss_of(std::string_view statistic) {
+  struct Row {
+    Loss loss;
+    std::vector<std::string_view> statistics;
+  };
+  static const std::vector<Row> rows = {
+      {Loss::kProbe,
+       {"probe_loss", "sharpness", "preconditioned_sharpness", "stability_threshold",
+        "hessian_eigenvalue", "hessian_trace", "block_sharpness", "directional_sharpness",
+        "critical_sharpness", "loss_change", "loss_change_first_order", "loss_change_second_order",
+        "modified_flow_excess", "central_flow_variance"}},
+      {Loss::kFeatures,
+       {"kernel_distance", "linearization_residual", "feature_change", "feature_change_relative",
+        "fact_residual", "feature_ansatz_alignment", "mode_strength", "target_mode_strength"}},
+      {Loss::kLabels, {"class_variability", "probe_error"}},
+      {Loss::kExamples, {"gauss_newton_trace", "predicted_noise_trace"}},
+      {Loss::kBatch, {"batch_sharpness"}},
+  };
+  for (const Row& row : rows) {
+    if (std::find(row.statistics.begin(), row.statistics.end(), statistic) != row.statistics.end())
+      return row.loss;
+  }
+  return Loss::kNone;
+}
+
+const char* words_of(Loss loss) {
+  switch (loss) {
+    case Loss::kNone:
+      break;
+    case Loss::kProbe:
+      return "a probe loss (Session::set_probe_loss)";
+    case Loss::kFeatures:
+      return "a probe loss with `output` (Session::set_probe_loss with a ProbeLoss)";
+    case Loss::kLabels:
+      return "a probe loss with `output` and `labels` (Session::set_probe_loss with a ProbeLoss)";
+    case Loss::kExamples:
+      return "a probe loss with `output` and `examples` (Session::set_probe_loss with a ProbeLoss)";
+    case Loss::kBatch:
+      return "a loss of fresh batches (Session::set_batch_loss)";
+  }
+  return "";
+}
+
+const v1::StatisticDefinition* definition_of(const RunContext& context, const std::string& name) {
+  for (const v1::StatisticDefinition& definition : context.registry().statistic()) {
+    if (definition.name() == name) return &definition;
+  }
+  return nullptr;
+}
+
+/// What the session said about it; nullptr: nothing.
+const v1::Event* said_about(const RunContext& context, const v1::StatisticDefinition& definition) {
+  const std::array<std::string, 7> codes = {definition.name() + "_not_observed",
+                                            definition.probe() + "_not_observed",
+                                            "gradient_" + definition.probe() + "_not_observed",
+                                            "loss_missing_" + definition.probe(),
+                                            "probe_disabled_" + definition.probe(),
+                                            "probe_fault_" + definition.probe(),
+                                            definition.name() + "_not_finite"};
+  for (const std::string& code : codes) {
+    for (const v1::Event& event : context.events()) {
+      if (event.code() == code) return &event;
+    }
+  }
+  if (definition.probe() != "noise") return nullptr;
+  for (const v1::Event& event : context.events()) {
+    if (event.code() == "noise_needs_two_examples") return &event;
+  }
+  return nullptr;
+}
+
+std::string without_full_stop(std::string text) {
+  while (!text.empty() && (text.back() == '.' || text.back() == ' ')) text.pop_back();
+  return text;
+}
+
+}  // namespace
+
+std::string why_not_recorded(const RunContext& context, const std::vector<std::string>& any_of) {
+  const std::string& wanted = any_of.front();
+  const v1::StatisticDefinition* definition = nullptr;
+  for (const std::string& name : any_of) {
+    if (definition == nullptr) definition = definition_of(context, name);
+  }
+  const Loss loss = loss_of(definition != nullptr ? definition->name() : wanted);
+  const bool has_probe_loss = context.recorded("probe_loss");
+  for (const v1::Event& event : context.events()) {
+    if (loss != Loss::kNone && loss != Loss::kBatch && event.code() == "probe_loss_failed")
+      return without_full_stop(event.message());
+    if (loss == Loss::kBatch && event.code() == "batch_loss_failed")
+      return without_full_stop(event.message());
+  }
+  if (definition == nullptr) {
+    std::string text = fmt::format(
+        "{} is not among what this session records: SessionOptions::every(\"{}\", 50) adds it",
+        wanted, wanted);
+    if (loss != Loss::kNone && (loss == Loss::kBatch || !has_probe_loss))
+      text += fmt::format(", together with {}", words_of(loss));
+    return text;
+  }
+  if (const v1::Event* event = said_about(context, *definition); event != nullptr)
+    return without_full_stop(event->message());
+  if (loss != Loss::kNone && loss != Loss::kBatch && !has_probe_loss)
+    return fmt::format("{} needs {}", definition->name(), words_of(loss));
+  if (context.recorded(definition->name()))
+    return fmt::format("{} was recorded, but not where the law needs it", definition->name());
+  const auto& options = context.run().options();
+  const auto budget = options.find("overhead_budget");
+  const bool limited = budget != options.end() && budget->second != "none";
+  std::string text =
+      limited ? fmt::format(
+                    "{} was not due within the overhead budget of {}: raise it, or ask for "
+                    "the statistic with SessionOptions::every(\"{}\", 50)",
+                    definition->name(), budget->second, definition->name())
+              : fmt::format("{} was not recorded at any observed step", definition->name());
+  if (loss == Loss::kBatch || loss == Loss::kFeatures || loss == Loss::kLabels ||
+      loss == Loss::kExamples)
+    text += fmt::format("; it needs {}", words_of(loss));
+  return text;
+}
+
+void set_not_measured(Finding& finding, const RunContext& context, const std::string& what,
+                      const std::vector<std::string>& any_of) {
+  set_verdict(finding, Verdict::kNotMeasured);
+  finding.gate = fmt::format("{} not measured: {}", what, why_not_recorded(context, any_of));
+}
+
+void set_no_settings(Finding& finding) {
+  set_verdict(finding, Verdict::kNotMeasured);
+  finding.gate =
+      "the settings of the optimizer are not known: Session takes an optimizer, and it must hold "
+      "the "
+      "parameters";
+}
+
+}  // namespace tycho::analyzer
