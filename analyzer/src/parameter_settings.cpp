@@ -7,7 +7,7 @@ namespace {
 
 auto all_fields(const ParameterSettings& s) {
   return std::tie(s.known, s.optimizer, s.learning_rate, s.momentum, s.dampening, s.nesterov,
-                  s.weight_decay, s.decoupled_weight_decay, s.beta1, s.beta2);
+                  s.weight_decay, s.decoupled_weight_decay, s.beta1, s.beta2, s.amsgrad);
 }
 
 }  // namespace
@@ -32,6 +32,7 @@ std::vector<ParameterSettings> settings_by_parameter(const v1::OptimizerSettings
     shared.decoupled_weight_decay = group.decoupled_weight_decay();
     shared.beta1 = group.beta1();
     shared.beta2 = group.beta2();
+    shared.amsgrad = group.amsgrad();
     for (const uint32_t id : group.parameter()) {
       if (id < parameters) result[id] = shared;
     }

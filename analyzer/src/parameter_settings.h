@@ -19,6 +19,7 @@ struct ParameterSettings {
   bool decoupled_weight_decay = false;
   double beta1 = 0;
   double beta2 = 0;
+  bool amsgrad = false;
 
   bool is_adam() const { return optimizer == "Adam" || optimizer == "AdamW"; }
   bool decays_decoupled() const { return decoupled_weight_decay || optimizer == "AdamW"; }

@@ -14,8 +14,22 @@ const char* to_string(Verdict verdict) {
       return "UNDERPOWERED";
     case Verdict::kNotYet:
       return "NOT_YET";
+    case Verdict::kNotMeasured:
+      return "NOT_MEASURED";
   }
   return "UNKNOWN";
+}
+
+const char* to_string(Relation relation) {
+  switch (relation) {
+    case Relation::kEqual:
+      return "equal";
+    case Relation::kAtMost:
+      return "at most";
+    case Relation::kAtLeast:
+      return "at least";
+  }
+  return "unknown";
 }
 
 const char* to_string(Line line) {
@@ -48,6 +62,9 @@ double importance(Verdict verdict, bool whole_run) {
       break;
     case Verdict::kNotYet:
       value = 0.2;
+      break;
+    case Verdict::kNotMeasured:
+      value = 0.1;
       break;
     case Verdict::kNotApplicable:
       value = 0.05;

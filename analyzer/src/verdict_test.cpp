@@ -11,6 +11,7 @@ TEST(VerdictTest, NamesAreThoseOfTheContract) {
   EXPECT_STREQ(to_string(Verdict::kNotApplicable), "NOT_APPLICABLE");
   EXPECT_STREQ(to_string(Verdict::kUnderpowered), "UNDERPOWERED");
   EXPECT_STREQ(to_string(Verdict::kNotYet), "NOT_YET");
+  EXPECT_STREQ(to_string(Verdict::kNotMeasured), "NOT_MEASURED");
 }
 
 TEST(VerdictTest, ViolationsOfTheRunComeFirst) {

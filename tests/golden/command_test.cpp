@@ -1,12 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "tests/golden/golden_run.h"
+#include "tests/golden/command_run.h"
 
 namespace tycho::testing {
 namespace {
@@ -14,44 +12,6 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::StartsWith;
-
-struct Outcome {
-  int exit_code = -1;
-  std::string out;
-  std::string err;
-};
-
-class CommandTest : public ::testing::Test {
- protected:
-  /// Runs the command through a shell; `redirect` replaces where its output goes.
-  Outcome run(const std::string& arguments, const std::string& redirect = "") {
-    const std::string out = scratch_.path("out");
-    const std::string err = scratch_.path("err");
-    const std::string to = redirect.empty() ? " >'" + out + "'" : redirect;
-    const std::string line = std::string(TYCHO_COMMAND) + " " + arguments + to + " 2>'" + err + "'";
-    const int status = std::system(line.c_str());
-    Outcome outcome;
-    outcome.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    if (redirect.empty()) outcome.out = read_file(out);
-    outcome.err = read_file(err);
-    return outcome;
-  }
-
-  std::string sample() {
-    const std::string directory = scratch_.path("sample");
-    if (!std::filesystem::exists(directory)) write_long_run(directory, 200);
-    return directory;
-  }
-
-  std::string segment(const std::string& directory) {
-    for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-      if (entry.path().extension() == ".mcap") return entry.path().string();
-    }
-    return "";
-  }
-
-  ScratchDirectory scratch_;
-};
 
 TEST_F(CommandTest, EveryCommandReadsAnIntactRunInSilence) {
   for (const char* command :
@@ -104,12 +64,14 @@ TEST_F(CommandTest, ACutTraceIsReadAndItsLossIsToldAndCanBeRecovered) {
   const Outcome report = run("report " + sample());
   EXPECT_EQ(report.exit_code, 3);
   EXPECT_THAT(report.out, HasSubstr("The trace is not complete"));
-  EXPECT_THAT(report.err, HasSubstr("could not be read"));
+  EXPECT_THAT(report.err, HasSubstr("cannot be read"));
+  EXPECT_THAT(report.err, HasSubstr("the writer died; up to 1 s of steps"));
   EXPECT_EQ(run("recover " + sample() + " " + scratch_.path("rescued")).exit_code, 3);
   EXPECT_EQ(run("verify " + scratch_.path("rescued")).exit_code, 0);
   EXPECT_EQ(run("recover " + sample() + " " + scratch_.path("rescued")).exit_code, 1);
   const auto json = nlohmann::json::parse(run("report --format json " + sample()).out);
   EXPECT_FALSE(json.at("run").at("lost").at("skipped").empty());
+  EXPECT_THAT(run("report " + scratch_.path("rescued")).out, HasSubstr("recovered; "));
 }
 
 // A residual of one half at each of 50 steps: no rounding explains that.
@@ -140,9 +102,38 @@ TEST_F(CommandTest, FailsOnViolationsWhenAskedTo) {
   EXPECT_EQ(report.exit_code, 0);
   EXPECT_THAT(report.out, HasSubstr("VIOLATED"));
   const Outcome gated = run("report --fail-on violated " + directory);
-  EXPECT_EQ(gated.exit_code, 1);
+  EXPECT_EQ(gated.exit_code, 4);
   EXPECT_THAT(gated.err, HasSubstr("violated"));
   EXPECT_EQ(run("report --fail-on violated " + sample()).exit_code, 0);
+  EXPECT_EQ(run("report --fail-on alarm " + directory).exit_code, 0);
+}
+
+TEST_F(CommandTest, FailsOnAlarmsWhenAskedTo) {
+  const std::string directory = scratch_.path("diverged");
+  trace::RunWriterOptions options;
+  options.directory = directory;
+  auto writer =
+      trace::RunWriter::open(options, sample_run("diverged"), sample_model(1), sample_registry());
+  ASSERT_TRUE(writer.ok());
+  for (int64_t step = 0; step < 60; ++step) {
+    v1::Record record;
+    record.set_step(step);
+    v1::Column* column = record.add_column();
+    column->set_scope(v1::SCOPE_RUN);
+    column->add_value(step < 20 ? 2.3 : 3.6e22);
+    writer.value()->write("loss", record, step);
+  }
+  EXPECT_TRUE(writer.value()->close().ok());
+  const Outcome report = run("report " + directory);
+  EXPECT_EQ(report.exit_code, 0);
+  EXPECT_THAT(report.out, HasSubstr("The loss diverged"));
+  for (const char* gate : {"alarm", "violated,alarm"}) {
+    const Outcome gated = run("report --fail-on " + std::string(gate) + " " + directory);
+    EXPECT_EQ(gated.exit_code, 4) << gate;
+    EXPECT_THAT(gated.err, HasSubstr("alarm: The loss diverged (step 20)"));
+  }
+  EXPECT_EQ(run("report --fail-on violated " + directory).exit_code, 0);
+  EXPECT_EQ(run("report --fail-on violated,alarm " + sample()).exit_code, 0);
 }
 
 TEST_F(CommandTest, ReplayTakesARangeOfSteps) {

@@ -23,6 +23,8 @@ const char* symbol(Verdict verdict) {
       return "?";
     case Verdict::kNotYet:
       return "&hellip;";
+    case Verdict::kNotMeasured:
+      return "&#8709;";
   }
   return "";
 }

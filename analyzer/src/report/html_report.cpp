@@ -1,14 +1,13 @@
-#include <fmt/chrono.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
-#include <ctime>
 #include <map>
-#include <nlohmann/json.hpp>
 
+#include "coverage.h"
 #include "curvature.h"
 #include "html_parts.h"
+#include "html_sections.h"
 #include "remarks.h"
 #include "report.h"
 
@@ -23,8 +22,6 @@ extern const char* const dygraph_license;
 }  // namespace assets
 
 namespace {
-
-using nlohmann::json;
 
 std::string title_of(const Report& report, const Finding& finding) {
   const LawDescription* law = report.law(finding.law);
@@ -60,13 +57,21 @@ std::string interval(const Finding& finding) {
 
 std::string optional_number(double value) { return std::isnan(value) ? "" : short_number(value); }
 
+std::string shown(const Finding& finding, const std::string& number) {
+  return shows_numbers(finding) ? number : "";
+}
+
 std::string finding_row(const Report& report, const Finding& finding) {
   return fmt::format(
       "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"number\">{}</td><td "
       "class=\"number\">{}</td>"
       "<td class=\"number\">{}</td><td>{}{}</td></tr>\n",
-      escape(finding.scope), badge(finding.verdict), optional_number(finding.measured),
-      interval(finding), optional_number(finding.predicted),
+      escape(finding.scope), badge(finding.verdict),
+      shown(finding, optional_number(finding.measured)), shown(finding, interval(finding)),
+      shown(finding, (finding.relation == Relation::kEqual || std::isnan(finding.predicted)
+                          ? ""
+                          : std::string(to_string(finding.relation)) + " ") +
+                         optional_number(finding.predicted)),
       escape(finding.advice.empty() ? finding.gate : finding.advice),
       chart_link(report, finding.evidence_statistic, finding.scope));
 }
@@ -76,18 +81,26 @@ constexpr const char* kFindingHead =
     "interval</th><th>predicted</th>"
     "<th>what it means</th></tr></thead><tbody>\n";
 
+std::string list(const std::vector<std::string>& items) {
+  std::string out = "<ul>\n";
+  for (const std::string& item : items) out += "<li>" + escape(item) + "</li>\n";
+  return out + "</ul>\n";
+}
+
+std::string remark_card(const Report& report, const Remark& remark) {
+  return fmt::format(
+      "<article class=\"card {}\"><h3>{} <span class=\"muted\">{}</span></h3><p>{}</p><p "
+      "class=\"evidence\">{}</p></article>\n",
+      to_string(remark.severity), escape(remark.title), to_string(remark.severity),
+      escape(remark.text), chart_link(report, remark.statistic, remark.scope));
+}
+
 std::string what_to_do_section(const Report& report) {
   std::string out = "<section><h2>What to do</h2>\n";
   const auto important = what_to_do(report);
   const auto known = remarks(report);
   if (!important.empty() || !known.empty()) out += "<div class=\"cards\">\n";
-  for (const Remark& remark : known) {
-    out += fmt::format(
-        "<article class=\"card VIOLATED\"><h3>{}</h3><p>{}</p><p "
-        "class=\"evidence\">{}</p></article>\n",
-        escape(remark.title), escape(remark.text),
-        chart_link(report, remark.statistic, remark.scope));
-  }
+  for (const Remark& remark : known) out += remark_card(report, remark);
   for (const Finding* finding : important) {
     out += fmt::format(
         "<article class=\"card {}\"><h3>{} <span class=\"muted\">{}</span></h3><p>{}</p><p "
@@ -96,17 +109,18 @@ std::string what_to_do_section(const Report& report) {
         escape(finding->advice), badge(finding->verdict), escape(evidence(*finding)),
         chart_link(report, finding->evidence_statistic, finding->scope));
   }
-  if (!important.empty() || !known.empty()) {
-    out += "</div>\n";
-  } else {
-    out += "<p>" + nothing_to_do(report) + "</p>\n";
+  if (!important.empty() || !known.empty()) out += "</div>\n";
+  if (is_broken(known)) {
+    out +=
+        "<p>The laws below were judged on what was recorded, broken steps included: no advice is "
+        "taken from them.</p>\n";
+  } else if (important.empty() && known.empty()) {
+    out += "<p>" + escape(nothing_to_do(report)) + "</p>\n";
   }
   const auto missing = what_is_missing(report);
-  if (!missing.empty()) {
-    out += "<details><summary>What is not known yet, and why</summary><ul>\n";
-    for (const std::string& text : missing) out += "<li>" + escape(text) + "</li>\n";
-    out += "</ul></details>\n";
-  }
+  if (!missing.empty())
+    out += "<details><summary>What is not known yet, and why</summary>" + list(missing) +
+           "</details>\n";
   return out + "</section>\n";
 }
 
@@ -188,7 +202,7 @@ std::string tally(const Report& report) {
   for (const LawDescription& law : report.laws) ++counts[summary_verdict(report, law)];
   std::string out = "<p class=\"tally\">";
   for (const Verdict verdict : {Verdict::kViolated, Verdict::kHolds, Verdict::kUnderpowered,
-                                Verdict::kNotYet, Verdict::kNotApplicable}) {
+                                Verdict::kNotYet, Verdict::kNotMeasured, Verdict::kNotApplicable}) {
     if (counts[verdict] > 0) out += badge(verdict) + fmt::format(" <b>{}</b> ", counts[verdict]);
   }
   return out + "</p>\n";
@@ -221,212 +235,6 @@ const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
 <th>largest</th><th>not finite</th></tr></thead><tbody id="values"></tbody></table></div></details></section>
 )html";
 
-json view_data(const Report& report) {
-  json series = json::array();
-  for (const auto& [key, entities] : report.series.recorded()) {
-    json entry = {{"statistic", key.statistic},
-                  {"unit", ""},
-                  {"definition", ""},
-                  {"entities", json::array()}};
-    for (const auto& definition : report.registry.statistic()) {
-      if (definition.name() != key.statistic) continue;
-      entry["unit"] = definition.unit();
-      entry["definition"] = definition.definition();
-    }
-    entry["scope"] = key.scope == v1::SCOPE_RUN     ? "run"
-                     : key.scope == v1::SCOPE_LAYER ? "layers"
-                     : key.scope == v1::SCOPE_INDEX ? "positions"
-                                                    : "parameters";
-    for (size_t entity = 0; entity < entities; ++entity) {
-      json mean = json::array();
-      json least = json::array();
-      json largest = json::array();
-      json half_width = json::array();
-      json broken = json::array();
-      bool interval = false;
-      int64_t position = -1;
-      bool any = false;
-      bool band = false;
-      for (const Bucket& bucket : report.series.series(key, entity)) {
-        ++position;
-        any = any || bucket.count > 0 || bucket.non_finite > 0;
-        if (bucket.non_finite > 0) broken.push_back(position);
-        const double error = bucket.standard_error();
-        interval = interval || std::isfinite(error);
-        constexpr double kNormalQuantile = 1.959964;
-        half_width.push_back(rounded(kNormalQuantile * error));
-        band = band || bucket.count > 1;
-        mean.push_back(rounded(bucket.mean()));
-        least.push_back(bucket.count > 0 ? rounded(bucket.min) : json(nullptr));
-        largest.push_back(bucket.count > 0 ? rounded(bucket.max) : json(nullptr));
-      }
-      if (!any) continue;
-      std::string name = "run";
-      std::string scope = "run";
-      if (key.scope == v1::SCOPE_LAYER) {
-        name = report.layer_path(static_cast<uint32_t>(entity));
-        scope = "layer:" + (static_cast<int>(entity) < report.model.layer_size()
-                                ? report.model.layer(static_cast<int>(entity)).path()
-                                : name);
-      } else if (key.scope == v1::SCOPE_PARAMETER) {
-        name = static_cast<int>(entity) < report.model.parameter_size()
-                   ? report.model.parameter(static_cast<int>(entity)).name()
-                   : fmt::format("parameter {}", entity);
-        scope = "param:" + name;
-      } else if (key.scope == v1::SCOPE_INDEX) {
-        name = fmt::format("number {}", entity + 1);
-        scope = fmt::format("index:{}", entity);
-      }
-      json item = {{"name", name}, {"scope", scope}, {"mean", mean}};
-      if (band) {
-        item["min"] = least;
-        item["max"] = largest;
-      }
-      if (interval) item["half_width"] = half_width;
-      if (!broken.empty()) item["not_finite"] = broken;
-      entry["entities"].push_back(item);
-    }
-    if (!entry["entities"].empty()) series.push_back(entry);
-  }
-  // Layers first: that is what the section is for; then parameters and lists, then the run.
-  std::stable_sort(series.begin(), series.end(), [](const json& a, const json& b) {
-    const auto rank = [](const json& entry) {
-      return entry["scope"] == "layers" ? 0 : entry["scope"] == "run" ? 3 : 1;
-    };
-    return rank(a) < rank(b);
-  });
-  json spectrum = {{"step", report.spectrum.step},
-                   {"node", report.spectrum.node},
-                   {"weight", report.spectrum.weight}};
-  json predictions = json::array();
-  for (const Finding& finding : report.findings) {
-    if (finding.evidence_statistic.empty() || !std::isfinite(finding.evidence_level)) continue;
-    predictions.push_back({{"statistic", finding.evidence_statistic},
-                           {"scope", finding.scope},
-                           {"level", finding.evidence_level},
-                           {"law", title_of(report, finding)}});
-  }
-  return {{"first_step", report.series.first_step()},
-          {"last_step", report.last_step},
-          {"steps_per_bucket", report.series.steps_per_bucket()},
-          {"buckets", report.series.buckets()},
-          {"series", series},
-          {"spectrum", spectrum},
-          {"predictions", predictions}};
-}
-
-template <typename Map>
-std::string map_rows(const Map& map) {
-  const std::map<std::string, std::string> sorted(map.begin(), map.end());
-  std::string out;
-  for (const auto& [key, value] : sorted) {
-    out +=
-        fmt::format("<tr><td>{}</td><td class=\"name\">{}</td></tr>\n", escape(key), escape(value));
-  }
-  return out;
-}
-
-std::string identity_section(const Report& report) {
-  std::string command;
-  for (const std::string& argument : report.run.command_line()) command += argument + " ";
-  const std::time_t start = static_cast<std::time_t>(report.run.start_time_ns() / 1000000000);
-  std::string out = "<section><h2>The run</h2><table><tbody>\n";
-  std::map<std::string, std::string> facts = {
-      {"run", report.run.run_id()},
-      {"name", report.run.run_name()},
-      {"command line", command},
-      {"optimizer", report.run.optimizer()},
-      {"loss reduction", report.run.loss_reduction()},
-      {"started", fmt::format("{:%Y-%m-%d %H:%M:%S} UTC", fmt::gmtime(start))}};
-  for (auto fact = facts.begin(); fact != facts.end();)
-    fact = fact->second.empty() ? facts.erase(fact) : std::next(fact);
-  out += map_rows(facts) + "</tbody></table>\n";
-  const auto part = [&](const char* name, const auto& map) {
-    if (map.empty()) return;
-    out += fmt::format("<details><summary>{}</summary><table><tbody>{}</tbody></table></details>\n",
-                       name, map_rows(map));
-  };
-  part("Configuration", report.run.options());
-  part("Versions", report.run.versions());
-  part("Environment", report.run.environment());
-  out += fmt::format(
-      "<details><summary>{}, {} bytes</summary><table><thead><tr><th>segment</th><th>steps</th>"
-      "<th>messages</th><th>bytes</th><th>sealed</th></tr></thead><tbody>",
-      report.segments.size() == 1 ? std::string("1 segment")
-                                  : fmt::format("{} segments", report.segments.size()),
-      report.bytes);
-  for (const auto& segment : report.segments) {
-    out += fmt::format(
-        "<tr><td>{}</td><td class=\"number\">{} to {}</td><td class=\"number\">{}</td><td "
-        "class=\"number\">{}</td><td>{}</td></tr>\n",
-        escape(segment.name), segment.first_step, segment.last_step, segment.messages,
-        segment.bytes, segment.sealed ? "yes" : "no");
-  }
-  return out + "</tbody></table></details></section>\n";
-}
-
-std::string loss_section(const Report& report) {
-  std::string out = "<section><h2>What was lost, and what happened</h2>\n";
-  if (!report.has_loss()) out += "<p>Nothing that was recorded is missing.</p>\n";
-  if (report.health.messages_dropped() > 0) {
-    out += fmt::format("<p>{} messages were dropped because the disk could not keep up.</p>\n",
-                       report.health.messages_dropped());
-  }
-  if (report.health.write_failures() > 0) {
-    out += fmt::format("<p>Writing failed {} times; the last failure: {}</p>\n",
-                       report.health.write_failures(), escape(report.health.last_write_failure()));
-  }
-  if (!report.skipped.empty()) {
-    out +=
-        "<table><thead><tr><th>segment</th><th>bytes</th><th>between "
-        "steps</th><th>why</th></tr></thead><tbody>\n";
-    for (const auto& region : report.skipped) {
-      out += fmt::format(
-          "<tr><td>{}</td><td class=\"number\">{} to {}</td><td class=\"number\">{} and "
-          "{}</td><td>{}</td></tr>\n",
-          escape(region.segment), region.begin, region.end,
-          region.after_step < 0 ? "the beginning" : std::to_string(region.after_step),
-          region.before_step < 0 ? "the end" : std::to_string(region.before_step),
-          escape(region.why));
-    }
-    out += "</tbody></table>\n";
-  }
-  if (!report.events.empty()) {
-    out += "<table><thead><tr><th>first step</th><th>what</th><th>times</th></tr></thead><tbody>\n";
-    for (const v1::Event& event : report.events) {
-      out += fmt::format(
-          "<tr><td class=\"number\">{}</td><td>{}</td><td class=\"number\">{}</td></tr>\n",
-          event.step(), escape(event.message().empty() ? event.code() : event.message()),
-          event.count());
-    }
-    out += "</tbody></table>\n";
-  }
-  return out + "</section>\n";
-}
-
-std::string cost_section(const Report& report) {
-  const double training = report.health.training_seconds();
-  std::string out = "<section><h2>What Tycho cost</h2>\n";
-  out += fmt::format(
-      "<p>{:.3g} s on the training thread, of {:.3g} s{}; {} of {} steps were observed.</p>\n",
-      report.health.tycho_seconds(), training,
-      training > 0 ? fmt::format(" ({:.2f} %)", 100 * report.health.tycho_seconds() / training)
-                   : "",
-      report.health.steps_observed(), report.health.steps_seen());
-  if (report.health.cost_size() > 0) {
-    out +=
-        "<table><thead><tr><th>probe</th><th>seconds</th><th>observations</th></tr></"
-        "thead><tbody>\n";
-    for (const auto& cost : report.health.cost()) {
-      out += fmt::format(
-          "<tr><td>{}</td><td class=\"number\">{:.4g}</td><td class=\"number\">{}</td></tr>\n",
-          escape(cost.probe()), cost.seconds(), cost.observations());
-    }
-    out += "</tbody></table>\n";
-  }
-  return out + "</section>\n";
-}
-
 }  // namespace
 
 std::string html_report(const Report& report) {
@@ -449,13 +257,15 @@ std::string html_report(const Report& report) {
       report.model.layer_size(), elements,
       report.run.optimizer().empty() ? "" : ", trained by " + escape(report.run.optimizer()),
       tally(report));
+  out += "<section><h2>In short</h2>" + list(in_short(report)) + "</section>\n";
   out += what_to_do_section(report);
   out += kOverview;
   out += curvature_section(report);
   out += lines_section(report);
   out += kViews;
   out += identity_section(report);
-  out += loss_section(report);
+  out += lost_section(report);
+  out += happenings_section(report);
   out += cost_section(report);
   out +=
       "<details class=\"noprint\"><summary>licence of the chart library (dygraphs)</summary><pre>" +

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "src/report/report.h"
 #include "tycho/analyzer/verdict.h"
 
 namespace tycho::analyzer {
@@ -14,7 +15,11 @@ inline nlohmann::json number(double value) {
   return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(nullptr);
 }
 
+/// Numbers are null where shows_numbers() is false.
 inline nlohmann::json finding_json(const Finding& finding) {
+  const auto number = [shown = shows_numbers(finding)](double value) {
+    return shown ? analyzer::number(value) : nlohmann::json(nullptr);
+  };
   return {{"law", finding.law},
           {"line", to_string(finding.line)},
           {"scope", finding.scope},

@@ -1,5 +1,8 @@
 #include <nlohmann/json.hpp>
 
+#include "coverage.h"
+#include "happenings.h"
+#include "remarks.h"
 #include "report.h"
 #include "src/report/json_parts.h"
 
@@ -12,6 +15,42 @@ template <typename Map>
 json text_map(const Map& map) {
   json result = json::object();
   for (const auto& [key, value] : map) result[key] = value;
+  return result;
+}
+
+json point(const LossPoint& at) {
+  if (at.step < 0) return nullptr;
+  return {{"step", at.step}, {"value", number(at.value)}};
+}
+
+json loss_json(const LossCourse& course) {
+  return {{"observed", course.observed()},    {"not_finite", course.not_finite()},
+          {"first", point(course.first())},   {"last", point(course.last())},
+          {"lowest", point(course.lowest())}, {"highest", point(course.highest())}};
+}
+
+json coverage_json(const Coverage& seen) {
+  json untested = json::array();
+  for (const Untested& each : seen.untested)
+    untested.push_back({{"reason", each.reason}, {"laws", each.laws}});
+  return {{"laws", seen.laws},
+          {"tested", seen.tested},
+          {"not_applicable", seen.not_applicable},
+          {"violated", seen.violated},
+          {"untested", untested}};
+}
+
+json happenings_json(const Report& report) {
+  json result = json::array();
+  for (const Happening& each : happenings(report)) {
+    result.push_back({{"kind", v1::Event::Kind_Name(each.kind)},
+                      {"what", each.what},
+                      {"modules", each.modules},
+                      {"parameters", each.parameters},
+                      {"what_to_do", each.remedy},
+                      {"first_step", each.first_step},
+                      {"times", each.times}});
+  }
   return result;
 }
 
@@ -33,6 +72,7 @@ std::string json_report(const Report& report) {
                                {"messages", region.messages}});
   }
   lost["bytes_skipped"] = bytes;
+  lost["losses"] = trace::losses(report.segments, report.skipped);
   json run = {
       {"id", report.run.run_id()},
       {"name", report.run.run_name()},
@@ -62,11 +102,32 @@ std::string json_report(const Report& report) {
   for (const auto& probe : report.health.cost()) cost[probe.probe()] = number(probe.seconds());
   run["cost"] = {{"tycho_seconds", number(report.health.tycho_seconds())},
                  {"training_seconds", number(report.health.training_seconds())},
+                 {"tycho_cpu_seconds", number(report.health.tycho_cpu_seconds())},
+                 {"process_cpu_seconds", number(report.health.process_cpu_seconds())},
+                 {"lower_bound", report.health.cost_is_lower_bound()},
                  {"probes", cost}};
+  json known = json::array();
+  for (const Remark& remark : remarks(report)) {
+    known.push_back({{"code", remark.code},
+                     {"severity", to_string(remark.severity)},
+                     {"title", remark.title},
+                     {"text", remark.text},
+                     {"step", remark.step < 0 ? json(nullptr) : json(remark.step)},
+                     {"value", number(remark.value)},
+                     {"statistic", remark.statistic},
+                     {"scope", remark.scope}});
+  }
   json laws = json::array();
   for (const Finding& finding : report.findings) laws.push_back(finding_json(finding));
   // Names come from the user's program and need not be UTF-8.
-  return json{{"run", run}, {"laws", laws}}.dump(2, ' ', false, json::error_handler_t::replace) +
+  return json{{"run", run},
+              {"in_short", in_short(report)},
+              {"loss", loss_json(report.loss)},
+              {"remarks", known},
+              {"coverage", coverage_json(coverage(report))},
+              {"happenings", happenings_json(report)},
+              {"laws", laws}}
+             .dump(2, ' ', true, json::error_handler_t::replace) +
          "\n";
 }
 

@@ -12,7 +12,7 @@
   function show(value) {
     if (value === null || value === undefined || !isFinite(value)) return '';
     var size = Math.abs(value);
-    return size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(3) : String(+value.toPrecision(4));
+    return size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(3).replace(/\.?0+e/, 'e') : String(+value.toPrecision(4));
   }
   function current() { return data.series[statistic.selectedIndex]; }
   function values(entities) {

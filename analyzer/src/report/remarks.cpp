@@ -3,18 +3,32 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
+#include <cmath>
+
+#include "coverage.h"
+#include "happenings.h"
 
 namespace tycho::analyzer {
 namespace {
-
-constexpr double kManyDead = 0.3;
 
 std::string entity_name(const Report& report, v1::Scope scope, uint32_t entity) {
   if (scope == v1::SCOPE_LAYER) return report.layer_path(entity);
   if (scope == v1::SCOPE_PARAMETER && entity < static_cast<uint32_t>(report.model.parameter_size()))
     return report.model.parameter(static_cast<int>(entity)).name();
   return "the run";
+}
+
+void loss(const Report& report, std::vector<Remark>* result) {
+  for (const LossAlarm& alarm : loss_alarms(report.loss)) {
+    result->push_back({alarm.code, alarm.severity, alarm.title, alarm.text, alarm.at.step,
+                       alarm.at.value, "loss", "run"});
+  }
+  if (report.frames > 0 && report.loss.observed() == 0) {
+    result->push_back({"loss_not_recorded", Severity::kWarning, "The loss was not recorded",
+                       "Whether this run learns is not known. Give Session::step the loss, and do "
+                       "not leave out the probe \"loss\".",
+                       -1, kUnknown, "", ""});
+  }
 }
 
 void non_finite(const Report& report, std::vector<Remark>* result) {
@@ -24,47 +38,90 @@ void non_finite(const Report& report, std::vector<Remark>* result) {
     if (first == nullptr || event.step() < first->step()) first = &event;
   }
   if (first == nullptr) return;
+  // With a loss scale, a step whose gradients overflow is skipped, and nothing is wrong.
+  const bool recovered = report.loss.observed() > 0 && std::isfinite(report.loss.last().value) &&
+                         report.loss.last().step > first->step();
   Remark remark;
+  remark.code = "not_finite";
+  remark.severity = recovered ? Severity::kWarning : Severity::kAlarm;
   remark.title = "Numbers that are not finite";
+  remark.step = first->step();
   remark.text = fmt::format(
-      "First at step {}, in {}: {}. What is computed from them afterwards means nothing: lower the "
-      "learning rate, clip gradients, or look at what this layer was given.",
-      first->step(), entity_name(report, first->scope(), first->entity()),
-      first->message().empty() ? first->code() : first->message());
+      "First at step {}, in {}: {}. {}", first->step(),
+      entity_name(report, first->scope(), first->entity()),
+      first->message().empty() ? first->code() : first->message(),
+      recovered ? "The loss was finite at the end; if the step was not skipped, look at what this "
+                  "layer was given."
+                : "What is computed from them afterwards means nothing: lower the learning rate, "
+                  "clip gradients, or look at what this layer was given.");
   result->push_back(std::move(remark));
 }
 
+struct Silent {
+  double least = 0;  ///< share of units that were silent, at the step where it was smallest
+  uint64_t steps = 0;
+};
+
+/// Over the second half of what was observed.
+Silent silent_units(const Report& report, size_t layer) {
+  Silent result;
+  const auto buckets = report.series.series({"dead_fraction", v1::SCOPE_LAYER}, layer);
+  for (size_t b = buckets.size() / 2; b < buckets.size(); ++b) {
+    if (buckets[b].count == 0) continue;
+    result.least = result.steps == 0 ? buckets[b].min : std::min(result.least, buckets[b].min);
+    result.steps += buckets[b].count;
+  }
+  return result;
+}
+
+// A unit that fires for few examples is silent in many batches: what counts is the step where the
+// fewest were, over many steps.
 void dead_units(const Report& report, std::vector<Remark>* result) {
-  const SeriesStore::Key key{"dead_fraction", v1::SCOPE_LAYER};
-  double worst = kManyDead;
-  uint32_t layer = 0;
+  constexpr double kMany = 0.3;
+  constexpr uint64_t kFewestSteps = 20;
+  Silent worst;
+  size_t layer = 0;
   int layers = 0;
   for (int i = 0; i < report.model.layer_size(); ++i) {
-    const auto buckets = report.series.series(key, static_cast<size_t>(i));
-    double sum = 0;
-    uint32_t count = 0;
-    for (size_t b = buckets.size() * 3 / 4; b < buckets.size(); ++b) {
-      sum += buckets[b].sum;
-      count += buckets[b].count;
-    }
-    if (count == 0 || sum / count <= kManyDead) continue;
+    const Silent seen = silent_units(report, static_cast<size_t>(i));
+    if (seen.steps < kFewestSteps || seen.least <= kMany) continue;
     ++layers;
-    if (sum / count < worst) continue;
-    worst = sum / count;
-    layer = static_cast<uint32_t>(i);
+    if (seen.least <= worst.least) continue;
+    worst = seen;
+    layer = static_cast<size_t>(i);
   }
   if (layers == 0) return;
   Remark remark;
-  remark.title = "Dead units";
+  remark.code = "dead_units";
+  remark.title = "Units that stay silent";
+  remark.value = worst.least;
   remark.statistic = "dead_fraction";
   remark.scope = "layer:" + report.model.layer(static_cast<int>(layer)).path();
   remark.text = fmt::format(
-      "{:.0f} % of the units of {} were never above zero in a step towards the end{}. They learn "
-      "nothing: a lower learning rate, a warm-up or a leaky activation keeps them alive.",
-      100 * worst, report.layer_path(layer),
-      layers > 1 ? fmt::format(", and {} other layers have as many as {:.0f} %", layers - 1,
-                               100 * kManyDead)
+      "In each of the last {} observed steps, {:.0f} % or more of the units of {} were not above "
+      "zero for any example of the batch, and got no gradient there{}. Units that are silent in "
+      "every step learn nothing: a lower learning rate or a leaky activation keeps them alive.",
+      worst.steps, std::floor(100 * worst.least), report.layer_path(static_cast<uint32_t>(layer)),
+      layers > 1 ? fmt::format("; {} other {} more than {:.0f} %", layers - 1,
+                               layers == 2 ? "layer has" : "layers have", 100 * kMany)
                  : "");
+  result->push_back(std::move(remark));
+}
+
+void failures(const Report& report, std::vector<Remark>* result) {
+  std::vector<Happening> failed;
+  for (Happening& each : happenings(report)) {
+    if (each.kind == v1::Event::FAULT) failed.push_back(std::move(each));
+  }
+  if (failed.empty()) return;
+  Remark remark;
+  remark.code = "instrument_failed";
+  remark.title = "A part of the instrument failed";
+  remark.step = failed.front().first_step;
+  remark.text = fmt::format("At step {}: {}", failed.front().first_step, failed.front().what);
+  if (failed.size() > 1)
+    remark.text += fmt::format("; and {} more, listed below", failed.size() - 1);
+  remark.text += ". Training was not affected; what it measures is missing from there on.";
   result->push_back(std::move(remark));
 }
 
@@ -73,65 +130,72 @@ void losses(const Report& report, std::vector<Remark>* result) {
   uint64_t bytes = 0;
   for (const auto& region : report.skipped) bytes += region.end - region.begin;
   Remark remark;
+  remark.code = "trace_incomplete";
   remark.title = "The trace is not complete";
+  std::string died;
+  for (const trace::SegmentInfo& segment : report.segments) {
+    if (segment.at_risk_seconds <= 0) continue;
+    died = fmt::format("The writer died: up to {:g} s of steps before its end may be missing. ",
+                       segment.at_risk_seconds);
+  }
   remark.text = fmt::format(
-      "{} bytes could not be read and {} messages were dropped while it was written; everything "
+      "{}{} bytes could not be read and {} messages were dropped while it was written; everything "
       "else was used. See what was lost, below.",
-      bytes, report.health.messages_dropped());
+      died, bytes, report.health.messages_dropped());
   result->push_back(std::move(remark));
+}
+
+bool is_sealed(const Report& report) {
+  return std::all_of(report.segments.begin(), report.segments.end(),
+                     [](const trace::SegmentInfo& segment) { return segment.sealed; });
 }
 
 }  // namespace
 
 std::vector<Remark> remarks(const Report& report) {
   std::vector<Remark> result;
+  loss(report, &result);
   non_finite(report, &result);
   dead_units(report, &result);
+  failures(report, &result);
   losses(report, &result);
+  std::stable_sort(result.begin(), result.end(),
+                   [](const Remark& a, const Remark& b) { return a.severity < b.severity; });
   return result;
 }
 
-std::string nothing_to_do(const Report& report) {
-  if (report.frames == 0) return "No step was observed: nothing can be said.";
-  return fmt::format(
-      "Nothing asks for a change: in {} observed steps no law was violated, every number that was "
-      "looked at was finite, and nothing was lost.",
-      report.frames);
+bool is_broken(const std::vector<Remark>& remarks) {
+  return std::any_of(remarks.begin(), remarks.end(),
+                     [](const Remark& remark) { return remark.severity == Severity::kAlarm; });
 }
 
-Verdict summary_verdict(const Report& report, const LawDescription& law) {
-  std::map<Verdict, int> counts;
-  const Finding* run = nullptr;
-  for (const Finding& finding : report.findings) {
-    if (finding.law != law.id) continue;
-    ++counts[finding.verdict];
-    if (finding.scope == "run") run = &finding;
-  }
-  if (run != nullptr) return run->verdict;
-  if (counts.empty()) return Verdict::kNotApplicable;
-  if (counts.count(Verdict::kViolated) > 0) return Verdict::kViolated;
-  if (counts.count(Verdict::kHolds) > 0) return Verdict::kHolds;
-  return std::max_element(counts.begin(), counts.end(),
-                          [](const auto& a, const auto& b) { return a.second < b.second; })
-      ->first;
+std::string no_known_loss(const Report& report) {
+  if (is_sealed(report)) return "Nothing that was recorded is missing.";
+  return "The run is still being written. Nothing that was recorded so far is missing.";
 }
 
-std::vector<std::string> what_is_missing(const Report& report) {
+std::vector<std::string> in_short(const Report& report) {
   std::vector<std::string> result;
-  for (const LawDescription& law : report.laws) {
-    const Verdict verdict = summary_verdict(report, law);
-    if (verdict != Verdict::kNotYet && verdict != Verdict::kUnderpowered) continue;
-    for (const Finding& finding : report.findings) {
-      if (finding.law != law.id || finding.verdict != verdict || finding.gate.empty()) continue;
-      result.push_back(fmt::format("{}: {}.", law.title, finding.gate));
-      break;
-    }
+  if (report.frames == 0) {
+    result.push_back("No step was observed.");
+  } else {
+    std::string steps = describe_loss(report.loss);
+    if (report.health.steps_seen() > report.frames)
+      steps +=
+          fmt::format(" {} of {} steps were observed.", report.frames, report.health.steps_seen());
+    if (!steps.empty()) result.push_back(steps);
+    result.push_back(laws_sentence(report));
   }
-  if (report.other_reference > 0) {
+  for (const std::string& loss : trace::losses(report.segments, report.skipped))
+    result.push_back(loss);
+  if (!report.has_loss() && !is_sealed(report)) result.push_back(no_known_loss(report));
+  size_t not_observed = 0;
+  for (const Happening& each : happenings(report))
+    not_observed += each.kind == v1::Event::NOT_OBSERVED;
+  if (not_observed > 0) {
     result.push_back(
-        fmt::format("Resumed: {} records of changes since the first observation are relative to "
-                    "where the run was taken up, not to its start, and were not used.",
-                    report.other_reference));
+        fmt::format("Something could not be observed, for {} {}: see \"What was not observed\".",
+                    not_observed, not_observed == 1 ? "reason" : "reasons"));
   }
   return result;
 }

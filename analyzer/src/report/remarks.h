@@ -1,32 +1,39 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "report.h"
+#include "src/loss/loss_alarms.h"
 
 namespace tycho::analyzer {
 
-/// Something a reader should know that needs no law: numbers that are not finite, dead units, what
-/// was lost.
+/// Something a reader should know that needs no law: how the loss went, numbers that are not
+/// finite, dead units, what failed, what was lost.
 struct Remark {
+  std::string code;  ///< stable, lower_snake_case
+  Severity severity = Severity::kWarning;
   std::string title;
   std::string text;
-  std::string statistic;  ///< of the chart that shows it; may be empty
+  int64_t step = -1;        ///< where it began; -1: no step of its own
+  double value = kUnknown;  ///< its size there
+  std::string statistic;    ///< of the chart that shows it; may be empty
   std::string scope;
 };
 
-/// The most serious first.
+/// The most serious first; of the same severity, the loss first.
 std::vector<Remark> remarks(const Report& report);
 
-/// What is not known yet, by law, and what it would take: one sentence each.
-std::vector<std::string> what_is_missing(const Report& report);
+/// The run is broken: what laws say of it is no ground for advice.
+bool is_broken(const std::vector<Remark>& remarks);
 
-/// Where there are neither remarks nor findings to act upon: what that rests on.
-std::string nothing_to_do(const Report& report);
+/// The state of the run and of the trace in a few sentences: the loss, how many laws could be
+/// tested, what is missing.
+std::vector<std::string> in_short(const Report& report);
 
-/// One verdict for a law: that of the run where there is one, else violated if any part is, else
-/// what holds, else the most frequent.
-Verdict summary_verdict(const Report& report, const LawDescription& law);
+/// What to say where no loss is known: that nothing is missing, or, where a segment was not sealed,
+/// that its end is not known.
+std::string no_known_loss(const Report& report);
 
 }  // namespace tycho::analyzer

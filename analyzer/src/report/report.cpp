@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "remarks.h"
+
 namespace tycho::analyzer {
 
 const LawDescription* Report::law(const std::string& id) const {
@@ -58,6 +60,7 @@ Result<Report> read_report(const std::string& path,
   SpectrumKeeper spectrum;
   engine.add_consumer([&](const RunContext& context, const Frame& frame) {
     report.series.observe(context, frame);
+    report.loss.observe(context, frame);
     spectrum.observe(context, frame, &report.spectrum);
     if (progress && ++report.frames % 1000 == 0) progress(report.frames);
   });
@@ -85,6 +88,7 @@ std::vector<const Finding*> what_to_do(const Report& report) {
   constexpr size_t kMost = 6;
   constexpr double kWorthIt = 0.3;
   std::vector<const Finding*> chosen;
+  if (is_broken(remarks(report))) return chosen;
   for (const Finding& finding : report.findings) {
     const bool speaks = finding.verdict == Verdict::kHolds || finding.verdict == Verdict::kViolated;
     // An estimate with its interval may be worth acting upon though the law could not be tested, or
@@ -110,14 +114,21 @@ std::string short_number(double value) {
   return fmt::format("{:.4g}", value);
 }
 
+bool shows_numbers(const Finding& finding) { return finding.verdict != Verdict::kNotApplicable; }
+
 std::string evidence(const Finding& finding) {
-  if (std::isnan(finding.measured)) return "";
+  if (std::isnan(finding.measured) || !shows_numbers(finding)) return "";
   std::string text = "measured " + short_number(finding.measured);
   if (!std::isnan(finding.ci_low) && !std::isnan(finding.ci_high)) {
     text += fmt::format(" [{}, {}]", short_number(finding.ci_low), short_number(finding.ci_high));
   }
   if (!finding.unit.empty() && finding.unit != "1") text += " " + finding.unit;
-  if (!std::isnan(finding.predicted)) text += ", predicted " + short_number(finding.predicted);
+  if (!std::isnan(finding.predicted)) {
+    text += finding.relation == Relation::kEqual
+                ? ", predicted "
+                : fmt::format(", predicted {} ", to_string(finding.relation));
+    text += short_number(finding.predicted);
+  }
   return text;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "series_store.h"
+#include "src/loss/loss_course.h"
 #include "tycho/analyzer/engine.h"
 #include "tycho/trace/run_reader.h"
 
@@ -31,6 +32,7 @@ struct Report {
   std::vector<trace::SegmentInfo> segments;
   std::vector<trace::SkippedRegion> skipped;
   SeriesStore series;
+  LossCourse loss;
   Spectrum spectrum;
   int64_t first_step = -1;
   int64_t last_step = -1;
@@ -38,7 +40,9 @@ struct Report {
   uint64_t other_reference = 0;  // IgnoredRecords
   uint64_t bytes = 0;
 
-  bool has_loss() const { return !skipped.empty() || health.messages_dropped() > 0; }
+  bool has_loss() const {
+    return !trace::losses(segments, skipped).empty() || health.messages_dropped() > 0;
+  }
   const LawDescription* law(const std::string& id) const;
   std::string layer_path(uint32_t id) const;
 };
@@ -47,7 +51,8 @@ struct Report {
 Result<Report> read_report(const std::string& path,
                            const std::function<void(uint64_t frames)>& progress);
 
-/// The findings a reader should see first: those that ask for something to be done.
+/// The findings a reader should see first: those that ask for something to be done. None where the
+/// run is broken: what was measured of it is no ground for advice.
 std::vector<const Finding*> what_to_do(const Report& report);
 
 std::string text_report(const Report& report, bool colour, int width);
@@ -57,7 +62,11 @@ std::string html_report(const Report& report);
 
 /// "1.23e-4", "0.5", "not known".
 std::string short_number(double value);
-/// Measured value with its interval and the prediction, in words; empty where nothing was measured.
+/// What may be shown of a finding as a number: not where theory does not speak about the run, for
+/// there is nothing to compare.
+bool shows_numbers(const Finding& finding);
+/// Measured value with its interval and the prediction, in words; empty where nothing was measured
+/// or shows_numbers() is false.
 std::string evidence(const Finding& finding);
 
 }  // namespace tycho::analyzer

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "src/printable.h"
+
 namespace tycho::analyzer {
 
 const char* mark(Verdict verdict) {
@@ -18,6 +20,8 @@ const char* mark(Verdict verdict) {
       return "?";
     case Verdict::kNotYet:
       return ".";
+    case Verdict::kNotMeasured:
+      return "o";
   }
   return " ";
 }
@@ -30,18 +34,15 @@ std::string paint(const std::string& text, Verdict verdict, bool colour) {
   return fmt::format("\x1b[{}m{}\x1b[0m", code, text);
 }
 
-std::string clean(std::string text) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
-  }
-  return text;
-}
+std::string clean(const std::string& text) { return printable(text); }
 
 std::string wrap(const std::string& text, size_t indent, size_t width) {
   std::string out;
   size_t column = indent;
   size_t at = 0;
-  const std::string cleaned = clean(text);
+  // Lines are broken anew.
+  std::string cleaned = printable(text, "\n");
+  std::replace(cleaned.begin(), cleaned.end(), '\n', ' ');
   while (at < cleaned.size()) {
     const size_t end = std::min(cleaned.find(' ', at), cleaned.size());
     const std::string word = cleaned.substr(at, end - at);

@@ -4,7 +4,10 @@
 #include <cmath>
 #include <map>
 
+#include "cost_text.h"
+#include "coverage.h"
 #include "curvature.h"
+#include "happenings.h"
 #include "remarks.h"
 #include "report.h"
 #include "text_layout.h"
@@ -54,6 +57,23 @@ std::string curvature_section(const Report& report, size_t columns) {
   return out;
 }
 
+std::string happenings_section(const Report& report, size_t columns) {
+  constexpr size_t kMostModules = 4;
+  std::string out;
+  for (const HappeningGroup& group : happening_groups(report)) {
+    out += fmt::format("\n{}\n", group.title);
+    for (const Happening& each : group.happenings) {
+      const std::string place = where(each, kMostModules);
+      std::string line =
+          fmt::format("{}{}step {}{}", place, place.empty() ? "" : ", ", each.first_step,
+                      each.times > 1 ? fmt::format(", {} times", each.times) : "");
+      out += "  - " + wrap(fmt::format("{} ({})", each.what, line), 4, columns) + "\n";
+      if (!each.remedy.empty()) out += "    " + wrap("-> " + each.remedy, 7, columns) + "\n";
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string text_report(const Report& report, bool colour, int width) {
@@ -67,15 +87,26 @@ std::string text_report(const Report& report, bool colour, int width) {
   out += fmt::format(", {} layers, {} parameters{}\n\n", report.model.layer_size(),
                      report.model.parameter_size(),
                      report.run.optimizer().empty() ? "" : ", " + clean(report.run.optimizer()));
-  out += "What to do\n";
+  out += "In short\n";
+  for (const std::string& text : in_short(report)) out += "  - " + wrap(text, 4, columns) + "\n";
+  out += "\nWhat to do\n";
   const auto important = what_to_do(report);
   const auto known = remarks(report);
-  if (important.empty() && known.empty()) {
+  if (important.empty() && known.empty())
     out += "  " + wrap(nothing_to_do(report), 2, columns) + "\n";
-  }
   for (const Remark& remark : known) {
-    out += fmt::format("  {} {}\n    {}\n", paint("!", Verdict::kViolated, colour), remark.title,
-                       wrap(remark.text, 4, columns));
+    const bool loud = remark.severity != Severity::kNote;
+    out += fmt::format("  {} {} ({})\n    {}\n",
+                       paint(loud ? "!" : "*", loud ? Verdict::kViolated : Verdict::kHolds, colour),
+                       remark.title, to_string(remark.severity), wrap(remark.text, 4, columns));
+  }
+  if (is_broken(known)) {
+    out += "  " +
+           wrap(
+               "The laws below were judged on what was recorded, broken steps included: no advice "
+               "is taken from them.",
+               2, columns) +
+           "\n";
   }
   for (const Finding* finding : important) {
     const LawDescription* law = report.law(finding->law);
@@ -121,26 +152,23 @@ std::string text_report(const Report& report, bool colour, int width) {
                        rows.empty() ? "    no law of this line is checked yet\n" : rows);
   }
   out += "\nWhat was lost\n";
-  if (!report.has_loss()) out += "  Nothing.\n";
-  for (const auto& region : report.skipped) {
-    out += fmt::format("  {} bytes {} to {}: {} (after step {}, before step {})\n", region.segment,
-                       region.begin, region.end, region.why, region.after_step, region.before_step);
-  }
+  if (!report.has_loss()) out += "  " + wrap(no_known_loss(report), 2, columns) + "\n";
+  for (const std::string& loss : trace::losses(report.segments, report.skipped))
+    out += "  " + wrap(loss, 4, columns) + "\n";
   if (report.health.messages_dropped() > 0) {
     out += fmt::format("  {} messages were dropped while the run was recorded.\n",
                        report.health.messages_dropped());
   }
-  for (const v1::Event& event : report.events) {
-    if (event.kind() == v1::Event::STOPPED || event.kind() == v1::Event::RESUMED) continue;
-    out +=
-        fmt::format("  step {}: {} ({}x)\n", event.step(), clean(event.message()), event.count());
+  if (report.health.write_failures() > 0) {
+    out += "  " +
+           wrap(fmt::format("Writing failed {} times; the last failure: {}",
+                            report.health.write_failures(), report.health.last_write_failure()),
+                2, columns) +
+           "\n";
   }
+  out += happenings_section(report, columns);
   out += "\nWhat Tycho cost\n";
-  const double training = report.health.training_seconds();
-  out += fmt::format(
-      "  {:.3g} s of {:.3g} s on the training thread{}\n", report.health.tycho_seconds(), training,
-      training > 0 ? fmt::format(" ({:.2f} %)", 100 * report.health.tycho_seconds() / training)
-                   : "");
+  out += "  " + wrap(cost_text(report.health), 2, columns) + "\n";
   return out;
 }
 

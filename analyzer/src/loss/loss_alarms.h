@@ -1,0 +1,45 @@
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "src/loss/loss_course.h"
+
+namespace tycho::analyzer {
+
+/// How much something asks for. Alarm: the run is broken, a gate may stop it. Warning: look at it.
+/// Note: steps or time could be saved.
+enum class Severity { kAlarm, kWarning, kNote };
+/// alarm, warning, note.
+const char* to_string(Severity severity);
+
+/// Something about the course of the loss, in words, with the step and the size.
+struct LossAlarm {
+  std::string code;  ///< stable: loss_not_finite, loss_diverged, loss_rose, loss_jumped,
+                     ///< loss_spikes, loss_stuck, loss_at_floor
+  Severity severity = Severity::kNote;
+  std::string title;
+  std::string text;
+  LossPoint at;  ///< where it began
+};
+
+/// What is wrong with the course of the loss, the most serious first; empty where nothing is, or
+/// too few losses were observed to tell.
+///
+/// loss_not_finite (alarm; a warning where the loss was finite again at the end): from one loss on.
+/// loss_diverged (alarm): within a few observed losses it left the range of all before by ten times
+/// its extent (more where few came before), or by a hundred times that of the first fifth, third or
+/// half of the run, and it ended outside; or it ended above five times all before and the squared
+/// norm of the weights doubled. Downwards counts too.
+/// The rest takes 64 losses. loss_rose: of what it fell to its lowest level, half at least was lost
+/// again. loss_jumped: it left its range for good, or for a twentieth of the run. loss_spikes: for
+/// less. loss_stuck: it fell by less than a fifth, and over the last 70 % of the observed losses by
+/// less than 1 % of its level. loss_at_floor (note): for at least a third of the steps it fell by
+/// less than 2 % of its level and of all that it fell, or it lay below 2 % of where it began. Where
+/// a fall is said to be small, its upper 95 % limit is: noise does not pass for rest.
+std::vector<LossAlarm> loss_alarms(const LossCourse& course);
+
+/// One sentence: where the loss began and ended. Empty where none was observed.
+std::string describe_loss(const LossCourse& course);
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,134 @@
+#include "coverage.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+
+namespace tycho::analyzer {
+namespace {
+
+bool is_tested(Verdict verdict) {
+  return verdict == Verdict::kHolds || verdict == Verdict::kViolated;
+}
+
+std::string joined(const std::vector<std::string>& names) {
+  std::string text;
+  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+/// Why a law with this verdict was not tested.
+std::string reason_of(const Report& report, const LawDescription& law, Verdict verdict) {
+  const Finding* chosen = nullptr;
+  for (const Finding& finding : report.findings) {
+    if (finding.law != law.id || finding.verdict != verdict || finding.gate.empty()) continue;
+    if (chosen == nullptr || finding.scope == "run") chosen = &finding;
+  }
+  return chosen != nullptr ? chosen->gate : "nothing was recorded for it";
+}
+
+}  // namespace
+
+Verdict summary_verdict(const Report& report, const LawDescription& law) {
+  std::map<Verdict, int> counts;
+  const Finding* run = nullptr;
+  for (const Finding& finding : report.findings) {
+    if (finding.law != law.id) continue;
+    ++counts[finding.verdict];
+    if (finding.scope == "run") run = &finding;
+  }
+  if (run != nullptr && is_tested(run->verdict)) return run->verdict;
+  if (counts.count(Verdict::kViolated) > 0) return Verdict::kViolated;
+  if (counts.count(Verdict::kHolds) > 0) return Verdict::kHolds;
+  if (run != nullptr) return run->verdict;
+  if (counts.empty()) return Verdict::kNotApplicable;
+  return std::max_element(counts.begin(), counts.end(),
+                          [](const auto& a, const auto& b) { return a.second < b.second; })
+      ->first;
+}
+
+Coverage coverage(const Report& report) {
+  Coverage result;
+  result.laws = report.laws.size();
+  for (const LawDescription& law : report.laws) {
+    const Verdict verdict = summary_verdict(report, law);
+    if (is_tested(verdict)) {
+      ++result.tested;
+      if (verdict == Verdict::kViolated) result.violated.push_back(law.title);
+      continue;
+    }
+    if (verdict == Verdict::kNotApplicable) {
+      ++result.not_applicable;
+      continue;
+    }
+    const std::string reason = reason_of(report, law, verdict);
+    const auto known = std::find_if(result.untested.begin(), result.untested.end(),
+                                    [&](const Untested& each) { return each.reason == reason; });
+    if (known != result.untested.end()) {
+      known->laws.push_back(law.title);
+    } else {
+      result.untested.push_back({reason, {law.title}});
+    }
+  }
+  return result;
+}
+
+std::string laws_sentence(const Report& report) {
+  const Coverage seen = coverage(report);
+  std::string text;
+  if (seen.tested == 0) {
+    text = fmt::format("None of {} laws could be tested", seen.laws);
+  } else {
+    const size_t hold = seen.tested - seen.violated.size();
+    text = fmt::format("{} of {} laws could be tested: {} {}", seen.tested, seen.laws, hold,
+                       hold == 1 ? "holds" : "hold");
+    if (!seen.violated.empty()) {
+      text += fmt::format(", {} {} violated ({})", seen.violated.size(),
+                          seen.violated.size() == 1 ? "is" : "are", joined(seen.violated));
+    }
+  }
+  const size_t open = seen.laws - seen.tested - seen.not_applicable;
+  if (seen.not_applicable > 0)
+    text += fmt::format("; {} {} not apply to this run", seen.not_applicable,
+                        seen.not_applicable == 1 ? "does" : "do");
+  if (open > 0)
+    text += fmt::format("; {} {} more steps or statistics than were recorded", open,
+                        open == 1 ? "takes" : "take");
+  return text + ".";
+}
+
+std::vector<std::string> what_is_missing(const Report& report) {
+  std::vector<std::string> result;
+  for (const Untested& each : coverage(report).untested)
+    result.push_back(fmt::format("{}: {}.", joined(each.laws), each.reason));
+  if (report.other_reference > 0) {
+    result.push_back(
+        fmt::format("Resumed: {} records of changes since the first observation are relative to "
+                    "where the run was taken up, not to its start, and were not used.",
+                    report.other_reference));
+  }
+  return result;
+}
+
+std::string nothing_to_do(const Report& report) {
+  if (report.frames == 0) return "No step was observed: nothing can be said.";
+  const Coverage seen = coverage(report);
+  const std::string steps =
+      fmt::format("{} observed {}", report.frames, report.frames == 1 ? "step" : "steps");
+  if (seen.tested == 0) {
+    return fmt::format(
+        "Whether anything asks for a change is not known: in {} no law could be tested. All that "
+        "can be said is that every number looked at was finite{}.",
+        steps, report.loss.observed() == 0 ? ", and the loss was not recorded" : "");
+  }
+  return fmt::format(
+      "Nothing that was looked at asks for a change: in {}, {} of {} laws could be tested and none "
+      "of them was violated. Of the other {} nothing is known: {} do not apply to this run, {} "
+      "take "
+      "more than was recorded.",
+      steps, seen.tested, seen.laws, seen.laws - seen.tested, seen.not_applicable,
+      seen.laws - seen.tested - seen.not_applicable);
+}
+
+}  // namespace tycho::analyzer
