@@ -168,8 +168,10 @@ int main(int argc, char** argv) {
     const tycho::Eigenpairs found =
         lanczos.largest(matrix, surface.dimension(), surface.options(), options, view, 1);
     warm_products.push_back(static_cast<double>(found.products));
-    if (!before.defined()) continue;
-    if (step % (5 * every) != 0) continue;
+    if (!before.defined() || step % (5 * every) != 0) {
+      state.restore();
+      continue;
+    }
     tycho::EigenOptions exact = options;
     exact.tolerance = 1e-7;
     exact.max_products = 200;
@@ -179,6 +181,7 @@ int main(int argc, char** argv) {
     errors.push_back(std::abs(found.values[0] - reference) / std::abs(reference));
     warm.run(matrix, before, reference);
     cold.run(matrix, torch::randn({surface.dimension()}), reference);
+    state.restore();
   }
   fmt::print("| what | measured |\n|---|---|\n");
   const auto in_gradients = [&](const std::vector<double>& seconds, int64_t memory) {

@@ -8,28 +8,42 @@
 #include <unordered_map>
 
 #include "options.h"
+#include "valid_text.h"
 
 namespace tycho {
 namespace {
 
 class Builder {
  public:
-  explicit Builder(torch::optim::Optimizer& optimizer) {
+  explicit Builder(const Optimizers& optimizers) {
     int32_t group = 0;
-    for (auto& parameters : optimizer.param_groups()) {
-      for (const at::Tensor& tensor : parameters.params()) {
-        groups_.emplace(tensor.unsafeGetTensorImpl(), group);
+    for (torch::optim::Optimizer* optimizer : optimizers) {
+      for (auto& parameters : optimizer->param_groups()) {
+        for (const at::Tensor& tensor : parameters.params()) {
+          groups_.emplace(tensor.unsafeGetTensorImpl(), group);
+        }
+        ++group;
       }
-      ++group;
     }
   }
 
-  /// Called for every module in order, with the parameters it owns directly.
-  void add_module(const std::string& path, const std::string& type,
+  void add_tensor(const std::string& given_name, const at::Tensor& tensor) {
+    const std::string name = valid_text(given_name);
+    if (!tensor.defined() || facts_.ids.count(tensor.unsafeGetTensorImpl()) > 0) return;
+    const auto layer = static_cast<uint32_t>(open_layer(name, "tensor"));
+    add_parameter(name, "tensor", tensor, layer);
+  }
+
+  /// Called for every module in order, with the parameters it owns directly. Names are made valid
+  /// text here, once.
+  void add_module(const std::string& given_path, const std::string& given_type,
                   const std::vector<std::pair<std::string, at::Tensor>>& parameters) {
+    const std::string path = valid_text(given_path);
+    const std::string type = valid_text(given_type);
     int64_t layer = -1;
-    for (const auto& [role, tensor] : parameters) {
+    for (const auto& [given_role, tensor] : parameters) {
       if (!tensor.defined()) continue;
+      const std::string role = valid_text(given_role);
       const std::string name = path.empty() ? role : path + "." + role;
       const void* key = tensor.unsafeGetTensorImpl();
       const auto known = facts_.ids.find(key);
@@ -97,8 +111,8 @@ class Builder {
 
 }  // namespace
 
-ModelFacts describe(torch::nn::Module& model, torch::optim::Optimizer& optimizer) {
-  Builder builder(optimizer);
+ModelFacts describe(torch::nn::Module& model, const Optimizers& optimizers) {
+  Builder builder(optimizers);
   // The root by hand: named_modules() wants it to be owned by a shared_ptr.
   const auto add = [&](const std::string& path, torch::nn::Module& module) {
     std::vector<std::pair<std::string, at::Tensor>> own;
@@ -115,8 +129,14 @@ ModelFacts describe(torch::nn::Module& model, torch::optim::Optimizer& optimizer
   return builder.take();
 }
 
-ModelFacts describe(torch::jit::Module& model, torch::optim::Optimizer& optimizer) {
-  Builder builder(optimizer);
+ModelFacts describe(const std::vector<at::Tensor>& tensors, const Optimizers& optimizers) {
+  Builder builder(optimizers);
+  for (size_t i = 0; i < tensors.size(); ++i) builder.add_tensor(std::to_string(i), tensors[i]);
+  return builder.take();
+}
+
+ModelFacts describe(torch::jit::Module& model, const Optimizers& optimizers) {
+  Builder builder(optimizers);
   for (const auto& item : model.named_modules()) {
     std::vector<std::pair<std::string, at::Tensor>> own;
     for (const auto& parameter : item.value.named_parameters(/*recurse=*/false)) {

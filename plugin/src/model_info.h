@@ -20,8 +20,11 @@ struct ModelFacts {
   ParameterIds ids;
 };
 
-ModelFacts describe(torch::nn::Module& model, torch::optim::Optimizer& optimizer);
-ModelFacts describe(torch::jit::Module& model, torch::optim::Optimizer& optimizer);
+/// Parameter groups count through all optimizers.
+ModelFacts describe(torch::nn::Module& model, const Optimizers& optimizers);
+ModelFacts describe(torch::jit::Module& model, const Optimizers& optimizers);
+/// Tensors without a module: each is a layer of its own, and named by its number, from 0.
+ModelFacts describe(const std::vector<at::Tensor>& tensors, const Optimizers& optimizers);
 
 /// Leaves out the layers that `include` and `exclude` do not select. OptionError where a pattern
 /// matches no layer or none is left.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tycho/probe.h"
+#include "work_meter.h"
 
 namespace tycho {
 
@@ -14,6 +15,13 @@ struct ObserverOptions {
   int64_t batch_dim = 0;
   /// By layer id: whether the user's include/exclude patterns select it.
   std::vector<bool> selected_layers;
+  /// Take the time of hooks on gradients, and of those on operators and outputs. Not owned;
+  /// nullptr: not measured. Hooks of graphs that the user retains past the observer report to
+  /// nobody.
+  WorkMeter* gradient_hooks = nullptr;
+  WorkMeter* operator_hooks = nullptr;
+  /// The optimizer evaluates the loss itself, at several places in a step (LBFGS).
+  bool optimizer_evaluates = false;
 };
 
 /// Something the observer has to say (said once per code and entity by the session).
@@ -58,6 +66,8 @@ class Observer {
   bool lacks_convolutions() const;
   void pause();
   void resume();
+  /// Before uninstall(): what the user says the step minimised.
+  void note_loss(const at::Tensor& loss);
   /// After optimizer.step(): takes the hooks out and hands over what was seen. `batch_size` as the
   /// user gave it; 0: unknown.
   StepObservation uninstall(int64_t batch_size);

@@ -9,64 +9,138 @@
 #include <ATen/record_function.h>
 
 #include <algorithm>
+#include <exception>
+#include <mutex>
+#include <optional>
 #include <string_view>
+#include <thread>
 
 namespace tycho {
+
+/// A callback belongs to the thread that added it and cannot be removed by another one: what that
+/// thread keeps must outlive the watch.
+struct OperatorWatch::Registration {
+  std::mutex mutex;
+  OperatorListener* listener;  // nullptr: the watch has ended
+  WorkMeter* meter;
+  const std::thread::id thread = std::this_thread::get_id();
+};
+
 namespace {
 
+using Registration = OperatorWatch::Registration;
+
+constexpr std::string_view kBackward = "aten::_backward";
+
+std::shared_ptr<Registration> register_listener(OperatorListener* listener, WorkMeter* meter) {
+  auto registration = std::make_shared<Registration>();
+  registration->listener = listener;
+  registration->meter = meter;
+  return registration;
+}
+
 struct ThreadState {
-  std::vector<OperatorListener*> listeners;
+  std::vector<std::shared_ptr<Registration>> listeners;
   at::CallbackHandle handle = 0;
-  int depth = 0;
+  bool inside =
+      false;  // an operator, or a node of a backward pass, whose own operators do not count
   bool exclusive = false;  // the one listener sees operators without gradients too
 };
 
 thread_local ThreadState state;
 
+// Of an outermost operator; inner ones have none.
 struct Context : at::ObserverContext {
-  std::vector<OperatorListener*> wants_outputs;
+  std::vector<std::shared_ptr<Registration>> wants_outputs;
+  bool quiet = false;  // nothing within it is observed
 };
 
+// Turning the observation of operators off and on again takes LibTorch microseconds: where nobody
+// else would see the listeners' operators, `state.inside` is enough.
+bool others_watch() {
+  return at::get_record_function_tls_().sorted_tls_callbacks_.size() > 1 ||
+         at::hasGlobalCallbacks();
+}
+
+class Unobserved {
+ public:
+  Unobserved() {
+    if (others_watch()) guard_.emplace(false);
+  }
+
+ private:
+  at::NoGradGuard no_grad_;
+  std::optional<at::RecordFunctionGuard> guard_;
+};
+
+/// Forgets watches that ended on other threads; the callback too, where none is left.
+void forget_ended() {
+  auto& listeners = state.listeners;
+  const auto ended = [](const std::shared_ptr<Registration>& registration) {
+    const std::lock_guard<std::mutex> lock(registration->mutex);
+    return registration->listener == nullptr;
+  };
+  listeners.erase(std::remove_if(listeners.begin(), listeners.end(), ended), listeners.end());
+  if (!listeners.empty() || state.exclusive || state.handle == 0) return;
+  at::removeCallback(state.handle);
+  state.handle = 0;
+}
+
 std::unique_ptr<at::ObserverContext> start(const at::RecordFunction& function) {
-  auto context = std::make_unique<Context>();
   // Operators within operators, and within a node of a backward pass, are not the model's own.
-  const bool outermost = state.depth++ == 0;
-  if (!outermost || function.scope() != at::RecordScope::FUNCTION) return context;
+  if (state.inside) return nullptr;
+  auto context = std::make_unique<Context>();
+  context->wants_outputs.reserve(state.listeners.size());
+  state.inside = true;  // Nothing below throws.
+  if (function.scope() != at::RecordScope::FUNCTION) return context;
   const std::string_view name = function.name();
   const bool in_place = !name.empty() && name.back() == '_';
   const bool recorded = at::GradMode::is_enabled() || state.exclusive;
+  if (name == kBackward && !others_watch()) {
+    context->quiet = true;
+    at::enableRecordFunction(false);
+    return context;
+  }
   if (!recorded && !in_place) return context;
   const bool hidden_write = in_place && !recorded;
-  at::NoGradGuard no_grad;
-  at::DisableRecordFunctionGuard unobserved;
+  const Unobserved unobserved;
   // Boxed calls may show more of the stack than the operator's own arguments, which are the last.
   const auto inputs = function.inputs();
   const size_t count = std::min(inputs.size(), function.num_inputs());
   const auto own = inputs.slice(inputs.size() - count);
-  for (OperatorListener* listener : state.listeners) {
+  bool any_ended = false;
+  for (const auto& registration : state.listeners) {
+    const std::lock_guard<std::mutex> lock(registration->mutex);
+    OperatorListener* listener = registration->listener;
+    any_ended = any_ended || listener == nullptr;
+    if (listener == nullptr) continue;
+    const WorkMeter::Stretch stretch(registration->meter);
     if (in_place && !own.empty()) listener->writes(own[0]);
     if (hidden_write) continue;
-    if (listener->before(function.name(), own)) context->wants_outputs.push_back(listener);
+    if (listener->before(function.name(), own)) context->wants_outputs.push_back(registration);
   }
+  if (any_ended) forget_ended();
   return context;
 }
 
 void finish(const at::RecordFunction& function, at::ObserverContext* context) {
-  --state.depth;
+  if (context == nullptr) return;
   auto* own = static_cast<Context*>(context);
-  if (own == nullptr || own->wants_outputs.empty()) return;
-  at::NoGradGuard no_grad;
-  at::DisableRecordFunctionGuard unobserved;
-  for (OperatorListener* listener : own->wants_outputs) {
-    if (std::find(state.listeners.begin(), state.listeners.end(), listener) !=
-        state.listeners.end()) {
-      listener->after(function.outputs());
+  if (own->quiet) at::enableRecordFunction(true);
+  if (!own->wants_outputs.empty()) {
+    const Unobserved unobserved;
+    for (const auto& registration : own->wants_outputs) {
+      const std::lock_guard<std::mutex> lock(registration->mutex);
+      if (registration->listener == nullptr) continue;
+      const WorkMeter::Stretch stretch(registration->meter);
+      registration->listener->after(function.outputs());
     }
   }
+  state.inside = false;
 }
 
 void install() {
-  state.depth = 0;
+  state.inside = false;
   state.handle = at::addThreadLocalCallback(
       at::RecordFunctionCallback(&start, &finish)
           .needsInputs(true)
@@ -76,18 +150,28 @@ void install() {
 
 }  // namespace
 
-OperatorWatch::OperatorWatch(OperatorListener* listener) : listener_(listener) {
-  state.listeners.push_back(listener);
+OperatorWatch::OperatorWatch(OperatorListener* listener, WorkMeter* meter)
+    : registration_(register_listener(listener, meter)) {
+  state.listeners.push_back(registration_);
   if (state.listeners.size() == 1) install();
 }
 
 OperatorWatch::~OperatorWatch() {
-  auto& listeners = state.listeners;
-  const auto found = std::find(listeners.begin(), listeners.end(), listener_);
-  if (found == listeners.end())
-    return;  // Ended on another thread: the callback stays, without listeners.
-  listeners.erase(found);
-  if (listeners.empty()) at::removeCallback(state.handle);
+  {
+    const std::lock_guard<std::mutex> lock(registration_->mutex);
+    registration_->listener = nullptr;
+  }
+  // Another thread forgets it at its next operator.
+  if (!on_this_thread()) return;
+  try {
+    forget_ended();
+  } catch (const std::exception&) {
+    return;  // Memory is out: the callback stays, without a listener, until the next operator.
+  }
+}
+
+bool OperatorWatch::on_this_thread() const {
+  return registration_->thread == std::this_thread::get_id();
 }
 
 struct ExclusiveOperatorWatch::Saved {
@@ -99,7 +183,7 @@ ExclusiveOperatorWatch::ExclusiveOperatorWatch(OperatorListener* listener)
     : saved_(std::make_unique<Saved>(Saved{state, at::get_record_function_tls_()})) {
   at::set_record_function_tls_({});
   state = ThreadState();
-  state.listeners.push_back(listener);
+  state.listeners.push_back(register_listener(listener, nullptr));
   state.exclusive = true;
   install();
 }

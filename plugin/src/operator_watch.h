@@ -6,6 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "work_meter.h"
+
 namespace tycho {
 
 /// Receives the outermost operators of forward passes with gradients enabled. Must not throw; is
@@ -23,16 +25,23 @@ class OperatorListener {
 };
 
 /// While it lives, `listener` sees the operators of the thread that made it, those that run with
-/// gradients disabled only where they write in place. Several may live at once.
+/// gradients disabled only where they write in place. Several may live at once. It may end on any
+/// thread: when it has ended, no call of the listener runs any more. The time that the listener
+/// takes is added to `meter`, which must live as long.
 class OperatorWatch {
  public:
-  explicit OperatorWatch(OperatorListener* listener);
+  explicit OperatorWatch(OperatorListener* listener, WorkMeter* meter = nullptr);
   ~OperatorWatch();
   OperatorWatch(const OperatorWatch&) = delete;
   OperatorWatch& operator=(const OperatorWatch&) = delete;
 
+  /// Whether the calling thread is the one that is watched.
+  bool on_this_thread() const;
+
+  struct Registration;
+
  private:
-  OperatorListener* listener_;
+  std::shared_ptr<Registration> registration_;
 };
 
 /// While it lives, `listener` alone sees the operators of this thread, gradients enabled or not:

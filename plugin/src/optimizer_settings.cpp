@@ -1,17 +1,34 @@
 #include "optimizer_settings.h"
 
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/function_hook.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/optim.h>
 
+#include <limits>
+#include <mutex>
+#include <set>
 #include <tuple>
+#include <typeindex>
 
 #include "torch_compat.h"
 
 namespace tycho {
 namespace optim = torch::optim;
 namespace {
+
+/// Options that do not answer throw, which costs a stack trace each time: asked once per class.
+double learning_rate_of(const optim::OptimizerOptions& options) {
+  static std::mutex mutex;
+  static std::set<std::type_index> silent;
+  const std::type_index type(typeid(options));
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (silent.count(type) == 0) {
+    try {
+      return options.get_lr();
+    } catch (...) {
+      silent.insert(type);
+    }
+  }
+  return std::numeric_limits<double>::quiet_NaN();
+}
 
 void read_group(const optim::OptimizerOptions& options, v1::ParameterGroup* group) {
   if (const auto* sgd = dynamic_cast<const optim::SGDOptions*>(&options)) {
@@ -49,6 +66,8 @@ void read_group(const optim::OptimizerOptions& options, v1::ParameterGroup* grou
     group->set_epsilon(adagrad->eps());
   } else if (const auto* lbfgs = dynamic_cast<const optim::LBFGSOptions*>(&options)) {
     group->set_learning_rate(lbfgs->lr());
+  } else {
+    group->set_learning_rate(learning_rate_of(options));
   }
 }
 
@@ -63,9 +82,7 @@ void copy_moments(const optim::OptimizerParamState* state, bool amsgrad, Paramet
   to->adam_step = moments->step();
 }
 
-}  // namespace
-
-std::string optimizer_name(optim::Optimizer& optimizer) {
+std::string name_of(optim::Optimizer& optimizer) {
   if (dynamic_cast<optim::SGD*>(&optimizer) != nullptr) return "SGD";
   if (dynamic_cast<optim::Adam*>(&optimizer) != nullptr) return "Adam";
   if (dynamic_cast<optim::AdamW*>(&optimizer) != nullptr) return "AdamW";
@@ -75,103 +92,92 @@ std::string optimizer_name(optim::Optimizer& optimizer) {
   return "unknown";
 }
 
-std::string settings_fingerprint(optim::Optimizer& optimizer) {
+}  // namespace
+
+std::string optimizer_name(const Optimizers& optimizers) {
+  std::string all;
+  for (optim::Optimizer* optimizer : optimizers) {
+    all += (all.empty() ? "" : "+") + name_of(*optimizer);
+  }
+  return all;
+}
+
+std::string settings_fingerprint(const Optimizers& optimizers) {
   v1::OptimizerSettings settings;
-  settings.set_optimizer(optimizer_name(optimizer));
-  for (optim::OptimizerParamGroup& group : optimizer.param_groups()) {
-    read_group(group.has_options() ? group.options() : optimizer.defaults(), settings.add_group());
+  settings.set_optimizer(optimizer_name(optimizers));
+  for (optim::Optimizer* optimizer : optimizers) {
+    for (optim::OptimizerParamGroup& group : optimizer->param_groups()) {
+      read_group(group.has_options() ? group.options() : optimizer->defaults(),
+                 settings.add_group());
+    }
   }
   return settings.SerializeAsString();
 }
 
-v1::OptimizerSettings settings_of(const std::string& fingerprint, optim::Optimizer& optimizer,
+v1::OptimizerSettings settings_of(const std::string& fingerprint, const Optimizers& optimizers,
                                   const ParameterIds& ids) {
   v1::OptimizerSettings settings;
   settings.ParseFromString(fingerprint);
-  auto& groups = optimizer.param_groups();
-  for (size_t i = 0; i < groups.size() && i < static_cast<size_t>(settings.group_size()); ++i) {
-    for (const at::Tensor& parameter : groups[i].params()) {
-      const auto found = ids.find(parameter.unsafeGetTensorImpl());
-      if (found == ids.end()) continue;
-      settings.mutable_group(static_cast<int>(i))->add_parameter(found->second);
+  int number = 0;
+  for (optim::Optimizer* optimizer : optimizers) {
+    for (optim::OptimizerParamGroup& group : optimizer->param_groups()) {
+      if (number == settings.group_size()) return settings;
+      v1::ParameterGroup* described = settings.mutable_group(number++);
+      for (const at::Tensor& parameter : group.params()) {
+        const auto found = ids.find(parameter.unsafeGetTensorImpl());
+        if (found != ids.end()) described->add_parameter(found->second);
+      }
     }
   }
   return settings;
 }
 
-void read_adam_state(optim::Optimizer& optimizer, const at::Tensor& parameter,
+void read_adam_state(const Optimizers& optimizers, const at::Tensor& parameter,
                      ParameterObservation* observation) {
-  const bool adam = dynamic_cast<optim::Adam*>(&optimizer) != nullptr;
-  const bool adamw = !adam && dynamic_cast<optim::AdamW*>(&optimizer) != nullptr;
-  if (!adam && !adamw) return;
-  const auto* state = compat::optimizer_state(optimizer, parameter);
-  if (state == nullptr) return;
-  bool amsgrad = false;
-  for (optim::OptimizerParamGroup& group : optimizer.param_groups()) {
-    for (const at::Tensor& member : group.params()) {
-      if (!member.is_same(parameter)) continue;
-      const auto& options = group.has_options() ? group.options() : optimizer.defaults();
-      amsgrad = adam ? static_cast<const optim::AdamOptions&>(options).amsgrad()
-                     : static_cast<const optim::AdamWOptions&>(options).amsgrad();
-    }
-  }
-  if (adam) copy_moments<optim::AdamParamState>(state, amsgrad, observation);
-  if (adamw) copy_moments<optim::AdamWParamState>(state, amsgrad, observation);
-}
-
-struct SettingsWatch::State {
-  struct Hook : torch::autograd::FunctionPostHook {
-    explicit Hook(State* state) : state(state) {}
-    torch::autograd::variable_list operator()(const torch::autograd::variable_list& outputs,
-                                              const torch::autograd::variable_list&) override {
-      // An exception would end the user's backward pass.
-      try {
-        if (state->at_backward.empty() && !state->paused) {
-          state->at_backward = settings_fingerprint(*state->optimizer);
-        }
-      } catch (...) {
-        state->at_backward.clear();
+  for (optim::Optimizer* optimizer : optimizers) {
+    const bool adam = dynamic_cast<optim::Adam*>(optimizer) != nullptr;
+    const bool adamw = !adam && dynamic_cast<optim::AdamW*>(optimizer) != nullptr;
+    if (!adam && !adamw) continue;
+    const auto* state = compat::optimizer_state(*optimizer, parameter);
+    if (state == nullptr) continue;
+    bool amsgrad = false;
+    for (optim::OptimizerParamGroup& group : optimizer->param_groups()) {
+      for (const at::Tensor& member : group.params()) {
+        if (!member.is_same(parameter)) continue;
+        const auto& options = group.has_options() ? group.options() : optimizer->defaults();
+        amsgrad = adam ? static_cast<const optim::AdamOptions&>(options).amsgrad()
+                       : static_cast<const optim::AdamWOptions&>(options).amsgrad();
       }
-      return outputs;
     }
-    State* state;
-  };
-
-  torch::optim::Optimizer* optimizer;
-  compat::GradientAccumulator accumulator;
-  uintptr_t key = 0;
-  std::string at_backward;
-  bool paused = false;
-};
-
-SettingsWatch::SettingsWatch(torch::optim::Optimizer& optimizer)
-    : state_(std::make_unique<State>()) {
-  state_->optimizer = &optimizer;
+    if (adam) copy_moments<optim::AdamParamState>(state, amsgrad, observation);
+    if (adamw) copy_moments<optim::AdamWParamState>(state, amsgrad, observation);
+  }
 }
-
-SettingsWatch::~SettingsWatch() { remove(); }
 
 void SettingsWatch::install(const at::Tensor& parameter) {
   remove();
-  state_->at_backward.clear();
-  if (!parameter.defined() || !parameter.requires_grad() || !parameter.is_leaf()) return;
-  state_->accumulator = torch::autograd::impl::grad_accumulator(parameter);
-  if (!state_->accumulator) return;
-  state_->key = state_->accumulator->add_post_hook(std::make_unique<State::Hook>(state_.get()));
+  at_backward_.clear();
+  parameter_ = parameter;
+  if (parameter.defined()) watch_.reset(new BackwardWatch(this));  // its base is private
 }
 
-void SettingsWatch::set_paused(bool paused) { state_->paused = paused; }
+void SettingsWatch::backward_begins() {
+  if (!at_backward_.empty() || paused_ || !parameter_.requires_grad() || !parameter_.is_leaf() ||
+      !torch::autograd::impl::try_get_grad_accumulator(parameter_)) {
+    return;
+  }
+  // An exception would end the user's backward pass.
+  try {
+    at_backward_ = settings_fingerprint(optimizers_);
+  } catch (...) {
+    at_backward_.clear();
+  }
+}
 
 std::string SettingsWatch::take() {
   remove();
-  if (state_->at_backward.empty()) return settings_fingerprint(*state_->optimizer);
-  return std::move(state_->at_backward);
-}
-
-void SettingsWatch::remove() {
-  if (!state_->accumulator) return;
-  state_->accumulator->del_post_hook(state_->key);
-  state_->accumulator = compat::GradientAccumulator();
+  if (at_backward_.empty()) return settings_fingerprint(optimizers_);
+  return std::move(at_backward_);
 }
 
 }  // namespace tycho

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "tycho/session_options.h"
 
@@ -15,6 +16,9 @@ inline constexpr int64_t kLargestBatchDim = 63;
 bool disabled_by_environment();
 /// `options` with every TYCHO_<FIELD> of the environment applied. Throws OptionError.
 SessionOptions with_environment(SessionOptions options);
+/// One sentence for each variable of the environment that begins with TYCHO_ and is none of these,
+/// with the nearest that is.
+std::vector<std::string> unknown_variables();
 /// Every field as text, for the run description.
 std::map<std::string, std::string> option_texts(const SessionOptions& options);
 /// Glob: `*` is any run of characters, `?` any one.

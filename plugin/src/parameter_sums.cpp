@@ -152,24 +152,43 @@ void forget_missing(bool gradient, bool previous, double* row) {
   }
 }
 
-/// Any device, dtype and layout.
+/// In float64; a complex tensor as its real and imaginary parts, so that products of two are the
+/// real parts of Hermitian ones.
+at::Tensor widened(const at::Tensor& tensor) {
+  if (!tensor.is_complex()) return tensor.to(at::kDouble);
+  return at::view_as_real(tensor.resolve_conj()).to(at::kDouble);
+}
+
+/// Any device, dtype and layout. Of a gradient that is sparse over its first dimension only the
+/// rows that it has are multiplied.
 at::Tensor sum_row(const SumsInput& input, bool refresh) {
-  const at::Tensor after = input.weight.detach().to(at::kDouble);
-  const at::Tensor weight = input.previous.defined() ? input.previous.to(at::kDouble) : after;
+  const at::Tensor after = widened(input.weight.detach());
+  const at::Tensor weight = input.previous.defined() ? widened(input.previous) : after;
   const at::Tensor missing =
       at::full({}, std::numeric_limits<double>::quiet_NaN(), after.options());
   at::Tensor gradient, update;
-  if (input.gradient.defined()) {
-    gradient = input.gradient.is_sparse() ? input.gradient.to_dense() : input.gradient;
-    gradient = gradient.to(after.options());
-  }
   if (input.previous.defined()) update = after - weight;
-  const auto product = [&](const at::Tensor& left, const at::Tensor& right) {
+  at::Tensor rows;  // of the gradient, where it is sparse
+  if (input.gradient.defined()) {
+    gradient = input.gradient;
+    if (gradient.is_sparse() && gradient.sparse_dim() == 1) {
+      gradient = gradient.coalesce();
+      rows = gradient.indices().select(0, 0);
+      gradient = gradient.values();
+    } else if (gradient.layout() != at::kStrided) {
+      gradient = gradient.to_dense();
+    }
+    gradient = widened(gradient).to(after.device());
+  }
+  const auto sum = [&](const at::Tensor& left, const at::Tensor& right) {
     return left.defined() && right.defined() ? (left * right).sum() : missing;
   };
+  const auto with_gradient = [&](const at::Tensor& other) {
+    return sum(other.defined() && rows.defined() ? other.index_select(0, rows) : other, gradient);
+  };
   const at::Tensor row =
-      at::stack({product(weight, weight), product(gradient, gradient), product(update, update),
-                 product(weight, gradient), product(weight, update), product(gradient, update)});
+      at::stack({sum(weight, weight), sum(gradient, gradient), sum(update, update),
+                 with_gradient(weight), sum(weight, update), with_gradient(update)});
   if (refresh && input.previous.defined()) input.previous.copy_(input.weight.detach());
   return row;
 }

@@ -26,8 +26,8 @@ struct ParameterSums {
 /// float64 [inputs, kParameterSums]: accumulated in float64 from the values as they are stored. On
 /// the CPU one pass over weights, gradient and previous weights; with `refresh` that pass leaves
 /// the weights in `previous`, for the step after. Elsewhere ATen operators on the device, nothing
-/// is waited for. Rows of what is not there are NaN. Results do not depend on the number of
-/// threads.
+/// is waited for. Complex parameters count with both parts; gradients may be sparse. Rows of what
+/// is not there are NaN. Results do not depend on the number of threads.
 ParameterSums parameter_sums(const std::vector<SumsInput>& inputs, bool refresh);
 
 }  // namespace tycho

@@ -4,12 +4,10 @@
 
 #include <chrono>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <random>
 #include <utility>
 
-#include "tycho/trace/run_reader.h"
+#include "valid_text.h"
 
 namespace tycho {
 namespace {
@@ -27,25 +25,6 @@ int64_t wall_clock_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
-}
-
-void check_directory(const SessionOptions& options) {
-  const std::string& directory = options.directory();
-  const auto refuse = [&](const std::string& why) {
-    throw OptionError(fmt::format("tycho: option directory = \"{}\": {}", directory, why));
-  };
-  if (directory.empty()) refuse("a directory is expected");
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error) refuse("it cannot be created: " + error.message());
-  if (!std::filesystem::is_directory(directory, error)) refuse("it is not a directory");
-  const auto trial = std::filesystem::path(directory) / (".tycho-" + random_id());
-  const bool written = static_cast<bool>(std::ofstream(trial) << "tycho");
-  std::filesystem::remove(trial, error);
-  if (!written) refuse("it is not writable");
-  if (!options.resume() && trace::RunReader::open(directory).ok()) {
-    refuse("it holds a run already; choose another, or continue it with resume(step)");
-  }
 }
 
 RunTrace::RunTrace(Durability durability, Open open)
@@ -76,8 +55,8 @@ void RunTrace::event(int64_t step, v1::Event::Kind kind, const std::string& code
   if (event.count() > 1) return;
   event.set_step(step);
   event.set_kind(kind);
-  event.set_code(code);
-  event.set_message(message);
+  event.set_code(valid_text(code));
+  event.set_message(valid_text(message));
   event.set_scope(scope);
   event.set_entity(entity);
   push(event);
@@ -111,6 +90,12 @@ void RunTrace::count_events() {
     if (event.count() > 1) push(event);
   }
 }
+
+void RunTrace::flush() {
+  if (writer_) (void)writer_->flush();
+}
+
+double RunTrace::writer_cpu_seconds() const { return writer_ ? writer_->cpu_seconds() : 0; }
 
 void RunTrace::close() {
   if (!writer_) return;

@@ -19,10 +19,6 @@ std::string random_id();
 
 int64_t wall_clock_ns();
 
-/// Creates the directory of the options, tries to write in it, and looks whether it can take the
-/// run. OptionError where it cannot.
-void check_directory(const SessionOptions& options);
-
 /// What a session writes and says: messages go to the trace behind a queue, an event is recorded at
 /// its first time and once more with its count at the end, trouble goes to stderr once. Of one
 /// thread.
@@ -51,6 +47,10 @@ class RunTrace {
   void report_losses(v1::Health* health);
   /// Records how often each event that came more than once did.
   void count_events();
+  /// Waits until what was pushed so far is written.
+  void flush();
+  /// CPU time of the writing thread so far.
+  double writer_cpu_seconds() const;
   /// Writes what is queued and seals the trace.
   void close();
   /// In a forked process, which has no writing thread: forgets the trace.

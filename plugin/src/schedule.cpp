@@ -8,6 +8,7 @@ namespace tycho {
 namespace {
 
 constexpr double kFixedPart = 0.5;  // of the budget, that fixed intervals may take from the others
+constexpr uint64_t kMostHookedInARow = 63;
 
 }  // namespace
 
@@ -37,6 +38,7 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const
   const double beyond =
       budget_ ? std::max(fixed_spent_ - kFixedPart * *budget_ * bare_seconds(), 0.0) : 0;
   double reserved = 0;
+  const bool bare = !first && wants_bare();
   for (size_t i = 0; i < probes_.size(); ++i) {
     const Entry& entry = probes_[i];
     if (entry.disabled) continue;
@@ -50,7 +52,7 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const
     const bool free = entry.free();
     const bool dear = !entry.measured && entry.schedule.expected_steps > 0;
     bool take = fixed || (free && ((first && !dear) || !budget_));
-    if (!take && free && step % entry.interval == 0) {
+    if (!take && free && !bare && step % entry.interval == 0) {
       const double cost = cost_of(entry);
       take = spent_ - beyond + excess_ + reserved + cost <= *budget_ * bare_seconds();
       if (take) reserved += cost;
@@ -65,21 +67,39 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const
   }
 }
 
-void Scheduler::step_took(double outside, bool observed, Hooks hooks, uint64_t combination) {
+void Scheduler::step_took(double outside, Hooks hooks, double in_hooks) {
   elapsed_ += outside;
+  excess_ += std::min(in_hooks, outside);
+  last_slowdown_ = 0;
   ++steps_;
-  last_excess_ = 0;
-  if (!observed) {
-    bare_.add(outside);
-  } else if (hooks != Hooks::kNone) {
-    // One slow step says little: the median over recent steps with the same hooks is charged.
-    if (bare_.empty()) return;
-    RecentMedian& alike = hooked_[combination];
-    alike.add(outside - bare_.median());
-    if (hooks == Hooks::kGradients) gradient_hooks_.add(outside - bare_.median());
-    last_excess_ = std::max(alike.median(), 0.0);
-    excess_ += last_excess_;
+  if (hooks == Hooks::kNone) bare_.add(outside);
+  hooked_in_a_row_ = hooks == Hooks::kNone ? 0 : hooked_in_a_row_ + 1;
+  if (hooks != Hooks::kNone) {
+    Hooked& alike = hooked_[static_cast<size_t>(hooks)];
+    ++alike.waiting;
+    alike.outside.add(outside - in_hooks);
   }
+  if (!comparable()) return;
+  for (Hooked& alike : hooked_) {
+    if (alike.waiting == 0) continue;
+    // One slow step says little: the median over recent steps is charged.
+    const double each = std::max(alike.outside.median() - bare_.median(), 0.0);
+    const double all = each * static_cast<double>(alike.waiting);
+    alike.waiting = 0;
+    slowdown_ += all;
+    excess_ += all;
+    if (&alike == &hooked_[static_cast<size_t>(hooks)]) last_slowdown_ = each;
+  }
+}
+
+bool Scheduler::slowdown_known() const {
+  return comparable() && std::all_of(hooked_.begin(), hooked_.end(),
+                                     [](const Hooked& alike) { return alike.waiting == 0; });
+}
+
+bool Scheduler::wants_bare() const {
+  return budget_ && (hooked_in_a_row_ >= kMostHookedInARow ||
+                     (hooked_in_a_row_ > 0 && !comparable() && steps_ >= kBareSteps));
 }
 
 void Scheduler::observed(size_t probe, double seconds) {
@@ -98,7 +118,7 @@ double Scheduler::cost_of(const Entry& entry) const {
 }
 
 double Scheduler::bare_step() const {
-  return bare_.empty() ? bare_seconds() / static_cast<double>(steps_) : bare_.median();
+  return bare_.count() == 0 ? bare_seconds() / static_cast<double>(steps_) : bare_.median();
 }
 
 void Scheduler::plan() {

@@ -1,11 +1,8 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
-#include <map>
 #include <optional>
-#include <string>
 #include <vector>
 
 namespace tycho {
@@ -27,7 +24,7 @@ struct ProbeSchedule {
 class RecentMedian {
  public:
   void add(double value);
-  bool empty() const { return count_ == 0; }
+  size_t count() const { return count_; }
   double median() const;  ///< 0 when empty
 
  private:
@@ -43,7 +40,8 @@ class RecentMedian {
 /// the budget; what cheap probes leave is given to the others. And it is due only while everything
 /// spent so far, divided by the time of bare training, is inside the budget. The first step is
 /// always observed: what it costs is worked off before the next observation. Probes with an
-/// interval of their own take at most half of the budget from the others.
+/// interval of their own take at most half of the budget from the others. Where every step would
+/// have hooks, a budget leaves one in 64 bare, to compare with.
 class Scheduler {
  public:
   explicit Scheduler(std::optional<double> budget) : budget_(budget) {}
@@ -55,25 +53,29 @@ class Scheduler {
 
   /// What was installed during a step: nothing, hooks on gradients only, or on operators too.
   enum class Hooks { kNone, kGradients, kOperators };
-  /// A step went by: `outside` seconds of it were spent outside the session. What a step with hooks
-  /// took longer than bare steps is Tycho's too; `combination` names the set of probes that asked
-  /// for them, so that like is compared with like.
-  void step_took(double outside, bool observed, Hooks hooks = Hooks::kNone,
-                 uint64_t combination = 0);
+  /// A step went by, not the first, which warms up what bare training warms up too: `outside`
+  /// seconds of it were spent outside the session, `in_hooks` of them in the session's hooks, which
+  /// are Tycho's. So is what a step with hooks takes longer than bare ones beyond that (LibTorch's
+  /// work for hooks, caches that grew cold), once there are bare steps to compare with.
+  void step_took(double outside, Hooks hooks = Hooks::kNone, double in_hooks = 0);
   /// Seconds spent inside the session, on the training thread.
   void spent(double seconds) { spent_ += seconds; }
   /// What one observation of `probe` cost, its part of shared work included.
   void observed(size_t probe, double seconds);
 
-  /// Tycho's seconds so far, with the slowing down of observed steps.
+  /// Seconds inside the session so far.
   double spent_seconds() const { return spent_; }
   double bare_seconds() const { return elapsed_ > excess_ ? elapsed_ - excess_ : 0; }
-  /// Slowing down of the last hooked step; 0 while it cannot be told.
-  double last_excess() const { return last_excess_; }
-  /// The same of steps with hooks on gradients only.
-  double gradient_excess() const { return std::max(gradient_hooks_.median(), 0.0); }
+  /// Seconds that steps with hooks took longer than bare ones, beyond those spent in hooks.
+  double slowdown_seconds() const { return slowdown_; }
+  /// Whether steps with hooks could be compared with bare ones; else the above is too small.
+  bool slowdown_known() const;
+  /// Of the last step; 0 while it cannot be told.
+  double last_slowdown() const { return last_slowdown_; }
 
  private:
+  static constexpr size_t kBareSteps = 3;  // before steps with hooks are compared with them
+
   struct Entry {
     ProbeSchedule schedule;
     bool free() const { return !schedule.every && !schedule.log_spaced; }
@@ -82,6 +84,14 @@ class Scheduler {
     bool disabled = false;
     int64_t interval = 1;
   };
+  /// Steps with the same kind of hooks.
+  struct Hooked {
+    RecentMedian outside;  // less the time in hooks
+    uint64_t waiting = 0;  // steps that have not been compared with bare ones
+  };
+  bool comparable() const { return bare_.count() >= kBareSteps; }
+  /// Whether what is due by the budget only is left out, to have a bare step to compare with.
+  bool wants_bare() const;
   /// Measured, or expected.
   double cost_of(const Entry& entry) const;
   /// Seconds of a step without Tycho; there was one.
@@ -91,11 +101,12 @@ class Scheduler {
   std::optional<double> budget_;
   std::vector<Entry> probes_;
   RecentMedian bare_;
-  std::map<uint64_t, RecentMedian> hooked_;  // by combination
-  RecentMedian gradient_hooks_;
-  double elapsed_ = 0;  // outside the session
-  double excess_ = 0;   // of that, because of Tycho
-  double last_excess_ = 0;
+  std::array<Hooked, 3> hooked_;  // by Hooks
+  uint64_t hooked_in_a_row_ = 0;
+  double elapsed_ = 0;   // outside the session
+  double excess_ = 0;    // of that, because of Tycho
+  double slowdown_ = 0;  // of that, outside its hooks
+  double last_slowdown_ = 0;
   double spent_ = 0;
   double fixed_spent_ = 0;  // of that, by probes with an interval of their own
   uint64_t steps_ = 0;

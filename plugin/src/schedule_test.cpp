@@ -59,7 +59,7 @@ TEST(Scheduler, ADearProbeWaitsUntilItsFirstObservationCanBePaidFor) {
       if (probe == 1) taken.push_back(step);
     }
     scheduler.spent(cost);
-    scheduler.step_took(kBare, !due.empty());
+    scheduler.step_took(kBare);
   }
   ASSERT_GE(taken.size(), 5U);
   EXPECT_GE(taken.front(), 2500);  // 50 steps of 2 %
@@ -84,7 +84,7 @@ TEST(Scheduler, FixedIntervalsLeaveHalfOfTheBudgetToTheOthers) {
       scheduler.spent(cost);
       if (probe == 0) by_budget += cost;
     }
-    scheduler.step_took(kBare, !due.empty());
+    scheduler.step_took(kBare);
   }
   EXPECT_GT(by_budget, 0.004 * scheduler.bare_seconds());
   EXPECT_LE(by_budget, 0.0101 * scheduler.bare_seconds());
@@ -121,10 +121,10 @@ TEST(Scheduler, StaysInsideTheBudgetWithTheSlowingDownOfObservedSteps) {
       ++observations[probe];
       if (probe == 1) slower = 300e-6;
     }
-    scheduler.step_took(kBare + slower, !due.empty(),
+    scheduler.step_took(kBare + slower,
                         slower > 0 ? Scheduler::Hooks::kOperators : Scheduler::Hooks::kNone);
     for (const size_t probe : due) {
-      scheduler.observed(probe, cost[probe] + (probe == 1 ? scheduler.last_excess() : 0));
+      scheduler.observed(probe, cost[probe] + (probe == 1 ? scheduler.last_slowdown() : 0));
     }
     scheduler.spent(inside);
     spent += inside + slower;
@@ -134,6 +134,46 @@ TEST(Scheduler, StaysInsideTheBudgetWithTheSlowingDownOfObservedSteps) {
   EXPECT_EQ(observations[2], 100);
   EXPECT_GT(observations[0], kSteps * 9 / 10);
   EXPECT_GT(observations[1], 700);
+}
+
+// Time in hooks is known at once; what steps take longer beyond that, only from bare steps.
+TEST(Scheduler, ChargesTimeInHooksAtOnceAndTheRestWhenThereAreBareSteps) {
+  constexpr double kBare = 1e-3;
+  constexpr double kInHooks = 500e-6;
+  constexpr double kBeyond = 200e-6;
+  Scheduler scheduler(std::nullopt);
+  const auto hooked = [&] {
+    scheduler.step_took(kBare + kInHooks + kBeyond, Scheduler::Hooks::kOperators, kInHooks);
+  };
+  for (int i = 0; i < 10; ++i) hooked();
+  EXPECT_NEAR(scheduler.bare_seconds(), 10 * (kBare + kBeyond), 1e-12);
+  EXPECT_EQ(scheduler.slowdown_seconds(), 0);
+  EXPECT_FALSE(scheduler.slowdown_known());
+  for (int i = 0; i < 5; ++i) scheduler.step_took(kBare);
+  EXPECT_TRUE(scheduler.slowdown_known());
+  EXPECT_NEAR(scheduler.slowdown_seconds(), 10 * kBeyond, 1e-12) << "of the steps before, too";
+  hooked();
+  EXPECT_NEAR(scheduler.slowdown_seconds(), 11 * kBeyond, 1e-12);
+  EXPECT_NEAR(scheduler.last_slowdown(), kBeyond, 1e-12);
+  EXPECT_NEAR(scheduler.bare_seconds(), 16 * kBare, 1e-12);
+}
+
+TEST(Scheduler, ABudgetThatAllowsEveryStepStillLeavesBareOnesToCompareWith) {
+  Scheduler scheduler(0.5);
+  scheduler.add({});
+  std::vector<size_t> due;
+  int64_t bare = 0;
+  for (int64_t step = 0; step < 1000; ++step) {
+    scheduler.due(step, step == 0, &due);
+    bare += due.empty();
+    for (const size_t probe : due) scheduler.observed(probe, 1e-6);
+    const bool observed = !due.empty();
+    scheduler.step_took(1e-3, observed ? Scheduler::Hooks::kGradients : Scheduler::Hooks::kNone,
+                        1e-6);
+  }
+  EXPECT_GE(bare, 1000 / 64);
+  EXPECT_LE(bare, 1000 / 64 + 5);
+  EXPECT_TRUE(scheduler.slowdown_known());
 }
 
 TEST(Scheduler, AProbeThatIsDisabledIsNeverDue) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <cstdio>
 #include <utility>
 
 #include "options.h"
@@ -10,20 +11,109 @@
 
 namespace tycho {
 
+namespace {
+
+/// What fails but is no fault of the options does not stop training.
+template <typename Make>
+auto made(const Make& make) -> decltype(make()) {
+  try {
+    if (disabled_by_environment()) return nullptr;
+    auto impl = make();
+    impl->begin();
+    return impl;
+  } catch (const OptionError&) {
+    throw;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "tycho: the session could not be made and observes nothing: %s\n",
+                 error.what());
+  }
+  return nullptr;
+}
+
+Optimizers checked(std::vector<torch::optim::Optimizer*> optimizers) {
+  if (optimizers.empty()) throw OptionError("tycho: there is no optimizer");
+  for (const torch::optim::Optimizer* optimizer : optimizers) {
+    if (optimizer == nullptr) throw OptionError("tycho: an optimizer is null");
+  }
+  return Optimizers(std::move(optimizers));
+}
+
+/// A module that contains the others, which it does not own.
+std::shared_ptr<torch::nn::Module> joint_module(
+    const std::vector<std::pair<std::string, torch::nn::Module*>>& modules) {
+  auto joint = std::make_shared<torch::nn::Module>();
+  for (const auto& [name, module] : modules) {
+    if (module == nullptr) throw OptionError(fmt::format("tycho: module \"{}\" is null", name));
+    if (name.empty() || name.find('.') != std::string::npos ||
+        joint->named_children().contains(name)) {
+      throw OptionError(
+          fmt::format("tycho: module \"{}\": a name of its own, without dots, is expected", name));
+    }
+    joint->register_module(
+        name, std::shared_ptr<torch::nn::Module>(std::shared_ptr<torch::nn::Module>(), module));
+  }
+  return joint;
+}
+
+}  // namespace
+
 Session::Session(torch::nn::Module& model, torch::optim::Optimizer& optimizer,
                  SessionOptions options) {
-  if (disabled_by_environment()) return;
-  impl_ = std::make_unique<Impl>(std::make_unique<ModelState>(model), describe(model, optimizer),
-                                 optimizer, std::move(options));
-  impl_->begin();
+  impl_ = made([&] {
+    auto books = std::make_unique<CostBooks>();
+    return std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(model),
+                                  describe(model, optimizer), optimizer, std::move(options));
+  });
 }
 
 Session::Session(torch::jit::Module& model, torch::optim::Optimizer& optimizer,
                  SessionOptions options) {
-  if (disabled_by_environment()) return;
-  impl_ = std::make_unique<Impl>(std::make_unique<ModelState>(model), describe(model, optimizer),
-                                 optimizer, std::move(options));
-  impl_->begin();
+  impl_ = made([&] {
+    auto books = std::make_unique<CostBooks>();
+    return std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(model),
+                                  describe(model, optimizer), optimizer, std::move(options));
+  });
+}
+
+Session::Session(torch::nn::Module& model, std::vector<torch::optim::Optimizer*> optimizers,
+                 SessionOptions options) {
+  impl_ = made([&] {
+    auto books = std::make_unique<CostBooks>();
+    const Optimizers all = checked(std::move(optimizers));
+    return std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(model),
+                                  describe(model, all), all, std::move(options));
+  });
+}
+
+Session::Session(std::vector<std::pair<std::string, torch::nn::Module*>> modules,
+                 std::vector<torch::optim::Optimizer*> optimizers, SessionOptions options) {
+  impl_ = made([&] {
+    auto books = std::make_unique<CostBooks>();
+    const Optimizers all = checked(std::move(optimizers));
+    const auto joint = joint_module(modules);
+    auto impl = std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(*joint),
+                                       describe(*joint, all), all, std::move(options));
+    impl->joint = joint;
+    return impl;
+  });
+}
+
+Session::Session(std::vector<at::Tensor> parameters, torch::optim::Optimizer& optimizer,
+                 SessionOptions options)
+    : Session(std::move(parameters), std::vector<torch::optim::Optimizer*>{&optimizer},
+              std::move(options)) {}
+
+Session::Session(std::vector<at::Tensor> parameters,
+                 std::vector<torch::optim::Optimizer*> optimizers, SessionOptions options) {
+  impl_ = made([&] {
+    auto books = std::make_unique<CostBooks>();
+    const Optimizers all = checked(std::move(optimizers));
+    const auto joint = std::make_shared<torch::nn::Module>();
+    auto impl = std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(*joint),
+                                       describe(parameters, all), all, std::move(options));
+    impl->joint = joint;
+    return impl;
+  });
 }
 
 Session::~Session() {
@@ -53,11 +143,14 @@ void Session::add_probe(std::unique_ptr<Probe> probe, int64_t every) {
 }
 
 void Session::set_probe_loss(std::function<at::Tensor()> probe_loss) {
-  ProbeLoss loss;
-  if (probe_loss) {
-    loss.loss = [f = std::move(probe_loss)](const at::Tensor&, int64_t) { return f(); };
-  }
-  set_probe_loss(std::move(loss));
+  if (!impl_) return;
+  impl_->change_losses([&] {
+    ProbeLoss loss;
+    if (probe_loss) {
+      loss.loss = [f = std::move(probe_loss)](const at::Tensor&, int64_t) { return f(); };
+    }
+    return impl_->losses->set_probe(std::move(loss));
+  });
 }
 
 void Session::set_probe_loss(ProbeLoss probe_loss) {
@@ -90,18 +183,19 @@ void Session::set_loss_scale(double scale) {
 }
 
 void Session::step(const at::Tensor& loss, int64_t batch_size) {
-  if (!impl_) return;
-  impl_->protect([&] { impl_->step(&loss, 0, batch_size); });
+  // A loss that is evaluated may destroy this session.
+  const std::shared_ptr<Impl> impl = impl_;
+  if (impl) impl->protect([&] { impl->step(&loss, 0, batch_size); });
 }
 
 void Session::step(double loss, int64_t batch_size) {
-  if (!impl_) return;
-  impl_->protect([&] { impl_->step(nullptr, loss, batch_size); });
+  const std::shared_ptr<Impl> impl = impl_;
+  if (impl) impl->protect([&] { impl->step(nullptr, loss, batch_size); });
 }
 
 Session::Pause::Pause(Session* session) : session_(session) {
   if (session_ == nullptr || !session_->impl_) return;
-  session_->impl_->protect([&] { session_->impl_->set_paused(true); });
+  if (!session_->impl_->protect([&] { session_->impl_->set_paused(true); })) session_ = nullptr;
 }
 
 Session::Pause::Pause(Pause&& other) noexcept : session_(std::exchange(other.session_, nullptr)) {}
@@ -112,6 +206,8 @@ Session::Pause::~Pause() {
 }
 
 Session::Pause Session::pause() { return Pause(this); }
+
+std::string Session::directory() const { return impl_ ? impl_->directory->path() : std::string(); }
 
 void Session::close() {
   if (impl_) impl_->close();

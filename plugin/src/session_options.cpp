@@ -1,11 +1,15 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
+#include <charconv>
 #include <cstdlib>
 #include <functional>
-#include <limits>
+#include <iterator>
+#include <numeric>
+#include <system_error>
 #include <utility>
+#include <vector>
 
 #include "options.h"
 
@@ -50,14 +54,42 @@ std::vector<std::string> split(const std::string& text) {
   return parts;
 }
 
-int64_t parse_integer(const std::string& option, const std::string& text, const char* legal) {
-  try {
-    size_t used = 0;
-    const int64_t value = std::stoll(text, &used);
-    if (used == text.size()) return value;
-  } catch (const std::exception&) {
+/// All of the text as a number, whatever the locale.
+template <typename Number>
+Number parse_number(const std::string& option, const std::string& text, const char* legal) {
+  Number value{};
+  const char* end = text.data() + text.size();
+  const auto [stopped, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc() || stopped != end) refuse(option, text, legal);
+  return value;
+}
+
+bool parse_flag(const std::string& option, const std::string& text) {
+  if (text == "1" || text == "true") return true;
+  if (text == "0" || text == "false") return false;
+  refuse(option, text, "0 or 1 is expected");
+}
+
+// What TYCHO_ may be followed by.
+constexpr const char* kVariables[] = {"DISABLE", "DIRECTORY",      "PRESET",    "OVERHEAD_BUDGET",
+                                      "EVERY",   "LOG_SPACED",     "TAGS",      "BATCH_DIM",
+                                      "INCLUDE", "LOSS_REDUCTION", "EXCLUDE",   "SEED",
+                                      "RESUME",  "RUN_NAME",       "EXCLUSIVE", "DURABILITY"};
+
+/// Letters that have to be put in, left out or replaced to make one text the other.
+size_t edits_between(const std::string& one, const std::string& other) {
+  std::vector<size_t> row(other.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < one.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (size_t j = 0; j < other.size(); ++j) {
+      const size_t replaced = diagonal + (one[i] == other[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+    }
   }
-  refuse(option, text, legal);
+  return row.back();
 }
 
 void parse_intervals(const std::string& option, const std::string& text,
@@ -67,13 +99,18 @@ void parse_intervals(const std::string& option, const std::string& text,
   for (const std::string& part : split(text)) {
     const size_t equals = part.find('=');
     if (equals == std::string::npos || equals == 0) refuse(option, text, kLegal);
-    set(part.substr(0, equals), parse_integer(option, part.substr(equals + 1), kLegal));
+    set(part.substr(0, equals), parse_number<int64_t>(option, part.substr(equals + 1), kLegal));
   }
 }
 
 }  // namespace
 
 SessionOptions::SessionOptions(std::string directory) : directory_(std::move(directory)) {}
+
+SessionOptions& SessionOptions::directory(std::string value) {
+  directory_ = std::move(value);
+  return *this;
+}
 
 SessionOptions& SessionOptions::preset(Preset value) {
   preset_ = value;
@@ -155,6 +192,32 @@ SessionOptions& SessionOptions::resume(int64_t step) {
   return *this;
 }
 
+SessionOptions& SessionOptions::exclusive(bool value) {
+  exclusive_ = value;
+  return *this;
+}
+
+std::vector<std::string> unknown_variables() {
+  std::vector<std::string> sentences;
+  const std::string prefix = "TYCHO_";
+  for (char** variable = environ; variable != nullptr && *variable != nullptr; ++variable) {
+    const std::string text = *variable;
+    const std::string name = text.substr(0, text.find('='));
+    if (name.rfind(prefix, 0) != 0) continue;
+    const std::string field = name.substr(prefix.size());
+    const char* const* nearest = std::min_element(
+        std::begin(kVariables), std::end(kVariables), [&](const char* one, const char* other) {
+          return edits_between(field, one) < edits_between(field, other);
+        });
+    if (field == *nearest) continue;
+    sentences.push_back(
+        fmt::format("the environment variable {} is unknown and has no effect; the nearest is "
+                    "TYCHO_{}",
+                    name, *nearest));
+  }
+  return sentences;
+}
+
 bool disabled_by_environment() {
   const char* value = std::getenv("TYCHO_DISABLE");
   return value != nullptr && *value != '\0' && std::string(value) != "0";
@@ -164,17 +227,7 @@ SessionOptions with_environment(SessionOptions options) {
   const auto apply = [](const char* name, const std::function<void(const std::string&)>& set) {
     if (const char* value = std::getenv(name)) set(value);
   };
-  apply("TYCHO_DIRECTORY", [&](const std::string& text) {
-    SessionOptions other(text);
-    other.preset(options.preset()).overhead_budget(options.overhead_budget());
-    for (const auto& [name, interval] : options.every()) other.every(name, interval);
-    for (const auto& [name, number] : options.log_spaced()) other.log_spaced(name, number);
-    other.loss_reduction(options.loss_reduction()).batch_dim(options.batch_dim());
-    other.include(options.include()).exclude(options.exclude()).seed(options.seed());
-    other.run_name(options.run_name()).tags(options.tags()).durability(options.durability());
-    if (options.resume()) other.resume(*options.resume());
-    options = std::move(other);
-  });
+  apply("TYCHO_DIRECTORY", [&](const std::string& text) { options.directory(text); });
   apply("TYCHO_PRESET", [&](const std::string& text) {
     for (const Preset value : {Preset::economy, Preset::standard, Preset::full}) {
       if (text == text_of(value)) return void(options.preset(value));
@@ -183,12 +236,8 @@ SessionOptions with_environment(SessionOptions options) {
   });
   apply("TYCHO_OVERHEAD_BUDGET", [&](const std::string& text) {
     if (text == "none") return void(options.overhead_budget(std::nullopt));
-    char* end = nullptr;
-    const double value = std::strtod(text.c_str(), &end);
-    if (text.empty() || *end != '\0') {
-      refuse("TYCHO_OVERHEAD_BUDGET", text, "a share in (0, 1], or none, is expected");
-    }
-    options.overhead_budget(value);
+    options.overhead_budget(parse_number<double>("TYCHO_OVERHEAD_BUDGET", text,
+                                                 "a share in (0, 1], or none, is expected"));
   });
   apply("TYCHO_EVERY", [&](const std::string& text) {
     parse_intervals("TYCHO_EVERY", text, [&](const std::string& name, int64_t interval) {
@@ -207,14 +256,13 @@ SessionOptions with_environment(SessionOptions options) {
     refuse("TYCHO_LOSS_REDUCTION", text, "mean or sum is expected");
   });
   apply("TYCHO_BATCH_DIM", [&](const std::string& text) {
-    options.batch_dim(parse_integer("TYCHO_BATCH_DIM", text, "a dimension is expected"));
+    options.batch_dim(parse_number<int64_t>("TYCHO_BATCH_DIM", text, "a dimension is expected"));
   });
   apply("TYCHO_INCLUDE", [&](const std::string& text) { options.include(split(text)); });
   apply("TYCHO_EXCLUDE", [&](const std::string& text) { options.exclude(split(text)); });
   apply("TYCHO_SEED", [&](const std::string& text) {
-    const int64_t value = parse_integer("TYCHO_SEED", text, "a whole number >= 0 is expected");
-    if (value < 0) refuse("TYCHO_SEED", text, "a whole number >= 0 is expected");
-    options.seed(static_cast<uint64_t>(value));
+    options.seed(parse_number<uint64_t>("TYCHO_SEED", text,
+                                        "a whole number from 0 to 2^64 - 1 is expected"));
   });
   apply("TYCHO_RUN_NAME", [&](const std::string& text) { options.run_name(text); });
   apply("TYCHO_TAGS", [&](const std::string& text) { options.tags(split(text)); });
@@ -225,8 +273,10 @@ SessionOptions with_environment(SessionOptions options) {
     refuse("TYCHO_DURABILITY", text, "drop or complete is expected");
   });
   apply("TYCHO_RESUME", [&](const std::string& text) {
-    options.resume(parse_integer("TYCHO_RESUME", text, "a step of at least 0 is expected"));
+    options.resume(parse_number<int64_t>("TYCHO_RESUME", text, "a step of at least 0 is expected"));
   });
+  apply("TYCHO_EXCLUSIVE",
+        [&](const std::string& text) { options.exclusive(parse_flag("TYCHO_EXCLUSIVE", text)); });
   return options;
 }
 
@@ -246,6 +296,7 @@ std::map<std::string, std::string> option_texts(const SessionOptions& options) {
       {"tags", fmt::format("{}", fmt::join(options.tags(), ","))},
       {"durability", text_of(options.durability())},
       {"resume", options.resume() ? std::to_string(*options.resume()) : ""},
+      {"exclusive", options.is_exclusive() ? "1" : "0"},
   };
 }
 

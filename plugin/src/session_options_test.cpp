@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <clocale>
 #include <cstdlib>
+#include <limits>
 #include <string>
 
 #include "options.h"
@@ -85,6 +87,53 @@ TEST(SessionOptions, AWrongEnvironmentIsRefusedByName) {
               std::string::npos)
         << name;
   }
+}
+
+/// A locale with a decimal comma, where the machine has one.
+class DecimalComma {
+ public:
+  DecimalComma() {
+    for (const char* name : {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "de_DE", "fr_FR"}) {
+      if (std::setlocale(LC_ALL, name) != nullptr) return;
+    }
+  }
+  ~DecimalComma() { std::setlocale(LC_ALL, "C"); }
+};
+
+TEST(SessionOptions, NumbersOfTheEnvironmentDoNotDependOnTheLocale) {
+  const DecimalComma locale;
+  for (const char* text : {"0.05", "5e-2", "0.05000"}) {
+    const Variable budget("TYCHO_OVERHEAD_BUDGET", text);
+    EXPECT_EQ(with_environment(SessionOptions("run")).overhead_budget(), 0.05) << text;
+  }
+  for (const char* text : {"0,05", " 0.05", "0.05 ", "+0.05", "nan", "inf", ""}) {
+    const Variable budget("TYCHO_OVERHEAD_BUDGET", text);
+    EXPECT_NE(error_of([] { with_environment(SessionOptions("run")); }), "") << text;
+  }
+}
+
+TEST(SessionOptions, ASeedMayBeAnyNumberOf64Bits) {
+  const Variable seed("TYCHO_SEED", "18446744073709551615");
+  EXPECT_EQ(with_environment(SessionOptions("run")).seed(), std::numeric_limits<uint64_t>::max());
+  for (const char* text : {"18446744073709551616", "-1", "1e3", "0x10", " 1"}) {
+    const Variable wrong("TYCHO_SEED", text);
+    EXPECT_NE(error_of([] { with_environment(SessionOptions("run")); }).find("TYCHO_SEED"),
+              std::string::npos)
+        << text;
+  }
+}
+
+TEST(SessionOptions, AnUnknownVariableIsNamedWithTheNearest) {
+  EXPECT_TRUE(unknown_variables().empty()) << unknown_variables().front();
+  const Variable known("TYCHO_TAGS", "a");
+  const Variable wrong("TYCHO_OVERHEAD_BUGDET", "0.1");
+  const Variable other("TYCHO_SEEDS", "1");
+  const auto sentences = unknown_variables();
+  ASSERT_EQ(sentences.size(), 2U);
+  const std::string all = sentences[0] + sentences[1];
+  EXPECT_NE(all.find("TYCHO_OVERHEAD_BUGDET"), std::string::npos);
+  EXPECT_NE(all.find("nearest is TYCHO_OVERHEAD_BUDGET"), std::string::npos);
+  EXPECT_NE(all.find("nearest is TYCHO_SEED"), std::string::npos);
 }
 
 TEST(Patterns, StarAndQuestionMark) {

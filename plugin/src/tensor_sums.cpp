@@ -209,6 +209,8 @@ at::Tensor squared_norm(const at::Tensor& tensor) {
         tensor.scalar_type() == at::kFloat ? squared<float>(tensor) : squared<double>(tensor),
         at::kDouble);
   }
+  if (tensor.is_sparse()) return squared_norm(tensor.coalesce().values());
+  if (tensor.is_complex()) return squared_norm(at::view_as_real(tensor.resolve_conj()));
   if (tensor.numel() == 0) return at::zeros({}, tensor.options().dtype(at::kDouble));
   return at::linalg_vector_norm(tensor, 2, c10::nullopt, false, at::kDouble).square();
 }

@@ -11,7 +11,8 @@ namespace tycho {
 /// Whether these sums take one pass without a copy.
 bool sums_fast(const at::Tensor& tensor);
 
-/// |x|^2 as a float64 scalar tensor on the tensor's device.
+/// |x|^2 as a float64 scalar tensor on the tensor's device. Complex entries count with both parts,
+/// sparse tensors (COO) with what they hold.
 at::Tensor squared_norm(const at::Tensor& tensor);
 
 /// float64 [2]: sum of x, and of x^2.

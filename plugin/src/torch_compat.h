@@ -12,10 +12,6 @@
 
 namespace tycho::compat {
 
-/// shared_ptr in the supported versions, intrusive_ptr in later ones.
-using GradientAccumulator =
-    decltype(torch::autograd::impl::grad_accumulator(std::declval<const at::Tensor&>()));
-
 /// Whether hooks change a parameter's gradient after the accumulator's own hooks have seen it: with
 /// Tensor::register_hook, before version 2.
 inline bool has_late_hooks([[maybe_unused]] const at::Tensor& parameter) {

@@ -34,6 +34,7 @@ struct ProbedModel {
     Made(ProbedModel& of, const Needs& needs)
         : saved(of.state, of.model.parameters()),
           pass(of.loss, saved, of.facts.info, of.parameters, of.batch_dim, needs, &of.memory) {}
+    ~Made() { saved.restore(); }
     ProbePass* operator->() { return &pass; }
   };
   std::unique_ptr<Made> pass(const Needs& needs) { return std::make_unique<Made>(*this, needs); }

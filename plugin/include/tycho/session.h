@@ -3,6 +3,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "tycho/probe_loss.h"
 #include "tycho/session_options.h"
@@ -25,10 +28,27 @@ namespace tycho {
 class Probe;
 
 /// Observes one model and its optimizer while they train. See docs in README and docs/session.md.
+/// Constructors throw OptionError where options or model cannot be used; what else fails in them is
+/// said, and the session observes nothing. Calls from inside a loss or a probe that the session is
+/// evaluating are refused and said, but for close(), which then happens at the end of the step.
 class Session {
  public:
   Session(torch::nn::Module& model, torch::optim::Optimizer& optimizer, SessionOptions options);
   Session(torch::jit::Module& model, torch::optim::Optimizer& optimizer, SessionOptions options);
+  /// Several optimizers that share the model's parameters between them. Their groups count through,
+  /// in this order. They outlive the session; OptionError where one is null.
+  Session(torch::nn::Module& model, std::vector<torch::optim::Optimizer*> optimizers,
+          SessionOptions options);
+  /// Several modules as one model, such as actor and critic: the name, without dots, is the
+  /// beginning of each path. They outlive the session; OptionError where one is null.
+  Session(std::vector<std::pair<std::string, torch::nn::Module*>> modules,
+          std::vector<torch::optim::Optimizer*> optimizers, SessionOptions options);
+  /// Tensors without a module, leaves that need gradients. Each is a layer of its own, named by its
+  /// number in the list: "0", "1", ...
+  Session(std::vector<at::Tensor> parameters, torch::optim::Optimizer& optimizer,
+          SessionOptions options);
+  Session(std::vector<at::Tensor> parameters, std::vector<torch::optim::Optimizer*> optimizers,
+          SessionOptions options);
   ~Session();
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
@@ -74,12 +94,16 @@ class Session {
   };
   [[nodiscard]] Pause pause();
 
+  /// Where the trace is: the directory of the options, or the neighbour that was taken instead.
+  /// Empty where the session is switched off.
+  std::string directory() const;
+
   /// Writes what is pending and seals the trace. Idempotent; the destructor does it too.
   void close();
 
  private:
   struct Impl;
-  std::unique_ptr<Impl> impl_;
+  std::shared_ptr<Impl> impl_;
 };
 
 }  // namespace tycho

@@ -31,8 +31,11 @@ enum class Durability {
 /// environment variable TYCHO_<FIELD>, which wins over the program.
 class SessionOptions {
  public:
-  /// `directory`: the run directory; created if it does not exist.
+  /// `directory`: the run directory; created if it does not exist. If it holds a run already, or
+  /// another session writes to it, the run goes to a numbered neighbour (runs/digits-2), which is
+  /// said once: see resume() and exclusive().
   explicit SessionOptions(std::string directory);
+  SessionOptions& directory(std::string value);
 
   SessionOptions& preset(Preset value);
   /// Largest share of the run's time that Tycho may take on the training thread, in (0, 1];
@@ -56,6 +59,9 @@ class SessionOptions {
   SessionOptions& durability(Durability value);
   /// Continues the run directory from `step` >= 0 after a checkpoint: a new segment.
   SessionOptions& resume(int64_t step);
+  /// A directory that is taken is refused (OptionError) instead of going to a neighbour. Default:
+  /// false.
+  SessionOptions& exclusive(bool value = true);
 
   // Getters of the same names without argument.
   const std::string& directory() const { return directory_; }
@@ -72,6 +78,7 @@ class SessionOptions {
   const std::vector<std::string>& tags() const { return tags_; }
   Durability durability() const { return durability_; }
   std::optional<int64_t> resume() const { return resume_; }
+  bool is_exclusive() const { return exclusive_; }
 
  private:
   std::string directory_;
@@ -88,6 +95,7 @@ class SessionOptions {
   std::vector<std::string> tags_;
   Durability durability_ = Durability::drop;
   std::optional<int64_t> resume_;
+  bool exclusive_ = false;
 };
 
 }  // namespace tycho

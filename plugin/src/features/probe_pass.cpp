@@ -61,14 +61,10 @@ ProbePass::ProbePass(const ProbeLoss& loss, SavedState& state, const ModelInfo& 
       with_attention_(needs.probe_attention),
       memory_(memory),
       unrecognised_(model.layers.size()),
-      flow_([this](const at::Tensor& tensor) { return parameter_of(tensor).has_value(); }) {
+      map_(model),
+      flow_([this](const at::Tensor& tensor) { return map_.touches(tensor); }) {
   for (const ProbeLossSurface::Parameter& parameter : parameters) {
     if (parameter.tensor.requires_grad()) parameters_.push_back(parameter.tensor);
-  }
-  for (const ParameterInfo& parameter : model.parameters) {
-    if (!parameter.tensor.has_storage()) continue;
-    const auto* storage = parameter.tensor.storage().unsafeGetStorageImpl();
-    if (!by_storage_.emplace(storage, parameter.id).second) shared_storage_.insert(storage);
   }
 }
 
@@ -77,6 +73,8 @@ void ProbePass::evaluate(const std::function<void()>& action) const {
   try {
     action();
   } catch (const LossError&) {
+    throw;
+  } catch (const NoProducts&) {
     throw;
   } catch (const std::exception& error) {
     fail(first_line(error));
@@ -97,7 +95,8 @@ ProbePass::Chunk ProbePass::run_chunk(int64_t chunk) {
   Chunk result;
   result.batch.dim = batch_dim_;
   evaluate([&] {
-    const at::AutoGradMode mode(with_gradients_);
+    // Whether or not gradients are asked for here: the loss may take some itself.
+    const at::AutoGradMode with_gradients(true);
     state_.rewind(memory_->generators);
     flow_.clear();
     tainted_.clear();
@@ -134,6 +133,7 @@ ProbePass::Chunk ProbePass::run_chunk(int64_t chunk) {
     }
   }
   result.versions.clear();
+  if (!with_gradients_) result.drop_graph();
   return result;
 }
 
@@ -314,6 +314,7 @@ at::Tensor ProbePass::labels(int64_t chunk) {
 // Gradients.
 
 void ProbePass::hold(int64_t chunk) {
+  if (!no_gradients_.empty()) throw NoProducts(no_gradients_);
   run();
   if (!with_gradients_) fail("gradients of features were not asked for");
   if (held_ == chunk) return;
@@ -417,6 +418,7 @@ std::vector<at::Tensor> ProbePass::parameters() {
 
 /// J v by differentiating u -> J' u, which is linear, in u.
 FeaturePass::Line ProbePass::line(int64_t chunk, const std::vector<at::Tensor>& from) {
+  if (!no_gradients_.empty()) throw NoProducts(no_gradients_);
   if (!has_output()) fail("the network's output was not given apart from the loss");
   begin();
   std::vector<at::Tensor> way;
@@ -428,6 +430,7 @@ FeaturePass::Line ProbePass::line(int64_t chunk, const std::vector<at::Tensor>& 
     size = std::hypot(size, from[i].norm().item<double>());
   }
   const auto output_here = [&] {
+    const at::AutoGradMode with_gradients(true);
     state_.rewind(memory_->generators);
     return loss_.output(chunk);
   };
@@ -482,10 +485,7 @@ FeaturePass::Line ProbePass::line(int64_t chunk, const std::vector<at::Tensor>& 
 // While operators are watched.
 
 std::optional<uint32_t> ProbePass::parameter_of(const at::Tensor& tensor) const {
-  if (!tensor.defined() || !tensor.has_storage()) return std::nullopt;
-  const auto found = by_storage_.find(tensor.storage().unsafeGetStorageImpl());
-  if (found == by_storage_.end()) return std::nullopt;
-  return found->second;
+  return map_.find(tensor);
 }
 
 bool ProbePass::tainted(const at::Tensor& tensor) const {
@@ -532,8 +532,8 @@ void ProbePass::before_operator(const char* name, c10::ArrayRef<const c10::IValu
     if (!id) return;
     Pending use{*id, position, tensor, ""};
     if (in_list) use.why_not = fmt::format("{} takes a list of parameters", name);
-    if (shared_storage_.count(tensor.storage().unsafeGetStorageImpl()) > 0) {
-      use.why_not = "it shares its storage with another parameter";
+    if (map_.overlaps_another(*id)) {
+      use.why_not = "it shares its memory with another parameter";
     }
     pending_.push_back(std::move(use));
   };

@@ -7,7 +7,6 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "curvature/model_state.h"
@@ -17,6 +16,7 @@
 #include "features/pass_memory.h"
 #include "observer.h"
 #include "operator_watch.h"
+#include "parameter_map.h"
 #include "per_example/per_example.h"
 #include "tycho/feature_pass.h"
 #include "tycho/probe.h"
@@ -51,6 +51,8 @@ class ProbePass : public FeaturePass, private OperatorListener {
   std::vector<at::Tensor> parameters() override;
   Line line(int64_t chunk, const std::vector<at::Tensor>& from) override;
 
+  /// Gradients are not given, for this reason: NoProducts. Empty: they are.
+  void refuse_gradients(std::string why) { no_gradients_ = std::move(why); }
   /// What there is to say, once per code and entity.
   std::vector<ObserverNotice> take_notices();
 
@@ -134,6 +136,7 @@ class ProbePass : public FeaturePass, private OperatorListener {
   bool with_gradients_;
   bool with_attention_;
   ProbePassMemory* memory_;
+  std::string no_gradients_;
 
   bool ran_ = false;
   bool ran_all_ = false;
@@ -147,8 +150,7 @@ class ProbePass : public FeaturePass, private OperatorListener {
   std::vector<ObserverNotice> notices_;
 
   // While operators are watched.
-  std::unordered_map<const c10::StorageImpl*, uint32_t> by_storage_;
-  std::unordered_set<const c10::StorageImpl*> shared_storage_;
+  mutable ParameterMap map_;
   DataFlow flow_;
   Chunk* now_ = nullptr;
   std::string failure_;

@@ -126,7 +126,8 @@ at::Tensor gradients_of(const GramUse& use, const Batch& batch, int64_t examples
                            rest.size * part.argument.numel() * 4 >> 20);
     return {};
   }
-  const per_example::Contribution found = per_example::contribution(part, d, rest, true);
+  const per_example::Contribution found =
+      per_example::contribution(part, d, rest, {/*materialise=*/true});
   if (!found.why_not.empty()) {
     *why_not = found.why_not;
     return {};

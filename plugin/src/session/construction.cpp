@@ -8,6 +8,7 @@
 #include "built_in.h"
 #include "options.h"
 #include "session/session_impl.h"
+#include "valid_text.h"
 
 namespace tycho {
 namespace {
@@ -27,10 +28,11 @@ std::vector<std::string> command_line() {
 
 }  // namespace
 
-Session::Impl::Impl(std::unique_ptr<ModelState> state, ModelFacts model,
-                    torch::optim::Optimizer& user_optimizer, SessionOptions user_options)
-    : options(with_environment(std::move(user_options))),
-      optimizer(&user_optimizer),
+Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<ModelState> state,
+                    ModelFacts model, Optimizers user_optimizers, SessionOptions user_options)
+    : books(std::move(session_books)),
+      options(with_environment(std::move(user_options))),
+      optimizers(std::move(user_optimizers)),
       model_state(std::move(state)),
       facts(std::move(model)),
       scheduler(options.overhead_budget()) {
@@ -53,16 +55,24 @@ Session::Impl::Impl(std::unique_ptr<ModelState> state, ModelFacts model,
       });
   losses->watch_layers(facts.info, options.batch_dim());
   add_built_in_probes();
-  check_directory(options);
+  directory = std::make_unique<RunDirectory>(options);
+  options.directory(directory->path());
   trace = std::make_unique<RunTrace>(options.durability(), [this] {
     trace::RunWriterOptions writer_options;
     writer_options.directory = options.directory();
     return trace::RunWriter::open(writer_options, run_description(), facts.description, registry);
   });
-  settings_watch = std::make_unique<SettingsWatch>(*optimizer);
+  if (!directory->moved().empty()) trace->print_once("directory_taken", directory->moved());
+  settings_watch = std::make_unique<SettingsWatch>(optimizers);
   ObserverOptions observer_options;
   observer_options.batch_dim = options.batch_dim();
   observer_options.selected_layers.assign(facts.info.layers.size(), true);
+  observer_options.gradient_hooks = books->gradient_hooks();
+  observer_options.operator_hooks = books->operator_hooks();
+  observer_options.optimizer_evaluates =
+      std::any_of(optimizers.begin(), optimizers.end(), [](torch::optim::Optimizer* each) {
+        return dynamic_cast<torch::optim::LBFGS*>(each) != nullptr;
+      });
   observer = std::make_unique<Observer>(facts.info, observer_options);
   step_number = first_step = options.resume().value_or(0);
   begin_of_last_step = end_of_last_step = last_health = Clock::now();
@@ -128,8 +138,13 @@ void Session::Impl::add(std::unique_ptr<Probe> probe, ProbeSchedule schedule) {
   for (v1::StatisticDefinition& definition : definitions) {
     const auto id = static_cast<uint32_t>(registry.statistic_size() + 1);
     definition.set_id(id);
-    definition.set_probe(entry.name);
+    definition.set_probe(valid_text(entry.name));
     entry.ids.emplace(definition.name(), id);
+    definition.set_name(valid_text(definition.name()));
+    definition.set_symbol(valid_text(definition.symbol()));
+    definition.set_unit(valid_text(definition.unit()));
+    definition.set_definition(valid_text(definition.definition()));
+    definition.set_source(valid_text(definition.source()));
     *registry.add_statistic() = std::move(definition);
   }
   entry.probe = std::move(probe);
@@ -151,10 +166,11 @@ std::vector<ProbeLossSurface::Parameter> Session::Impl::parameters_of_losses(
 v1::RunDescription Session::Impl::run_description() const {
   v1::RunDescription run;
   run.set_run_id(random_id());
-  run.set_run_name(options.run_name());
-  for (const std::string& tag : options.tags()) run.add_tags(tag);
-  for (const auto& [name, value] : option_texts(options)) (*run.mutable_options())[name] = value;
-  for (const std::string& argument : command_line()) run.add_command_line(argument);
+  run.set_run_name(valid_text(options.run_name()));
+  for (const std::string& tag : options.tags()) run.add_tags(valid_text(tag));
+  for (const auto& [name, value] : option_texts(options))
+    (*run.mutable_options())[name] = valid_text(value);
+  for (const std::string& argument : command_line()) run.add_command_line(valid_text(argument));
   run.set_start_time_ns(wall_clock_ns());
   run.set_resumed(options.resume().has_value());
   run.set_resume_step(options.resume().value_or(0));
@@ -173,7 +189,7 @@ v1::RunDescription Session::Impl::run_description() const {
     environment["operating_system"] =
         fmt::format("{} {} {}", system.sysname, system.release, system.machine);
   }
-  run.set_optimizer(optimizer_name(*optimizer));
+  run.set_optimizer(optimizer_name(optimizers));
   run.set_seed(options.seed());
   run.set_loss_reduction(options.loss_reduction() == Reduction::mean ? "mean" : "sum");
   return run;

@@ -34,14 +34,6 @@ Scheduler::Hooks Session::Impl::hooks_installed() const {
                                                 : Scheduler::Hooks::kGradients;
 }
 
-uint64_t Session::Impl::combination_of(const std::vector<size_t>& observed_probes) const {
-  uint64_t bits = 0;
-  for (const size_t index : observed_probes) {
-    if (any_hook(hooks_of(probes[index].needs))) bits |= uint64_t{1} << (index % 64);
-  }
-  return bits;
-}
-
 void Session::Impl::share_cost(const std::vector<size_t>& observed_probes, double inside) {
   double own = 0;
   for (const auto& [index, seconds] : own_seconds) own += seconds;
@@ -52,16 +44,16 @@ void Session::Impl::share_cost(const std::vector<size_t>& observed_probes, doubl
     hooking += any_hook(hooks);
     watching += watches_operators(hooks);
   }
-  const double excess = scheduler.last_excess();
-  const double of_gradients =
-      watching == 0 ? excess : std::min(scheduler.gradient_excess(), excess);
-  const double shared = std::max(inside - own, 0.0) + of_gradients;
+  double of_operators = in_hooks.operators + scheduler.last_slowdown();
+  double shared = std::max(inside - own, 0.0) + in_hooks.gradients;
+  if (watching == 0) shared += std::exchange(of_operators, 0.0);
   for (const size_t index : observed_probes) {
     const Needs hooks = hooks_of(probes[index].needs);
     double part = 0;
     if (hooking == 0) part = shared / static_cast<double>(observed_probes.size());
     if (any_hook(hooks)) part = shared / static_cast<double>(hooking);
-    if (watches_operators(hooks)) part += (excess - of_gradients) / static_cast<double>(watching);
+    if (watches_operators(hooks)) part += of_operators / static_cast<double>(watching);
+    probes[index].seconds += part;
     scheduler.observed(index, own_seconds[index] + part);
   }
 }
@@ -82,8 +74,11 @@ void Session::Impl::health(Clock::time_point now) {
   trace->report_losses(&message);
   message.set_steps_seen(steps_seen);
   message.set_steps_observed(steps_observed);
-  message.set_training_seconds(training_seconds);
-  message.set_tycho_seconds(scheduler.spent_seconds());
+  CostBooks::Rest rest;
+  rest.slowdown = scheduler.slowdown_seconds();
+  rest.slowdown_known = scheduler.slowdown_known();
+  rest.writer_cpu = trace->writer_cpu_seconds();
+  books->report(rest, &message);
   trace->push(std::move(message));
 }
 

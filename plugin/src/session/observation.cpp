@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "parameter_sums.h"
@@ -21,26 +22,24 @@ bool is_zero(const at::Tensor& tensor) { return squared_norm(tensor).item<double
 
 }  // namespace
 
-void Session::Impl::take_snapshot() {
-  snapshot.resize(facts.info.parameters.size());
-  for (const ParameterInfo& parameter : facts.info.parameters) {
-    at::Tensor& copy = snapshot[parameter.id];
-    const at::Tensor weight = parameter.tensor.detach();
-    if (copy.defined() && copy.sizes() == weight.sizes() && copy.device() == weight.device() &&
-        copy.scalar_type() == weight.scalar_type()) {
-      copy.copy_(weight);
-    } else {
-      copy = weight.clone();
-    }
-  }
-  snapshot_valid = true;
+void Session::Impl::note_changed_weights() {
+  const std::vector<uint32_t> changed = snapshot.changed();
+  if (changed.empty()) return;
+  const std::string others =
+      changed.size() > 1 ? fmt::format(" and {} more", changed.size() - 1) : std::string();
+  notice("weights_changed_between_steps",
+         fmt::format("the weights of {}{} were changed after Session::step and before the next "
+                     "backward pass: that is no part of a recorded update. Loading, averaging and "
+                     "clamping weights do that; so does an optimizer.step() that comes after "
+                     "Session::step, where it should come before",
+                     facts.info.parameters[changed[0]].name, others));
 }
 
 void Session::Impl::note_settings() {
   const std::string used = settings_watch->take();
   if (used == written_settings && settings.group_size() > 0) return;
   written_settings = used;
-  settings = settings_of(used, *optimizer, facts.ids);
+  settings = settings_of(used, optimizers, facts.ids);
   settings.set_step(step_number);
   trace->push(settings);
 }
@@ -55,18 +54,19 @@ void Session::Impl::observe(StepView* view, const Needs& next_needs) {
     seen.layers.resize(facts.info.layers.size());
   }
   note_settings();
+  note_changed_weights();
   for (const ObserverNotice& n : seen.notices) event(n.kind, n.code, n.message, n.scope, n.entity);
   if (hooked) check_gradients(seen);
   bool refreshed = false;
   for (const ParameterInfo& parameter : facts.info.parameters) {
     ParameterObservation& observation = seen.parameters[parameter.id];
-    if (snapshot_valid) observation.previous_weight = snapshot[parameter.id];
-    observation.update_known = snapshot_valid;
-    if (due_needs.adam_state) read_adam_state(*optimizer, parameter.tensor, &observation);
+    if (snapshot.valid()) observation.previous_weight = snapshot.of(parameter.id);
+    observation.update_known = observation.previous_weight.defined();
+    if (due_needs.adam_state) read_adam_state(optimizers, parameter.tensor, &observation);
   }
   const bool snapshot_next = next_needs.previous_weights || next_needs.parameter_sums;
   if (due_needs.parameter_sums) {
-    refreshed = snapshot_next && snapshot_valid && !due_needs.previous_weights;
+    refreshed = snapshot_next && snapshot.valid() && !due_needs.previous_weights;
     view->parameter_sums = sum_parameters(&seen, refreshed);
   }
   view->model = &facts.info;
@@ -76,21 +76,16 @@ void Session::Impl::observe(StepView* view, const Needs& next_needs) {
   view->symmetries = &seen.symmetries;
   view->convolutions = &observer->convolutions();
   view->seed = options.seed();
-  open_losses(view);
 
   Pending step;
   step.step = view->step;
   step.time_ns = wall_clock_ns();
   step.transfer = std::make_unique<StepTransfer>();
-  for (const size_t index : due) {
-    if (probes[index].disabled) continue;
-    const auto begin = Clock::now();
-    guarded(index, [&] {
-      Probe::Finish finish = probes[index].probe->observe(*view, *step.transfer);
-      if (finish) step.finishes.emplace_back(index, std::move(finish));
-    });
-    losses->settle(view);
-    charge(index, seconds_between(begin, Clock::now()));
+  try {
+    run_probes(view, &step);
+  } catch (...) {
+    (void)losses->restore();
+    throw;
   }
   losses->close();
   for (const ObserverNotice& n : losses->take_notices()) {
@@ -98,7 +93,7 @@ void Session::Impl::observe(StepView* view, const Needs& next_needs) {
   }
   step.transfer->start();
   pending.push_back(std::move(step));
-  snapshot_valid = refreshed;
+  if (!refreshed) snapshot.invalidate();
   if (seen.structure) {
     structure_known = true;
     std::string now = seen.structure->SerializeAsString();
@@ -109,21 +104,48 @@ void Session::Impl::observe(StepView* view, const Needs& next_needs) {
   }
 }
 
+void Session::Impl::run_probes(StepView* view, Pending* step) {
+  open_losses(view);
+  for (const size_t index : due) {
+    if (probes[index].disabled) continue;
+    const auto begin = Clock::now();
+    guarded(index, [&] {
+      Probe::Finish finish = probes[index].probe->observe(*view, *step->transfer);
+      if (finish) step->finishes.emplace_back(index, std::move(finish));
+    });
+    losses->settle(view);
+    charge(index, seconds_between(begin, Clock::now()));
+  }
+}
+
 at::Tensor Session::Impl::sum_parameters(StepObservation* seen, bool refresh) {
   std::vector<SumsInput> inputs;
   inputs.reserve(facts.info.parameters.size());
   bool copied = false;
   bool changed = false;
+  bool optimizer_saw_others = false;
   for (const ParameterInfo& parameter : facts.info.parameters) {
     ParameterObservation& observation = seen->parameters[parameter.id];
     const at::Tensor& fingerprint = seen->fingerprints[parameter.id];
     const at::Tensor grad = parameter.tensor.grad();
+    if (observation.gradient.defined() &&
+        observation.gradient.sizes() != parameter.tensor.sizes()) {
+      observation.gradient = at::Tensor();  // Its data were replaced after backward.
+    }
     if (fingerprint.defined()) {
       observation.gradient = grad;
     } else if (unchanged_steps >= 0 && unchanged_steps < kUnchangedUntilTrusted &&
-               observation.gradient.defined() && observation.gradient.device().is_cpu()) {
+               observation.gradient.defined() && observation.gradient.device().is_cpu() &&
+               observation.gradient.layout() == at::kStrided) {
       copied = true;
-      changed = changed || !grad.defined() || !at::equal(grad, observation.gradient);
+      if (!grad.defined() || grad.layout() != at::kStrided ||
+          !at::equal(grad, observation.gradient)) {
+        changed = true;
+        // Gradients that were set to zero since have been used, and say nothing.
+        optimizer_saw_others =
+            optimizer_saw_others ||
+            (grad.defined() && (grad.layout() != at::kStrided || grad.ne(0).any().item<bool>()));
+      }
     }
     inputs.push_back({parameter.tensor.detach(), observation.gradient, observation.previous_weight,
                       fingerprint});
@@ -132,12 +154,26 @@ at::Tensor Session::Impl::sum_parameters(StepObservation* seen, bool refresh) {
   for (const size_t id : result.changed) {
     changed = true;
     seen->parameters[id].gradient = at::Tensor();
+    at::Tensor& norm_sq = seen->parameters[id].gradient_norm_sq;
+    if (norm_sq.defined() && norm_sq.device().is_cpu() && !std::isfinite(norm_sq.item<double>())) {
+      event(v1::Event::NON_FINITE, "non_finite_gradient",
+            "NaN or infinity in the gradient of " + facts.info.parameters[id].name,
+            v1::SCOPE_PARAMETER, static_cast<uint32_t>(id));
+    }
+    norm_sq = at::Tensor();  // Of what the optimizer has not seen.
+    seen->parameters[id].why_not_per_example = "it was changed between backward and the optimizer";
     event(v1::Event::NOT_OBSERVED, "gradient_changed_before_step",
           fmt::format("the gradient of {} was changed between backward and the optimizer, for "
                       "the first time after {} steps: this step has no inner products with it, "
                       "and gradients are copied from now on",
                       facts.info.parameters[id].name, unchanged_steps),
           v1::SCOPE_PARAMETER, static_cast<uint32_t>(id));
+  }
+  if (optimizer_saw_others) {
+    event(v1::Event::METHOD, "gradients_changed",
+          "gradients are changed between backward and the optimizer (clipped?): statistics of "
+          "gradients are of those that backward delivered",
+          v1::SCOPE_RUN, 0);
   }
   if (changed) {
     unchanged_steps = kNeverTrusted;
@@ -150,7 +186,7 @@ at::Tensor Session::Impl::sum_parameters(StepObservation* seen, bool refresh) {
 
 void Session::Impl::open_losses(StepView* view) {
   try {
-    losses->open(due_needs, *optimizer, view);
+    losses->open(due_needs, *optimizers.front(), view);
     if (due_needs.probe_loss && view->surface != nullptr) {
       view->probe_loss = view->surface->value();
     }
@@ -204,14 +240,16 @@ void Session::Impl::harvest(bool wait) {
       if (!wait && pending.size() <= kPendingSteps) return;
       step.transfer->wait();
     }
-    for (auto& [index, finish] : step.finishes) {
+    for (auto& finishing : step.finishes) {
+      const size_t index = finishing.first;
+      const Probe::Finish& finish = finishing.second;
       const auto begin = Clock::now();
-      guarded(index, [&, probe = index] {
-        RecordBuilder recorder(probes[probe].ids, say, step.step);
+      guarded(index, [&] {
+        RecordBuilder recorder(probes[index].ids, say, step.step);
         finish(*step.transfer, recorder);
         v1::Record record = recorder.take();
         if (record.column_size() > 0)
-          trace->push(std::move(record), probes[probe].name, step.time_ns);
+          trace->push(std::move(record), probes[index].name, step.time_ns);
       });
       ++probes[index].observations;
       charge(index, seconds_between(begin, Clock::now()));

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <fmt/format.h>
 #include <torch/torch.h>
 
 #include <atomic>
@@ -13,16 +14,19 @@
 #include <utility>
 #include <vector>
 
+#include "cost_books.h"
 #include "curvature/user_losses.h"
 #include "model_info.h"
 #include "observer.h"
 #include "optimizer_settings.h"
 #include "recorder.h"
+#include "run_directory.h"
 #include "run_trace.h"
 #include "schedule.h"
 #include "transfer.h"
 #include "tycho/probe.h"
 #include "tycho/session.h"
+#include "weight_snapshot.h"
 
 namespace tycho {
 
@@ -67,14 +71,17 @@ struct Session::Impl {
     std::vector<std::pair<size_t, Probe::Finish>> finishes;
   };
 
+  std::unique_ptr<CostBooks> books;
   SessionOptions options;
-  torch::optim::Optimizer* optimizer = nullptr;
+  Optimizers optimizers;
+  std::shared_ptr<torch::nn::Module> joint;  // of several modules; else empty
   std::unique_ptr<ModelState> model_state;
   ModelFacts facts;
   std::vector<ProbeEntry> probes;
   v1::StatisticRegistry registry;
   Scheduler scheduler;
   std::unique_ptr<Observer> observer;
+  std::unique_ptr<RunDirectory> directory;
   std::unique_ptr<RunTrace> trace;
   bool closed = false;
   uint64_t fork_of_birth = fork_generation().load();
@@ -83,6 +90,8 @@ struct Session::Impl {
   std::unique_ptr<UserLosses> losses;
   double loss_scale = 1;
   int pauses = 0;
+  bool busy = false;          // a call of the trainer's is running
+  bool close_wanted = false;  // by somebody inside it
 
   int64_t step_number = 0;
   int64_t first_step = 0;
@@ -92,9 +101,8 @@ struct Session::Impl {
   bool hooked = false;
   std::string written_structure;
   bool structure_known = false;
-  std::vector<at::Tensor> snapshot;  // weights before the step that runs now
-  bool snapshot_valid = false;
-  int64_t unchanged_steps = 0;  // see sum_parameters
+  WeightSnapshot snapshot{facts.info};  // weights before the step that runs now
+  int64_t unchanged_steps = 0;          // see sum_parameters
   std::unique_ptr<SettingsWatch> settings_watch;
   std::string written_settings;
   v1::OptimizerSettings settings;
@@ -102,16 +110,16 @@ struct Session::Impl {
   std::deque<Pending> pending;
   Clock::time_point begin_of_last_step, end_of_last_step, last_health;
   bool had_step = false;
-  double inside_seconds = 0;  // of the session's calls since begin_of_last_step
-  double total_inside_seconds = 0;
-  double training_seconds = 0;
+  double inside_seconds = 0;  // of the last call of step()
+  CostBooks::Hooks in_hooks;  // seconds, of the step that has just been
   uint64_t steps_seen = 0;
   uint64_t steps_observed = 0;
   std::map<size_t, double> own_seconds;  // by probe, of the step that is being recorded
 
   /// OptionError where the options or the model cannot be used.
-  Impl(std::unique_ptr<ModelState> state, ModelFacts model, torch::optim::Optimizer& user_optimizer,
-       SessionOptions user_options);
+  /// `session_books`: opened before anything was done.
+  Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<ModelState> state,
+       ModelFacts model, Optimizers user_optimizers, SessionOptions user_options);
 
   // construction.cpp
 
@@ -134,6 +142,8 @@ struct Session::Impl {
   void prepare_step();
   /// Once, when training begins: what was asked for by name but cannot be had.
   void check_losses();
+  /// Once, when training begins: variables that have no effect.
+  void check_environment();
   void install();
   /// Of those that the optimizer holds, the one whose gradient comes first in most networks.
   at::Tensor watched_parameter() const;
@@ -141,6 +151,7 @@ struct Session::Impl {
   void begin_again();
   void set_paused(bool paused);
   bool usable();
+  /// From inside another call: when that is over.
   void close() noexcept;
   /// Something in Tycho itself failed: training goes on, this session observes nothing any more.
   void give_up(const char* what) noexcept;
@@ -153,8 +164,16 @@ struct Session::Impl {
     });
   }
 
+  /// A call from the trainer: no exception leaves it. One from inside another, which a loss or a
+  /// probe that is being evaluated makes, is refused, which is said; false then.
   template <typename Action>
-  void protect(const Action& action) noexcept {
+  bool protect(const Action& action) noexcept {
+    if (busy) {
+      refuse();
+      return false;
+    }
+    busy = true;
+    const CostBooks::Call call(books.get(), steps_seen == 0);
     try {
       action();
     } catch (const std::exception& error) {
@@ -162,12 +181,17 @@ struct Session::Impl {
     } catch (...) {
       give_up("an exception that is no std::exception");
     }
+    busy = false;
+    if (close_wanted) close();
+    return true;
   }
+  void refuse() noexcept;
 
   // observation.cpp
 
   bool needs_snapshot() const { return due_needs.previous_weights || due_needs.parameter_sums; }
-  void take_snapshot();
+  /// Weights that were changed since the last step by somebody else than the optimizer.
+  void note_changed_weights();
   /// The settings the step used. Where they changed between the previous call of step() and this
   /// one, those in force when backward ran are right whether a scheduler is called before or after
   /// step().
@@ -177,6 +201,9 @@ struct Session::Impl {
   /// backward delivered.
   at::Tensor sum_parameters(StepObservation* seen, bool refresh);
   void open_losses(StepView* view);
+  /// The due probes look at the step, with the user's losses open; whatever is thrown, these have
+  /// left no trace in the model afterwards.
+  void run_probes(StepView* view, Pending* step);
   /// Gradients that backward delivered but that are gone, or zero, before step(): the optimizer may
   /// have seen none.
   void check_gradients(const StepObservation& seen);
@@ -193,6 +220,11 @@ struct Session::Impl {
       action();
     } catch (const LossError& error) {
       losses->suspend(error);
+    } catch (const NoProducts& error) {
+      event(v1::Event::NOT_OBSERVED, "no_products_" + probes[index].name,
+            fmt::format("{} is not observed: the loss has no Hessian: {}", probes[index].name,
+                        error.what()),
+            v1::SCOPE_RUN, 0);
     } catch (const std::exception& error) {
       fault(&probes[index], error.what());
     } catch (...) {
@@ -205,8 +237,6 @@ struct Session::Impl {
   void health(Clock::time_point now);
   void charge(size_t index, double seconds);
   Scheduler::Hooks hooks_installed() const;
-  /// The probes that ask for hooks, as bits; probes beyond the 64th share bits.
-  uint64_t combination_of(const std::vector<size_t>& observed_probes) const;
   /// A probe pays for itself. What is shared is paid by those that ask for hooks: hooks on
   /// gradients by all of them alike, what more it takes to watch operators by those that need it.
   void share_cost(const std::vector<size_t>& observed_probes, double inside);

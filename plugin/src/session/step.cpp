@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <limits>
 
+#include "options.h"
 #include "session/session_impl.h"
 
 #ifndef NDEBUG
@@ -33,11 +34,14 @@ void Session::Impl::begin() noexcept {
     const at::DisableRecordFunctionGuard unobserved;
     install();
   });
+  scheduler.spent(books->constructed());
+  end_of_last_step = Clock::now();
 }
 
 void Session::Impl::set_paused(bool paused) {
   if (paused ? pauses++ > 0 : --pauses > 0) return;
   settings_watch->set_paused(paused);
+  snapshot.set_paused(paused);
   if (!hooked || !usable()) return;
   if (paused) {
     observer->pause();
@@ -58,11 +62,16 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
   const double step_seconds = had_step ? seconds_between(begin_of_last_step, begin)
                                        : std::numeric_limits<double>::quiet_NaN();
   const bool observed = !due.empty();
+  in_hooks = books->take_hooks();
   if (had_step) {
-    scheduler.step_took(outside, observed, hooks_installed(), combination_of(due));
-    training_seconds += step_seconds;
+    scheduler.step_took(outside, hooks_installed(), in_hooks.total());
+  } else {
+    scheduler.spent(in_hooks.total());
   }
-  if (steps_seen++ == 0) check_losses();
+  if (steps_seen++ == 0) {
+    check_losses();
+    check_environment();
+  }
   const int64_t this_step = step_number;
   std::vector<size_t> next_due;
   const Needs next_needs = due_at(this_step + 1, false, &next_due);
@@ -77,9 +86,10 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
     view.batch_size = batch_size;
     view.mean_reduction = options.loss_reduction() == Reduction::mean;
     view.step_seconds = step_seconds;
-    view.tycho_seconds = inside_seconds;
+    view.tycho_seconds = inside_seconds + in_hooks.total();
     view.loss_value = loss_value;
     if (loss != nullptr) {
+      if (hooked) observer->note_loss(*loss);
       view.loss_known = loss->defined() && loss->numel() == 1;
       if (view.loss_known) {
         view.loss = loss->detach().to(at::kDouble).reshape({});
@@ -111,14 +121,13 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
     const at::DisableRecordFunctionGuard unobserved;
     install();
   } else {
-    snapshot_valid = false;
+    snapshot.invalidate();
   }
   if (observed && seconds_between(last_health, begin) > kHealthSeconds) health(begin);
   const auto end = Clock::now();
   const double inside = seconds_between(begin, end);
   if (observed) share_cost(observed_probes, inside);
   scheduler.spent(inside);
-  total_inside_seconds += inside;
   inside_seconds = inside;
   begin_of_last_step = begin;
   end_of_last_step = end;
@@ -149,9 +158,21 @@ void Session::Impl::check_losses() {
   }
 }
 
+void Session::Impl::check_environment() {
+  std::string all;
+  for (const std::string& sentence : unknown_variables()) {
+    all += (all.empty() ? "" : "; ") + sentence;
+  }
+  if (!all.empty()) notice("unknown_environment_variable", all);
+}
+
 void Session::Impl::install() {
   if (due.empty()) return;
-  if (needs_snapshot() && !snapshot_valid) take_snapshot();
+  if (needs_snapshot()) {
+    if (!snapshot.valid()) snapshot.take();
+    snapshot.watch();
+    snapshot.set_paused(pauses > 0);
+  }
   settings_watch->install(watched_parameter());
   settings_watch->set_paused(pauses > 0);
   Needs hooks = hooks_of(due_needs);
@@ -189,20 +210,53 @@ bool Session::Impl::usable() {
   // A forked child has no writing thread; the run belongs to its parent.
   closed = true;
   trace->abandon();
+  directory->abandon();
   return false;
 }
 
-void Session::Impl::close() noexcept {
+void Session::Impl::refuse() noexcept {
   try {
-    if (!usable()) return;
-    closed = true;
-    settings_watch->remove();
-    observer.reset();
-    {
-      const at::NoGradGuard no_grad;
-      const at::DisableRecordFunctionGuard unobserved;
-      harvest(true);
+    notice("called_while_evaluating",
+           "the session was called from inside a loss or a probe that it is evaluating: such calls "
+           "are ignored");
+  } catch (const std::exception&) {
+    // Memory is out: it was refused all the same.
+    return;
+  }
+}
+
+void Session::Impl::close() noexcept {
+  if (busy) {
+    close_wanted = true;
+    return;
+  }
+  close_wanted = false;
+  // What fails must not keep the rest from being done: above all hooks have to go.
+  const auto attempt = [](const auto& action) {
+    try {
+      action();
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "tycho: closing failed: %s\n", error.what());
+    } catch (...) {
+      std::fprintf(stderr, "tycho: closing failed\n");
     }
+  };
+  bool open = false;
+  attempt([&] { open = usable(); });
+  if (!open) return;
+  closed = true;
+  // What closing costs is in the books, but for sealing the trace, which has to hold them.
+  std::optional<CostBooks::Call> call;
+  attempt([&] { call.emplace(books.get(), true); });
+  attempt([&] { settings_watch->remove(); });
+  attempt([&] { (void)snapshot.changed(); });
+  attempt([&] { observer.reset(); });
+  attempt([&] {
+    const at::NoGradGuard no_grad;
+    const at::DisableRecordFunctionGuard unobserved;
+    harvest(true);
+  });
+  attempt([&] {
     trace->count_events();
     v1::Event stopped;
     stopped.set_step(step_number);
@@ -212,13 +266,12 @@ void Session::Impl::close() noexcept {
     stopped.set_scope(v1::SCOPE_RUN);
     stopped.set_count(1);
     trace->push(std::move(stopped));
-    health(Clock::now());
-    trace->close();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "tycho: closing failed: %s\n", error.what());
-  } catch (...) {
-    std::fprintf(stderr, "tycho: closing failed\n");
-  }
+    trace->flush();
+  });
+  call.reset();
+  attempt([&] { health(Clock::now()); });
+  attempt([&] { trace->close(); });
+  attempt([&] { directory->release(); });
 }
 
 void Session::Impl::give_up(const char* what) noexcept {
@@ -226,11 +279,11 @@ void Session::Impl::give_up(const char* what) noexcept {
     event(v1::Event::FAULT, "session_failed",
           fmt::format("the session failed and observes nothing any more: {}", what), v1::SCOPE_RUN,
           0);
-    pending.clear();
-    close();
-  } catch (...) {
-    closed = true;
+  } catch (const std::exception&) {
+    std::fprintf(stderr, "tycho: the session failed and observes nothing any more: %s\n", what);
   }
+  pending.clear();
+  close_wanted = true;
 }
 
 }  // namespace tycho

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <c10/util/ArrayRef.h>
+#include <c10/util/SmallVector.h>
 
 #include <cstdint>
 #include <optional>
@@ -19,6 +20,8 @@ class ChannelShape {
     int64_t size = 1;
     int channel = -1;  ///< number among the factors of the channel; -1: none of them
   };
+  /// Of one dimension; nearly always one or two.
+  using Factors = c10::SmallVector<Factor, 2>;
   /// Size and stride, in channels, of a factor of the channel.
   using Layout = std::vector<std::pair<int64_t, int64_t>>;
 
@@ -28,7 +31,7 @@ class ChannelShape {
   ChannelShape(c10::IntArrayRef sizes, c10::IntArrayRef channel);
 
   size_t dims() const { return dims_.size(); }
-  const std::vector<Factor>& factors(size_t dim) const { return dims_[dim]; }
+  const Factors& factors(size_t dim) const { return dims_[dim]; }
   std::vector<int64_t> sizes() const;
   int64_t size(size_t dim) const;
   int64_t channels() const;
@@ -53,7 +56,7 @@ class ChannelShape {
 
  private:
   void normalize();
-  std::vector<std::vector<Factor>> dims_;
+  std::vector<Factors> dims_;
 };
 
 }  // namespace tycho::structure

@@ -14,6 +14,10 @@ int64_t mixable(const ChannelShape::Layout& layout) {
   return layout.size() == 1 && layout[0].second == 1 ? layout[0].first : 1;
 }
 
+at::Tensor at_least_float(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble ? tensor : tensor.to(at::kFloat);
+}
+
 }  // namespace
 
 // --- linear maps ---
@@ -90,7 +94,7 @@ OperatorRules::Result OperatorRules::linear_map(const Call& call, size_t input, 
 // Rows of a bias of several maps (attention) are told apart like those of the weight.
 void OperatorRules::add_bias(const Argument& bias, const Value& value) {
   if (bias.kind != Argument::Kind::kParameter) {
-    t_.break_value(bias.value);
+    if (bias.value) t_.break_value(*bias.value);
     t_.classes_.break_scale(value.channels);
     return;
   }
@@ -319,7 +323,8 @@ void OperatorRules::norm_input(const Value& value, bool per_channel, const Call&
     t_.classes_.only_uniform(value.channels);
   }
   if (epsilon == 0) return;
-  const at::Tensor input = call.arguments[0].tensor.detach().to(at::kDouble);
+  // Single precision is enough for a factor, which is a correction; sums are in float64.
+  const at::Tensor input = at_least_float(call.arguments[0].tensor.detach());
   at::Tensor variance;
   if (groups > 0) {
     variance = at::var(input.reshape({input.size(0), groups, -1}), {2}, false, true);
@@ -328,10 +333,10 @@ void OperatorRules::norm_input(const Value& value, bool per_channel, const Call&
   } else {
     variance = at::var(input, statistics_dims, false, true);
   }
-  at::Tensor centred = out.detach().to(at::kDouble);
+  at::Tensor centred = at_least_float(out.detach());
   const Argument* offset = call.at(bias);
   if (offset != nullptr && offset->tensor.defined()) {
-    at::Tensor shift = offset->tensor.detach().to(at::kDouble);
+    at::Tensor shift = at_least_float(offset->tensor.detach());
     if (shift.dim() == 1 && call.name != "layer_norm") {
       std::vector<int64_t> sizes(static_cast<size_t>(out.dim()), 1);
       sizes[1] = shift.numel();
@@ -358,11 +363,14 @@ void OperatorRules::norm_input(const Value& value, bool per_channel, const Call&
                      sign = value.sign](const at::Tensor& gradient) {
     std::lock_guard lock(shared->mutex);
     if (!shared->active || !gradient.defined()) return;
+    const WorkMeter::Stretch stretch(shared->meter);
     at::NoGradGuard no_grad;
     try {
-      const at::Tensor product = (gradient.to(at::kDouble) * factor).reshape(view);
-      shared->terms.push_back(
-          {channels, sign, others.empty() ? product : product.sum(others).reshape({-1})});
+      const at::Tensor product = (at_least_float(gradient) * factor).reshape(view);
+      shared->terms.push_back({channels, sign,
+                               others.empty()
+                                   ? product.to(at::kDouble)
+                                   : product.sum(others, false, at::kDouble).reshape({-1})});
     } catch (const std::exception&) {
       shared->failed = true;
     }

@@ -246,15 +246,17 @@ OperatorRules::Result OperatorRules::add(const Call& call, const at::Tensor& out
   const Argument* second = call.at(1);
   if (first == nullptr || second == nullptr) return std::nullopt;
   if (first->kind == Argument::Kind::kValue && second->kind == Argument::Kind::kValue)
-    return add_values(first->value, second->value, out);
+    return add_values(*first->value, *second->value, out);
   if (first->kind == Argument::Kind::kParameter) std::swap(first, second);
   if (second->kind == Argument::Kind::kParameter) {
-    if (first->kind == Argument::Kind::kValue) return add_parameter(*second, first->value, out);
+    if (first->kind == Argument::Kind::kValue) return add_parameter(*second, *first->value, out);
     if (first->kind == Argument::Kind::kParameter) return std::nullopt;
     return add_parameter(*second, plain(out), out);
   }
   // Something that does not scale is added.
-  const Value& value = first->kind == Argument::Kind::kValue ? first->value : second->value;
+  const Argument* followed = first->kind == Argument::Kind::kValue ? first : second;
+  if (!followed->value) return std::nullopt;
+  const Value& value = *followed->value;
   return add_values(value, plain(out), out);
 }
 
@@ -491,12 +493,12 @@ OperatorRules::Result OperatorRules::concatenate(const Call& call, const at::Ten
   dim += dim < 0 ? out.dim() : 0;
   Result result;
   for (const Argument& element : list->list) {
-    if (element.kind != Argument::Kind::kValue || element.value.channels < 0 ||
-        element.value.shape.dims() != static_cast<size_t>(out.dim()) ||
-        element.value.shape.touches(static_cast<size_t>(dim))) {
+    if (element.kind != Argument::Kind::kValue || element.value->channels < 0 ||
+        element.value->shape.dims() != static_cast<size_t>(out.dim()) ||
+        element.value->shape.touches(static_cast<size_t>(dim))) {
       return std::nullopt;
     }
-    Value value = element.value;
+    Value value = *element.value;
     value.shape = value.shape.with_plain(static_cast<size_t>(dim), out.size(dim));
     result = result ? add_values(*result, value, out) : value;
     if (!result) return std::nullopt;

@@ -1,8 +1,6 @@
 #include "structure/structure_tracer.h"
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <exception>
@@ -17,8 +15,8 @@ namespace {
 constexpr size_t kMostNodes = 100000;
 constexpr size_t kMostSources = 64;
 
-bool only_reshapes(const std::string& name) {
-  static const std::unordered_set<std::string> names = {
+bool only_reshapes(std::string_view name) {
+  static const std::unordered_set<std::string_view> names = {
       "view",       "reshape",          "flatten", "unflatten", "squeeze",      "unsqueeze",
       "transpose",  "permute",          "t",       "swapaxes",  "swapdims",     "contiguous",
       "clone",      "expand",           "alias",   "to",        "_unsafe_view", "expand_as",
@@ -27,19 +25,21 @@ bool only_reshapes(const std::string& name) {
   return names.count(name) > 0;
 }
 
-bool is_nonlinearity(const std::string& name) {
-  static const std::unordered_set<std::string> names = {
+bool is_nonlinearity(std::string_view name) {
+  static const std::unordered_set<std::string_view> names = {
       "relu", "leaky_relu", "gelu",      "tanh",        "sigmoid",  "silu",
       "elu",  "selu",       "softplus",  "mish",        "hardtanh", "relu6",
       "celu", "threshold",  "hardswish", "hardsigmoid", "prelu"};
   return names.count(name) > 0;
 }
 
+std::string full_name(std::string_view name) { return "aten::" + std::string(name); }
+
 }  // namespace
 
 const Value* Call::value(size_t i) const {
   const Argument* argument = at(i);
-  return argument != nullptr && argument->kind == Argument::Kind::kValue ? &argument->value
+  return argument != nullptr && argument->kind == Argument::Kind::kValue ? argument->value.get()
                                                                          : nullptr;
 }
 
@@ -64,17 +64,12 @@ double Call::number(size_t i, double otherwise) const {
   return argument->plain.toScalar().toDouble();
 }
 
-StructureTracer::StructureTracer(const ModelInfo& model)
+StructureTracer::StructureTracer(const ModelInfo& model, WorkMeter* hooks)
     : model_(model),
-      shares_storage_(model.parameters.size()),
+      map_(model),
       parameters_(model.parameters.size()),
       shared_(std::make_shared<Shared>()) {
-  for (const ParameterInfo& parameter : model.parameters) {
-    if (!parameter.tensor.has_storage()) continue;
-    const auto [known, added] =
-        by_storage_.emplace(parameter.tensor.storage().unsafeGetStorageImpl(), parameter.id);
-    if (!added) shares_storage_[parameter.id] = shares_storage_[known->second] = true;
-  }
+  shared_->meter = hooks;
 }
 
 StructureTracer::~StructureTracer() {
@@ -85,13 +80,10 @@ StructureTracer::~StructureTracer() {
 void StructureTracer::set_paused(bool paused) { paused_ = paused; }
 
 std::optional<uint32_t> StructureTracer::parameter_of(const at::Tensor& tensor) const {
-  if (!tensor.defined() || !tensor.has_storage()) return std::nullopt;
-  const auto found = by_storage_.find(tensor.storage().unsafeGetStorageImpl());
-  if (found == by_storage_.end()) return std::nullopt;
-  return found->second;
+  return map_.find(tensor);
 }
 
-const Value* StructureTracer::find_value(const at::Tensor& tensor) {
+std::shared_ptr<const Value> StructureTracer::find_value(const at::Tensor& tensor) {
   const auto& node = tensor.grad_fn();
   if (!node) return nullptr;
   const auto found = values_.find(node.get());
@@ -101,7 +93,7 @@ const Value* StructureTracer::find_value(const at::Tensor& tensor) {
     return nullptr;
   }
   const auto value = found->second.outputs.find(static_cast<uint32_t>(tensor.output_nr()));
-  return value == found->second.outputs.end() ? nullptr : &value->second;
+  return value == found->second.outputs.end() ? nullptr : value->second;
 }
 
 void StructureTracer::break_value(const Value& value) {
@@ -119,7 +111,7 @@ void StructureTracer::break_ancestors(const at::Tensor& tensor) {
     if (node == nullptr || !seen.insert(node).second) continue;
     const auto known = values_.find(node);
     if (known != values_.end() && !known->second.node.expired()) {
-      for (const auto& [number, value] : known->second.outputs) break_value(value);
+      for (const auto& [number, value] : known->second.outputs) break_value(*value);
       continue;
     }
     for (const auto& edge : node->next_edges()) open.push_back(edge.function.get());
@@ -134,7 +126,8 @@ void StructureTracer::remember(const at::Tensor& tensor, Value value) {
     entry.node = node;
     entry.outputs.clear();
   }
-  entry.outputs[static_cast<uint32_t>(tensor.output_nr())] = std::move(value);
+  entry.outputs[static_cast<uint32_t>(tensor.output_nr())] =
+      std::make_shared<const Value>(std::move(value));
 }
 
 Argument StructureTracer::describe(const c10::IValue& input) {
@@ -155,9 +148,9 @@ Argument StructureTracer::describe(const c10::IValue& input) {
     result.parameter = *id;
     return result;
   }
-  if (const Value* value = find_value(result.tensor)) {
+  if (auto value = find_value(result.tensor)) {
     result.kind = Argument::Kind::kValue;
-    result.value = *value;
+    result.value = std::move(value);
   } else if (result.tensor.grad_fn()) {
     break_ancestors(result.tensor);
   }
@@ -220,12 +213,12 @@ void StructureTracer::after(const std::vector<c10::IValue>& results) {
       if (std::find(layers.begin(), layers.end(), layer) == layers.end()) layers.push_back(layer);
     }
     note_edges(call_, layers);
-    const std::vector<Source> sources =
+    const auto sources =
         sources_of(call_, layers.empty() ? std::nullopt : std::make_optional(layers.front()));
     auto values = OperatorRules(this).apply(call_, outputs);
     if (!values) {
       for (const Argument* argument : all) {
-        if (argument->kind == Argument::Kind::kValue) break_value(argument->value);
+        if (argument->kind == Argument::Kind::kValue) break_value(*argument->value);
         if (argument->kind == Argument::Kind::kParameter) taint(argument->parameter);
       }
       values.emplace();
@@ -249,7 +242,7 @@ void StructureTracer::taint(uint32_t id) { parameters_[id].tainted = true; }
 
 void StructureTracer::use_parameter(uint32_t id, ParameterUse use) {
   ParameterState& parameter = parameters_[id];
-  if (shares_storage_[id]) parameter.tainted = true;
+  if (map_.overlaps_another(id)) parameter.tainted = true;
   const auto break_slots = [this](const ParameterUse& of) {
     for (const auto& [dim, slot] : of.slots) classes_.break_all(slot.channels);
   };
@@ -278,47 +271,49 @@ void StructureTracer::use_parameter(uint32_t id, ParameterUse use) {
   parameter.uses.push_back(std::move(use));
 }
 
-std::vector<Source> StructureTracer::sources_of(const Call& call,
-                                                std::optional<uint32_t> layer) const {
-  if (layer) return {{*layer, {}}};
-  std::vector<Source> result;
+std::shared_ptr<const std::vector<Source>> StructureTracer::sources_of(
+    const Call& call, std::optional<uint32_t> layer) const {
+  if (layer) return std::make_shared<const std::vector<Source>>(1, Source{*layer, {}});
+  const bool reshapes = only_reshapes(call.name);
+  std::shared_ptr<const std::vector<Source>> only;  // of the one value that has sources
+  auto result = std::make_shared<std::vector<Source>>();
   const auto take = [&](const Argument& argument) {
-    if (argument.kind != Argument::Kind::kValue) return;
-    for (Source source : argument.value.sources) {
-      if (!only_reshapes(call.name)) source.via.push_back("aten::" + call.name);
-      const bool known = std::any_of(result.begin(), result.end(), [&](const Source& other) {
+    if (argument.kind != Argument::Kind::kValue || !argument.value->sources) return;
+    only = result->empty() ? argument.value->sources : nullptr;
+    for (Source source : *argument.value->sources) {
+      if (!reshapes) source.via.push_back(call.name);
+      const bool known = std::any_of(result->begin(), result->end(), [&](const Source& other) {
         return other.layer == source.layer && other.via == source.via;
       });
-      if (!known && result.size() < kMostSources) result.push_back(std::move(source));
+      if (!known && result->size() < kMostSources) result->push_back(std::move(source));
     }
   };
   for (const Argument& argument : call.arguments) {
     take(argument);
     for (const Argument& element : argument.list) take(element);
   }
-  return result;
+  return reshapes && only ? only : result;
 }
 
 void StructureTracer::note_edges(const Call& call, const std::vector<uint32_t>& layers) {
+  if (layers.empty() && !is_nonlinearity(call.name)) return;
   const auto look = [&](const Argument& argument) {
-    if (argument.kind != Argument::Kind::kValue) return;
-    for (const Source& source : argument.value.sources) {
-      if (layers.empty() && source.via.empty() && is_nonlinearity(call.name)) {
+    if (argument.kind != Argument::Kind::kValue || !argument.value->sources) return;
+    for (const Source& source : *argument.value->sources) {
+      if (layers.empty() && source.via.empty()) {
         const auto fact = fact_of_layer_.find(source.layer);
         if (fact != fact_of_layer_.end() &&
             description_.fact(fact->second).nonlinearity().empty()) {
-          description_.mutable_fact(fact->second)->set_nonlinearity("aten::" + call.name);
+          description_.mutable_fact(fact->second)->set_nonlinearity(full_name(call.name));
         }
       }
       for (const uint32_t layer : layers) {
         if (source.layer == layer && source.via.empty()) continue;  // its own bias
-        const std::string key =
-            fmt::format("{} {} {}", source.layer, layer, fmt::join(source.via, " "));
-        if (!edges_seen_.emplace(key, true).second) continue;
+        if (!edges_seen_.emplace(source.layer, layer, source.via).second) continue;
         v1::LayerEdge* edge = description_.add_edge();
         edge->set_from(source.layer);
         edge->set_to(layer);
-        for (const std::string& via : source.via) edge->add_via(via);
+        for (const std::string_view via : source.via) edge->add_via(full_name(via));
       }
     }
   };
@@ -328,12 +323,12 @@ void StructureTracer::note_edges(const Call& call, const std::vector<uint32_t>& 
   }
 }
 
-void StructureTracer::note_fact(uint32_t layer, const std::string& name, int64_t fan_in,
+void StructureTracer::note_fact(uint32_t layer, std::string_view name, int64_t fan_in,
                                 int64_t fan_out) {
   if (!fact_of_layer_.emplace(layer, description_.fact_size()).second) return;
   v1::LayerFact* fact = description_.add_fact();
   fact->set_layer(layer);
-  fact->set_operator_name("aten::" + name);
+  fact->set_operator_name(full_name(name));
   fact->set_fan_in(static_cast<uint64_t>(fan_in));
   fact->set_fan_out(static_cast<uint64_t>(fan_out));
   fact->set_depth(static_cast<uint32_t>(description_.fact_size() - 1));

@@ -7,12 +7,15 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
 #include "operator_watch.h"
+#include "parameter_map.h"
 #include "structure/channel_shape.h"
 #include "structure/symmetry_classes.h"
 #include "torch_compat.h"
@@ -20,10 +23,10 @@
 
 namespace tycho::structure {
 
-/// A layer whose output went into a value, and the operators between.
+/// A layer whose output went into a value, and the operators between, as Call names them.
 struct Source {
   uint32_t layer = 0;
-  std::vector<std::string> via;
+  std::vector<std::string_view> via;
 };
 
 /// What is known of an activation.
@@ -31,7 +34,7 @@ struct Value {
   ChannelShape shape;
   int channels = -1;  ///< its class; -1: nothing scales it
   int sign = 1;
-  std::vector<Source> sources;
+  std::shared_ptr<const std::vector<Source>> sources;  ///< may be nullptr: none
 };
 
 /// An argument of an operator.
@@ -41,12 +44,14 @@ struct Argument {
   c10::IValue plain;
   at::Tensor tensor;
   uint32_t parameter = 0;
-  Value value;
-  std::vector<Argument> list;  ///< of a list of tensors
+  std::shared_ptr<const Value> value;  ///< where the kind says so
+  std::vector<Argument> list;          ///< of a list of tensors
 };
 
 struct Call {
-  std::string name;  ///< without "aten::" and the underscore of an in-place operator
+  /// Without "aten::" and the underscore of an in-place operator; LibTorch's, which outlives a
+  /// step.
+  std::string_view name;
   std::vector<Argument> arguments;
 
   const Argument* at(size_t i) const { return i < arguments.size() ? &arguments[i] : nullptr; }
@@ -73,7 +78,8 @@ struct Structure {
 /// over the gradient (its epsilon breaks scale invariance by an amount that is measured).
 class StructureTracer : public OperatorListener {
  public:
-  explicit StructureTracer(const ModelInfo& model);
+  /// `hooks` takes the time of hooks on gradients; nullptr: not measured.
+  explicit StructureTracer(const ModelInfo& model, WorkMeter* hooks = nullptr);
   ~StructureTracer() override;
 
   bool before(const char* name, c10::ArrayRef<const c10::IValue> inputs) override;
@@ -106,7 +112,7 @@ class StructureTracer : public OperatorListener {
   };
   struct NodeValues {
     compat::WeakNode node;
-    std::map<uint32_t, Value> outputs;
+    std::map<uint32_t, std::shared_ptr<const Value>> outputs;
   };
   // What a normalisation's epsilon adds to the derivative with respect to the scale of its input.
   struct EpsilonTerm {
@@ -118,25 +124,26 @@ class StructureTracer : public OperatorListener {
     std::mutex mutex;
     bool active = true;
     bool failed = false;  // a term is missing
+    WorkMeter* meter = nullptr;
     std::vector<EpsilonTerm> terms;
   };
 
   Argument describe(const c10::IValue& input);
   std::optional<uint32_t> parameter_of(const at::Tensor& tensor) const;
-  const Value* find_value(const at::Tensor& tensor);
+  std::shared_ptr<const Value> find_value(const at::Tensor& tensor);
   void break_ancestors(const at::Tensor& tensor);
   void break_value(const Value& value);
   void remember(const at::Tensor& tensor, Value value);
   void use_parameter(uint32_t id, ParameterUse use);
   void taint(uint32_t id);
   void note_edges(const Call& call, const std::vector<uint32_t>& layers);
-  std::vector<Source> sources_of(const Call& call, std::optional<uint32_t> layer) const;
-  void note_fact(uint32_t layer, const std::string& name, int64_t fan_in, int64_t fan_out);
+  std::shared_ptr<const std::vector<Source>> sources_of(const Call& call,
+                                                        std::optional<uint32_t> layer) const;
+  void note_fact(uint32_t layer, std::string_view name, int64_t fan_in, int64_t fan_out);
   void collect_groups(Structure* result, double loss_scale);
 
   const ModelInfo& model_;
-  std::unordered_map<const c10::StorageImpl*, uint32_t> by_storage_;
-  std::vector<bool> shares_storage_;
+  mutable ParameterMap map_;
   bool paused_ = false;
   Call call_;
   std::unordered_map<const torch::autograd::Node*, NodeValues> values_;
@@ -145,7 +152,7 @@ class StructureTracer : public OperatorListener {
   std::shared_ptr<Shared> shared_;
   v1::ModelStructure description_;
   std::map<uint32_t, int> fact_of_layer_;
-  std::map<std::string, bool> edges_seen_;
+  std::set<std::tuple<uint32_t, uint32_t, std::vector<std::string_view>>> edges_seen_;
 };
 
 }  // namespace tycho::structure
