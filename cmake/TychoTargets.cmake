@@ -10,6 +10,10 @@ function(tycho_configure_target target)
   if(TYCHO_SANITIZE)
     target_compile_options(${target} PRIVATE -fsanitize=${TYCHO_SANITIZE} -fno-sanitize-recover=all
                                              -fno-omit-frame-pointer)
+    if(CMAKE_CXX_COMPILER_ID MATCHES "Clang" AND TYCHO_SANITIZE MATCHES "undefined")
+      # Its check of virtual calls wants type information that LibTorch hides.
+      target_compile_options(${target} PRIVATE -fno-sanitize=vptr)
+    endif()
     target_link_options(${target} PUBLIC -fsanitize=${TYCHO_SANITIZE})
   endif()
 endfunction()
