@@ -109,6 +109,27 @@ class ExampleRows : public ::testing::Test {
   void SetUp() override { torch::manual_seed(3); }
 };
 
+TEST_F(ExampleRows, BatchesAreDrawnFromADataSetWhileItIsWatched) {
+  Net net(3, 5, 2);
+  const Tensor data = normal({40, 3});
+  const auto draw = [](int step) {
+    torch::manual_seed(step);  // The same in both passes of a step.
+    return torch::randint(40, {8}, torch::kInt64);
+  };
+  const auto losses = [&](const Tensor& x) { return row_losses(net.forward(x)); };
+  expect_sound(
+      net, [&](int step) { return losses(data.index_select(0, draw(step))); }, 8, Expect::kExact);
+  expect_sound(
+      net, [&](int step) { return losses(data.index({draw(step)})); }, 8, Expect::kExact);
+  const Tensor order = torch::randperm(40);
+  expect_sound(
+      net,
+      [&](int step) {
+        return losses(data.index_select(0, order.slice(0, 8 * step, 8 * step + 8)));
+      },
+      8, Expect::kExact);
+}
+
 TEST_F(ExampleRows, ReshapedWithAKnownFactor) {
   for (const int64_t length : {4, 3, 8}) {  // as many as the batch, or twice as many
     Net net(3, 5, 2);
