@@ -32,8 +32,8 @@ bool is_broken(const std::vector<Remark>& remarks);
 /// tested, what is missing.
 std::vector<std::string> in_short(const Report& report);
 
-/// What to say where no loss is known: that nothing is missing, or, where a segment was not sealed,
-/// that its end is not known.
+/// What to say where no loss is known: that nothing is missing, and whether the run is still being
+/// written.
 std::string no_known_loss(const Report& report);
 
 }  // namespace tycho::analyzer

@@ -37,9 +37,11 @@ struct EigenOptions {
 /// Descending; never more than the dimension.
 struct Eigenpairs {
   std::vector<double> values;
-  std::vector<double> bounds;  ///< |eigenvalue - value| is at most this
-  at::Tensor vectors;          ///< [values, n], orthonormal
-  at::Tensor leading;          ///< [m, n]: as vectors, and up to two more that were not asked for
+  /// |eigenvalue - value| is at most this. With EigenOptions::repeated at least the residual, which
+  /// bounds the distance to some eigenvalue: a copy of one that is repeated may be missed.
+  std::vector<double> bounds;
+  at::Tensor vectors;  ///< [values, n], orthonormal
+  at::Tensor leading;  ///< [m, n]: as vectors, and up to two more that were not asked for
   int64_t products = 0;
   std::vector<double> history;  ///< largest Ritz value after each product
   bool converged = false;       ///< all bounds are inside the tolerance, or see expected_directions
