@@ -403,7 +403,10 @@ void Engine::Impl::complete_frame() {
 }
 
 Engine::Engine(std::vector<std::unique_ptr<Law>> laws)
-    : impl_(std::make_unique<Impl>(std::move(laws))) {}
+    : impl_(std::make_unique<Impl>(std::move(laws))) {
+  // A run without one step has findings too.
+  for (const auto& law : impl_->laws) law->begin(impl_->context);
+}
 Engine::~Engine() = default;
 
 void Engine::add_consumer(FrameConsumer consumer) {

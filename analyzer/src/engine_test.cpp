@@ -78,6 +78,18 @@ TEST_F(EngineTest, MessagesOfOneStepFormOneFrame) {
   EXPECT_EQ(engine_.frames(), 2u);
 }
 
+TEST(Engine, WithoutARecordEveryLawSaysThatItDoesNotKnow) {
+  Engine engine(make_laws());
+  for (const bool finished : {false, true}) {
+    if (finished) engine.finish();
+    for (const Finding& finding : engine.findings()) {
+      EXPECT_NE(finding.verdict, Verdict::kHolds) << finding.law;
+      EXPECT_NE(finding.verdict, Verdict::kViolated) << finding.law;
+      EXPECT_TRUE(std::isnan(finding.measured)) << finding.law;
+    }
+  }
+}
+
 TEST_F(EngineTest, FinishTwiceCompletesTheLastFrameOnce) {
   run_.open();
   run_.step(0);

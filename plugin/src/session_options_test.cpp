@@ -124,13 +124,15 @@ TEST(SessionOptions, ASeedMayBeAnyNumberOf64Bits) {
 }
 
 TEST(SessionOptions, AnUnknownVariableIsNamedWithTheNearest) {
-  EXPECT_TRUE(unknown_variables().empty()) << unknown_variables().front();
+  const size_t others = unknown_variables().size();  // Whoever runs the tests may have some.
   const Variable known("TYCHO_TAGS", "a");
+  EXPECT_EQ(unknown_variables().size(), others);
   const Variable wrong("TYCHO_OVERHEAD_BUGDET", "0.1");
   const Variable other("TYCHO_SEEDS", "1");
   const auto sentences = unknown_variables();
-  ASSERT_EQ(sentences.size(), 2U);
-  const std::string all = sentences[0] + sentences[1];
+  ASSERT_EQ(sentences.size(), others + 2);
+  std::string all;
+  for (const std::string& sentence : sentences) all += sentence;
   EXPECT_NE(all.find("TYCHO_OVERHEAD_BUGDET"), std::string::npos);
   EXPECT_NE(all.find("nearest is TYCHO_OVERHEAD_BUDGET"), std::string::npos);
   EXPECT_NE(all.find("nearest is TYCHO_SEED"), std::string::npos);
