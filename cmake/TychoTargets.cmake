@@ -41,10 +41,18 @@ endfunction()
 
 # For each target whose sources include LibTorch's headers. Its RecordFunction has another layout without NDEBUG than in
 # the release build that packages ship. Clang's targets share one precompiled header of all of LibTorch: a small source
-# takes 7 s instead of 26 s. GCC's would take 560 MB and save nothing, so its libraries have one of the tensors only.
+# takes 7 s instead of 26 s. GCC's would take 560 MB and save nothing; its libraries have one of the tensors only, and are
+# compiled a dozen sources at a time (TYCHO_UNITY_BUILD).
 function(tycho_use_torch target)
   target_compile_definitions(${target} PRIVATE NDEBUG)
   get_target_property(type ${target} TYPE)
+  if(NOT type STREQUAL "EXECUTABLE")
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ${TYCHO_UNITY_BUILD} UNITY_BUILD_BATCH_SIZE 12)
+    if(TYCHO_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # It takes an included source for a header.
+      target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
+    endif()
+  endif()
   if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
     tycho_torch_headers()
     target_compile_options(${target} PRIVATE "SHELL:-Xclang -fno-pch-timestamp")

@@ -326,13 +326,13 @@ void ActivationWatch::own_operator(uint32_t layer, const std::vector<uint32_t>& 
   const Operator& now = *operator_;
   LayerOutputs& state = step_->layers[layer];
   std::string why_not;
-  const auto used = [&](const LayerCall& call) {
+  const auto used = [&](const ModuleCall& call) {
     return std::any_of(parameters.begin(), parameters.end(),
                        [&](uint32_t p) { return call.parameters.count(p) > 0; });
   };
   if (state.calls.empty() || used(state.calls.back())) state.calls.emplace_back();
   const uint64_t number = state.calls.size() - 1;
-  LayerCall& call = state.calls.back();
+  ModuleCall& call = state.calls.back();
   call.parameters.insert(parameters.begin(), parameters.end());
   call.signature += now.name;
   for (const uint32_t p : parameters) call.signature += fmt::format(",{}", p);

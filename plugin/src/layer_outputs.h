@@ -47,7 +47,7 @@ struct LayerOutput {
 };
 
 /// The operators that run from one use of a module's parameters to the next use of the same.
-struct LayerCall {
+struct ModuleCall {
   std::set<uint32_t> parameters;
   std::string signature;
   int products = 0;
@@ -56,7 +56,7 @@ struct LayerCall {
 /// What one layer put out in a step.
 struct LayerOutputs {
   std::vector<std::shared_ptr<LayerOutput>> outputs;
-  std::vector<LayerCall> calls;
+  std::vector<ModuleCall> calls;
   std::string why_not;  // an operator that has parameters of two layers, or returns no tensor
   bool frozen = false;  // an operator used it, and none of its parameters trains
   std::map<uint32_t, uint64_t> delivered;  // pass in which a parameter's gradient came

@@ -10,7 +10,7 @@ namespace tycho {
 namespace {
 
 constexpr int64_t kMaxValues = 8;
-constexpr double kTolerance = 0.01;
+constexpr double kCriticalTolerance = 0.01;
 
 /// 2/eta_c with eta_c the smallest step along the update's direction at which the probe loss is
 /// back at its start (arXiv 2601.16979): curvature along the update from forward passes only. With
@@ -96,7 +96,7 @@ class CriticalSharpnessProbe : public Probe {
       if (below.s > 0 && above.s > 0) {
         next =
             std::isfinite(above.slope) ? root_of_line(below, above) : std::sqrt(below.s * above.s);
-        if (std::abs(above.s - below.s) <= kTolerance * next) return next;
+        if (std::abs(above.s - below.s) <= kCriticalTolerance * next) return next;
       } else {
         const double outwards = point.slope < 0 ? kStride : 1 / kStride;
         next *= outwards;
@@ -111,7 +111,7 @@ class CriticalSharpnessProbe : public Probe {
           next = last_;
         }
       }
-      if (!first && std::abs(next - at) <= kTolerance * next) return next;
+      if (!first && std::abs(next - at) <= kCriticalTolerance * next) return next;
       if (next < kNearest) return none;
       previous = point;
       first = false;

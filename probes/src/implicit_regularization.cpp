@@ -11,7 +11,7 @@ namespace {
 
 // Of the update: how far it may be from -eta g, which rounding of the parameters alone makes.
 constexpr double kSameDirection = 1e-2;
-constexpr const char* kNotObserved = "implicit_regularization_not_observed";
+constexpr const char* kTermsNotObserved = "implicit_regularization_not_observed";
 
 /// One step of gradient descent against the modified gradient flow (theory T2.15): a step theta' =
 /// theta - eta g follows the flow of L + eta/4 |grad L|^2 to third order in eta (Barrett & Dherin
@@ -61,7 +61,7 @@ class ImplicitRegularizationProbe : public Probe {
     if (surface == nullptr || !step.update.defined()) return nullptr;
     const v1::OptimizerSettings& settings = *step.optimizer;
     const std::string why = why_no_gradient_step(settings);
-    if (!why.empty()) return not_observed(kNotObserved, why);
+    if (!why.empty()) return not_observed(kTermsNotObserved, why);
     const double rate = settings.group(0).learning_rate();
     const at::Tensor& update = step.update;
 
@@ -73,7 +73,7 @@ class ImplicitRegularizationProbe : public Probe {
     if (!(inner_product(rest, rest) <=
           kSameDirection * kSameDirection * inner_product(update, update))) {
       return not_observed(
-          kNotObserved,
+          kTermsNotObserved,
           "the update is not the learning rate times the gradient of this loss (another batch, "
           "clipping, dropout): set a step loss");
     }

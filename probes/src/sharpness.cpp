@@ -10,13 +10,13 @@
 namespace tycho {
 namespace {
 
-constexpr double kTolerance = 1e-3;
-constexpr int64_t kMaxProducts = 100;
+constexpr double kSharpnessTolerance = 1e-3;
+constexpr int64_t kSharpnessProducts = 100;
 
 EigenOptions one_to_tolerance() {
   EigenOptions options;
-  options.tolerance = kTolerance;
-  options.max_products = kMaxProducts;
+  options.tolerance = kSharpnessTolerance;
+  options.max_products = kSharpnessProducts;
   return options;
 }
 

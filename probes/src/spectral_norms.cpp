@@ -17,7 +17,7 @@ namespace {
 // With sums of squares between these, products with the Gram matrix neither overflow nor vanish in
 // float32.
 constexpr double kSmallest = 1e-16;
-constexpr double kLargest = 1e16;
+constexpr double kLargestMatrix = 1e16;
 
 /// Largest singular values of weights, updates, and of what changed since the first observation, in
 /// units of sqrt(outputs / inputs) (theory T1.8; WeightMatrix says what a layer's matrix is). By
@@ -178,7 +178,7 @@ class SpectralNormsProbe : public Probe {
     std::vector<Norm*> extreme;
     for (size_t i = 0; i < all.size(); ++i) {
       all[i]->frobenius_sq = sums[i];
-      if (!(sums[i] > kSmallest && sums[i] < kLargest)) extreme.push_back(all[i]);
+      if (!(sums[i] > kSmallest && sums[i] < kLargestMatrix)) extreme.push_back(all[i]);
     }
     if (extreme.empty()) return;
     const std::vector<double> largest =

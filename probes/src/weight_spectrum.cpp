@@ -16,7 +16,7 @@ namespace tycho {
 namespace {
 
 // Multiplications in units of which a decomposition costs a few: about a second.
-constexpr int64_t kLargest = int64_t{1} << 32;
+constexpr int64_t kLargestSpectrum = int64_t{1} << 32;
 
 /// What the singular values of each layer's weights look like (theory, tier 3), exact, in float64
 /// on the host: the effective rank, the noise that the bulk looks like, how many stand out of it,
@@ -92,7 +92,7 @@ class WeightSpectrumProbe : public Probe {
       const at::Tensor matrix = parameter.tensor.detach().flatten(1);
       const int64_t smaller = std::min(matrix.size(0), matrix.size(1));
       const int64_t larger = std::max(matrix.size(0), matrix.size(1));
-      if (smaller > kLargest / larger / smaller) {
+      if (smaller > kLargestSpectrum / larger / smaller) {
         records.push_back([say, name = parameter.name](Recorder& recorder) {
           say(recorder, v1::Event::NOT_OBSERVED, "weight_spectrum_too_large",
               "the spectrum of " + name + " is not recorded: it would take too long");

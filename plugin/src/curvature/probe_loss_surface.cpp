@@ -23,14 +23,12 @@ namespace {
 constexpr double kSameCurvature = 1e-3;
 
 /// The first line: LibTorch appends where in its sources it happened.
-std::string first_line(const std::exception& error) {
+std::string first_line_of(const std::exception& error) {
   const std::string text = error.what();
   return text.substr(0, text.find('\n'));
 }
 
-double length_of(const at::Tensor& vector) {
-  return std::sqrt(squared_norm(vector).item<double>());
-}
+double norm_of(const at::Tensor& vector) { return std::sqrt(squared_norm(vector).item<double>()); }
 
 }  // namespace
 
@@ -45,7 +43,7 @@ auto ProbeLossSurface::evaluate(const Action& action) -> decltype(action()) {
   } catch (const NoProducts&) {
     throw;
   } catch (const std::exception& error) {
-    fail(first_line(error));
+    fail(first_line_of(error));
   } catch (...) {
     fail("an exception that is no std::exception");
   }
@@ -208,7 +206,7 @@ at::Tensor ProbeLossSurface::exact_product(const at::Tensor& vector, size_t firs
 double ProbeLossSurface::parameter_norm() const {
   double square = 0;
   for (const at::Tensor& parameter : parameters_) {
-    const double each = length_of(parameter.detach());
+    const double each = norm_of(parameter.detach());
     square += each * each;
   }
   return std::sqrt(square);
@@ -218,7 +216,7 @@ double ProbeLossSurface::parameter_norm() const {
 /// rounding error grows with 1/eps.
 at::Tensor ProbeLossSurface::difference_product(const at::Tensor& vector, size_t first,
                                                 double scale) {
-  const double length = length_of(vector);
+  const double length = norm_of(vector);
   if (!(length > 0)) return at::zeros_like(vector);
   const double size = std::max(parameter_norm(), 1e-3);
   const double epsilon = scale * (wide() ? 1e-5 : 1e-3) * size / length;
@@ -313,7 +311,7 @@ void ProbeLossSurface::prove() {
     // A loss that fails by itself fails here again, and then it is the loss that is at fault.
     forget_graph();
     (void)gradient();
-    return fall_back(trial, first_line(error));
+    return fall_back(trial, first_line_of(error));
   }
   forget_graph();
   if (verdict.kind == ProductVerdict::kRefuted) return fall_back(trial, verdict.why);

@@ -14,8 +14,8 @@ namespace tycho {
 namespace {
 
 // Of a loss's surfaces these are checked to be repeatable: the first ones, and then now and then.
-constexpr int64_t kAlwaysChecked = 2;
-constexpr int64_t kCheckedEvery = 16;
+constexpr int64_t kLossesAlwaysChecked = 2;
+constexpr int64_t kLossCheckedEvery = 16;
 // An observation takes several batches, each with a surface of its own.
 constexpr int64_t kBatchesProvedEvery = 128;
 
@@ -118,7 +118,7 @@ LossSurface* UserLosses::open(Kind kind, bool checked) {
   entry.surface = std::make_unique<ProbeLossSurface>(name_of(kind), entry.loss, *state_,
                                                      parameters_, &entry.method);
   try {
-    if (checked && (entry.opened < kAlwaysChecked || entry.opened % kCheckedEvery == 0)) {
+    if (checked && (entry.opened < kLossesAlwaysChecked || entry.opened % kLossCheckedEvery == 0)) {
       entry.surface->check_repeatable();
     }
   } catch (const LossError& error) {

@@ -15,10 +15,10 @@ namespace tycho {
 namespace {
 
 // Of a run's kernels these are checked against gradients: the first ones, then now and then.
-constexpr int64_t kAlwaysChecked = 2;
-constexpr int64_t kCheckedEvery = 16;
+constexpr int64_t kKernelsAlwaysChecked = 2;
+constexpr int64_t kKernelsCheckedEvery = 16;
 // Gradients of all examples beside each other are kept only up to this size.
-constexpr int64_t kMaxGradients = int64_t{1} << 26;
+constexpr int64_t kMaxKernelElements = int64_t{1} << 26;
 
 }  // namespace
 
@@ -110,7 +110,7 @@ void ProbePass::kernel_gradients(const at::Tensor& along, int64_t n,
   int64_t elements = 0;
   for (const uint32_t id : of) {
     const int64_t more = n * model_.parameters[id].tensor.numel();
-    if (elements + more > kMaxGradients) {
+    if (elements + more > kMaxKernelElements) {
       (*why_not)[id] +=
           fmt::format("; the gradients of {} examples would need {} MiB", n, more * 4 >> 20);
       continue;
@@ -168,7 +168,8 @@ TangentKernel ProbePass::tangent_kernel(int64_t limit, at::Generator generator) 
     memory_->disproved.resize(parameters, false);
     std::vector<std::string> why_not(parameters);
     ByParameter kernels = kernel_products(along, n, &why_not);
-    if (n > 0 && (memory_->kernels < kAlwaysChecked || memory_->kernels % kCheckedEvery == 0)) {
+    if (n > 0 && (memory_->kernels < kKernelsAlwaysChecked ||
+                  memory_->kernels % kKernelsCheckedEvery == 0)) {
       check_products(along, n, kernels);
     }
     ++memory_->kernels;

@@ -42,7 +42,7 @@ const std::unordered_map<std::string_view, Rule>& rules() {
   return *table;
 }
 
-bool is_one(const c10::IValue& value) {
+bool equals_one(const c10::IValue& value) {
   return value.isScalar() && value.toScalar().toDouble() == 1.0;
 }
 
@@ -87,7 +87,7 @@ std::shared_ptr<LayerCall> LayerCall::make(const std::string& name,
   bool known = position == rule.weight && arguments.size() > rule.operand &&
                arguments[rule.operand].isTensor();
   if (name == "aten::addmm") {
-    known = known && arguments.size() >= 5 && is_one(arguments[3]) && is_one(arguments[4]);
+    known = known && arguments.size() >= 5 && equals_one(arguments[3]) && equals_one(arguments[4]);
   }
   if (name == "aten::matmul") known = known && argument.dim() == 2;
   if (!known) {

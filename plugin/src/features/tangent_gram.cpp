@@ -16,7 +16,7 @@ using per_example::Use;
 // only up to these sizes.
 constexpr int64_t kMaxGradients = int64_t{1} << 26;
 constexpr int64_t kMaxPairs = int64_t{1} << 24;
-constexpr int64_t kBlock = int64_t{1} << 22;
+constexpr int64_t kGramBlock = int64_t{1} << 22;
 
 // Inputs and output gradients [n, positions, features] of a weight that multiplies from the right.
 struct Factors {
@@ -67,7 +67,7 @@ at::Tensor linear_gram(const at::Tensor& x, const at::Tensor& d) {
   }
   // The gradients themselves, for so many outputs at a time as fit.
   at::Tensor total = at::zeros({n, n}, x.options().dtype(at::kDouble));
-  const int64_t step = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, n * in));
+  const int64_t step = std::max<int64_t>(1, kGramBlock / std::max<int64_t>(1, n * in));
   for (int64_t begin = 0; begin < out; begin += step) {
     const at::Tensor part = d.narrow(2, begin, std::min(step, out - begin));
     total.add_(row_gram(at::bmm(part.transpose(1, 2), x)));
@@ -84,7 +84,7 @@ at::Tensor embedding_gram(const at::Tensor& indices, const at::Tensor& d) {
   at::Tensor total = at::zeros({n, n}, d.options().dtype(at::kDouble));
   // Some examples at a time, against all.
   const int64_t step =
-      std::max<int64_t>(1, kBlock / std::max<int64_t>(1, n * positions * positions));
+      std::max<int64_t>(1, kGramBlock / std::max<int64_t>(1, n * positions * positions));
   for (int64_t begin = 0; begin < n; begin += step) {
     const int64_t count = std::min(step, n - begin);
     const at::Tensor same =

@@ -7,7 +7,7 @@
 namespace tycho {
 namespace {
 
-constexpr size_t kFewest = 25;  // in a tail
+constexpr size_t kFewestValues = 25;  // in a tail
 constexpr size_t kCandidates = 100;
 constexpr int kSamples = 200;
 constexpr int kFarther = kSamples / 10;
@@ -25,10 +25,10 @@ std::vector<double> logarithms(const std::vector<double>& sorted) {
 /// On ascending logarithms.
 std::optional<PowerLaw> fit(const std::vector<double>& logs) {
   const size_t size = logs.size();
-  if (size < kFewest) return std::nullopt;
+  if (size < kFewestValues) return std::nullopt;
   std::vector<double> above(size + 1);  // sums from the end
   for (size_t i = size; i-- > 0;) above[i] = above[i + 1] + logs[i];
-  const size_t choices = size - kFewest + 1;
+  const size_t choices = size - kFewestValues + 1;
   const size_t stride = std::max<size_t>(1, (choices + kCandidates - 1) / kCandidates);
   std::optional<PowerLaw> best;
   for (size_t begin = 0; begin < choices; begin += stride) {

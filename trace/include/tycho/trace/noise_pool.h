@@ -29,8 +29,8 @@ struct PooledNoiseScale {
 /// computed here, so that they are the same number.
 ///
 /// The window. From the last 8 observations on, a window is doubled into the past as long as its
-/// older and its newer half agree: the ratio to three standard errors, and the scales of S and of G,
-/// where three standard errors tell them apart, to a factor of 2. Where not even the last 8
+/// older and its newer half agree: the ratio to three standard errors, and the scales of S and of
+/// G, where three standard errors tell them apart, to a factor of 2. Where not even the last 8
 /// observations have one scale, only bounds are given.
 ///
 /// The interval is Fieller's for G/S, with Student's quantile. The covariance of the means is taken
