@@ -151,6 +151,9 @@ struct Engine::Impl {
   void merge_registry(const v1::StatisticRegistry& registry, bool continues);
   void fold_health();
   void accept(const v1::Column& column);
+  void begin_laws() {
+    for (const auto& law : laws) law->begin(context);
+  }
   void complete_frame();
   void open_frame(int64_t step);
   void adopt_settings(std::shared_ptr<const v1::OptimizerSettings> settings);
@@ -393,7 +396,7 @@ void Engine::Impl::complete_frame() {
   newest_complete_step = frame.step_;
   if (context_changed) {
     context_changed = false;
-    for (const auto& law : laws) law->begin(context);
+    begin_laws();
   }
   ++frames;
   if (frames == 1 || frame.step_ < first_step) first_step = frame.step_;
@@ -405,7 +408,7 @@ void Engine::Impl::complete_frame() {
 Engine::Engine(std::vector<std::unique_ptr<Law>> laws)
     : impl_(std::make_unique<Impl>(std::move(laws))) {
   // A run without one step has findings too.
-  for (const auto& law : impl_->laws) law->begin(impl_->context);
+  impl_->begin_laws();
 }
 Engine::~Engine() = default;
 

@@ -82,7 +82,9 @@ TEST(Engine, WithoutARecordEveryLawSaysThatItDoesNotKnow) {
   Engine engine(make_laws());
   for (const bool finished : {false, true}) {
     if (finished) engine.finish();
-    for (const Finding& finding : engine.findings()) {
+    const std::vector<Finding> findings = engine.findings();
+    EXPECT_FALSE(findings.empty());
+    for (const Finding& finding : findings) {
       EXPECT_NE(finding.verdict, Verdict::kHolds) << finding.law;
       EXPECT_NE(finding.verdict, Verdict::kViolated) << finding.law;
       EXPECT_TRUE(std::isnan(finding.measured)) << finding.law;

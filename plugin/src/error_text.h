@@ -13,4 +13,10 @@ inline std::string error_text(const std::exception& error) {
   return own == nullptr ? error.what() : own->what_without_backtrace();
 }
 
+/// Its first line: LibTorch appends where in its sources it happened.
+inline std::string first_line(const std::exception& error) {
+  const std::string text = error.what();
+  return text.substr(0, text.find('\n'));
+}
+
 }  // namespace tycho

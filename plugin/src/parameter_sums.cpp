@@ -15,10 +15,9 @@ namespace {
 
 using lanes::Doubles;
 using lanes::Floats;
+using lanes::kBlock;
 using lanes::kLanes;
 using lanes::total;
-
-constexpr int64_t kBlock = 1 << 15;  // elements per partial sum, whatever the number of threads
 
 struct Sums {
   double value[kParameterSums] = {};

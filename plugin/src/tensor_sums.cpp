@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -14,9 +15,8 @@ namespace {
 
 using lanes::Doubles;
 using lanes::Floats;
+using lanes::kBlock;
 using lanes::kLanes;
-
-constexpr int64_t kSumBlock = 1 << 15;  // elements per partial sum, whatever the number of threads
 
 // Two chains of additions, because one waits for itself.
 #define TYCHO_DOT(name, type, lanes_type)                                                       \
@@ -122,7 +122,7 @@ bool is_fast(const at::Tensor& tensor) {
 /// Sums over blocks, in their order.
 template <typename PerBlock>
 void sum_blocks(int64_t count, int64_t width, double* result, const PerBlock& per_block) {
-  const int64_t blocks = (count + kSumBlock - 1) / kSumBlock;
+  const int64_t blocks = (count + kBlock - 1) / kBlock;
   if (blocks <= 1) {
     if (blocks == 1) per_block(0, count, result);
     return;
@@ -130,7 +130,7 @@ void sum_blocks(int64_t count, int64_t width, double* result, const PerBlock& pe
   std::vector<double> partial(static_cast<size_t>(blocks * width));
   at::parallel_for(0, blocks, 2, [&](int64_t first, int64_t last) {
     for (int64_t block = first; block < last; ++block) {
-      per_block(block * kSumBlock, std::min(count, (block + 1) * kSumBlock),
+      per_block(block * kBlock, std::min(count, (block + 1) * kBlock),
                 partial.data() + block * width);
     }
   });
@@ -161,7 +161,7 @@ void sums(const at::Tensor& tensor, double* result) {
 /// Calls per_row(row, begin of the row's elements) for all rows of a contiguous tensor.
 template <typename PerRow>
 void for_rows(int64_t rows, int64_t columns, const PerRow& per_row) {
-  const int64_t grain = std::max<int64_t>(1, kSumBlock / std::max<int64_t>(columns, 1));
+  const int64_t grain = std::max<int64_t>(1, kBlock / std::max<int64_t>(columns, 1));
   at::parallel_for(0, rows, grain, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) per_row(row, row * columns);
   });
@@ -214,6 +214,8 @@ at::Tensor squared_norm(const at::Tensor& tensor) {
   if (tensor.numel() == 0) return at::zeros({}, tensor.options().dtype(at::kDouble));
   return at::linalg_vector_norm(tensor, 2, c10::nullopt, false, at::kDouble).square();
 }
+
+double norm_of(const at::Tensor& tensor) { return std::sqrt(squared_norm(tensor).item<double>()); }
 
 at::Tensor sum_and_square(const at::Tensor& tensor) {
   if (sums_fast(tensor)) {

@@ -15,6 +15,9 @@ bool sums_fast(const at::Tensor& tensor);
 /// sparse tensors (COO) with what they hold.
 at::Tensor squared_norm(const at::Tensor& tensor);
 
+/// |x|, on the host: waits for the device.
+double norm_of(const at::Tensor& tensor);
+
 /// float64 [2]: sum of x, and of x^2.
 at::Tensor sum_and_square(const at::Tensor& tensor);
 

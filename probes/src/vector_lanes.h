@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+
 // float64 sums with vector extensions, because a compiler may not reorder them by itself.
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
@@ -13,6 +15,8 @@
 namespace tycho::lanes {
 
 constexpr int kLanes = 8;
+/// Elements per partial sum, whatever the number of threads.
+constexpr int64_t kBlock = 1 << 15;
 typedef double Doubles __attribute__((vector_size(kLanes * sizeof(double))));
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 

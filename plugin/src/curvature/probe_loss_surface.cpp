@@ -11,6 +11,7 @@
 
 #include "curvature/foreign_nodes.h"
 #include "curvature/output_loss.h"
+#include "error_text.h"
 #include "tensor_sums.h"
 
 #ifndef NDEBUG
@@ -21,14 +22,6 @@ namespace tycho {
 namespace {
 
 constexpr double kSameCurvature = 1e-3;
-
-/// The first line: LibTorch appends where in its sources it happened.
-std::string first_line_of(const std::exception& error) {
-  const std::string text = error.what();
-  return text.substr(0, text.find('\n'));
-}
-
-double norm_of(const at::Tensor& vector) { return std::sqrt(squared_norm(vector).item<double>()); }
 
 }  // namespace
 
@@ -43,7 +36,7 @@ auto ProbeLossSurface::evaluate(const Action& action) -> decltype(action()) {
   } catch (const NoProducts&) {
     throw;
   } catch (const std::exception& error) {
-    fail(first_line_of(error));
+    fail(first_line(error));
   } catch (...) {
     fail("an exception that is no std::exception");
   }
@@ -311,7 +304,7 @@ void ProbeLossSurface::prove() {
     // A loss that fails by itself fails here again, and then it is the loss that is at fault.
     forget_graph();
     (void)gradient();
-    return fall_back(trial, first_line_of(error));
+    return fall_back(trial, first_line(error));
   }
   forget_graph();
   if (verdict.kind == ProductVerdict::kRefuted) return fall_back(trial, verdict.why);

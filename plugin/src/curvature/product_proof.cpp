@@ -13,10 +13,6 @@
 namespace tycho {
 namespace {
 
-double length_of(const at::Tensor& vector) {
-  return std::sqrt(squared_norm(vector).item<double>());
-}
-
 double product_of(const at::Tensor& left, const at::Tensor& right) {
   return at::dot(left.to(at::kDouble), right.to(at::kDouble)).item<double>();
 }
@@ -59,14 +55,14 @@ Comparison compare(const at::Tensor& exact, const std::vector<at::Tensor>& diffe
   Comparison result;
   for (const at::Tensor& difference : differences) {
     const at::Tensor theirs = part(difference, block);
-    distances.push_back(length_of(theirs - mine));
-    lengths.push_back(std::max(length_of(theirs), length_of(mine)));
+    distances.push_back(norm_of(theirs - mine));
+    lengths.push_back(std::max(norm_of(theirs), norm_of(mine)));
     result.distance = std::min(result.distance, distances.back());
     result.agrees = result.agrees || distances.back() <= near * lengths.back() + floor;
   }
   constexpr double kAmongThemselves = 0.1;
   for (size_t k = 0; !result.agrees && k + 1 < differences.size(); ++k) {
-    const double apart = length_of(part(differences[k], block) - part(differences[k + 1], block));
+    const double apart = norm_of(part(differences[k], block) - part(differences[k + 1], block));
     result.refuted =
         result.refuted || apart <= kAmongThemselves * std::min(distances[k], distances[k + 1]);
   }
@@ -90,10 +86,10 @@ void poison_free_memory(const at::TensorOptions& options) {
 bool is_repeated(const at::Tensor& once, const at::Tensor& twice,
                  const std::vector<LossSurface::Block>& blocks, bool wide) {
   const double allowed = wide ? 1e-9 : 1e-4;
-  const double length = length_of(once);
+  const double length = norm_of(once);
   for (const LossSurface::Block& block : blocks) {
-    const double apart = length_of(part(once, block) - part(twice, block));
-    if (!(apart <= allowed * (length_of(part(once, block)) + 1e-3 * length))) return false;
+    const double apart = norm_of(part(once, block) - part(twice, block));
+    if (!(apart <= allowed * (norm_of(part(once, block)) + 1e-3 * length))) return false;
   }
   return true;
 }
@@ -107,7 +103,7 @@ ProductVerdict prove_products(const ProductTrial& trial) {
   const at::Tensor once = trial.product(v);
   poison_free_memory(trial.options);
   const at::Tensor twice = trial.product(v);
-  const double length = length_of(once);
+  const double length = norm_of(once);
   ProductVerdict verdict;
   const auto refute = [&](double error, std::string why) {
     verdict = {ProductVerdict::kRefuted, std::move(why), error};
@@ -115,21 +111,21 @@ ProductVerdict prove_products(const ProductTrial& trial) {
 
   std::vector<at::Tensor> differences;
   for (const double scale : scales_of(trial)) differences.push_back(trial.difference(v, scale));
-  if (!std::isfinite(length) || !std::isfinite(length_of(twice))) {
+  if (!std::isfinite(length) || !std::isfinite(norm_of(twice))) {
     // Where differences are not finite either it is the loss that has no second derivative here.
-    const double fine = length_of(differences.back());
-    if (std::isfinite(fine) && length_of(differences[1] - differences.back()) < 0.1 * fine) {
+    const double fine = norm_of(differences.back());
+    if (std::isfinite(fine) && norm_of(differences[1] - differences.back()) < 0.1 * fine) {
       refute(fine, "second derivatives are not finite where differences of first ones are");
     }
     return verdict;
   }
-  const double repeated = length_of(once - twice) / std::max(length, 1e-300);
+  const double repeated = norm_of(once - twice) / std::max(length, 1e-300);
   if (!is_repeated(once, twice, *trial.blocks, trial.wide)) {
     refute(repeated, fmt::format("two products with the same vector differ by {:.1e}", repeated));
     return verdict;
   }
   const at::Tensor other = trial.product(u);
-  const double sizes = length + length_of(other);
+  const double sizes = length + norm_of(other);
   const double asymmetric =
       sizes > 0 ? std::abs(product_of(u, once) - product_of(v, other)) / sizes : 0;
   if (!(asymmetric <= allowed.symmetric)) {
@@ -167,8 +163,8 @@ DifferenceQuality assess_differences(const ProductTrial& trial) {
   quality.error = std::numeric_limits<double>::infinity();
   size_t best = 0;
   for (size_t k = 0; k + 1 < scales.size(); ++k) {
-    const double length = length_of(differences[k + 1]);
-    const double apart = length_of(differences[k] - differences[k + 1]);
+    const double length = norm_of(differences[k + 1]);
+    const double apart = norm_of(differences[k] - differences[k + 1]);
     const double error = length > 0 ? apart / length : apart;
     if (!(error < quality.error)) continue;
     quality.error = error;
@@ -176,7 +172,7 @@ DifferenceQuality assess_differences(const ProductTrial& trial) {
   }
   quality.scale = scales[best];
   const at::Tensor other = trial.difference(u, quality.scale);
-  const double sizes = length_of(differences[best]) + length_of(other);
+  const double sizes = norm_of(differences[best]) + norm_of(other);
   if (sizes > 0) {
     quality.asymmetry = std::abs(product_of(u, differences[best]) - product_of(v, other)) / sizes;
   }

@@ -9,6 +9,7 @@
 
 #include "features/probe_pass.h"
 #include "features/tangent_gram.h"
+#include "per_example/uses.h"
 #include "tensor_sums.h"
 
 namespace tycho {
@@ -17,8 +18,6 @@ namespace {
 // Of a run's kernels these are checked against gradients: the first ones, then now and then.
 constexpr int64_t kKernelsAlwaysChecked = 2;
 constexpr int64_t kKernelsCheckedEvery = 16;
-// Gradients of all examples beside each other are kept only up to this size.
-constexpr int64_t kMaxKernelElements = int64_t{1} << 26;
 
 }  // namespace
 
@@ -110,7 +109,7 @@ void ProbePass::kernel_gradients(const at::Tensor& along, int64_t n,
   int64_t elements = 0;
   for (const uint32_t id : of) {
     const int64_t more = n * model_.parameters[id].tensor.numel();
-    if (elements + more > kMaxKernelElements) {
+    if (elements + more > per_example::kMaxMaterialisedElements) {
       (*why_not)[id] +=
           fmt::format("; the gradients of {} examples would need {} MiB", n, more * 4 >> 20);
       continue;

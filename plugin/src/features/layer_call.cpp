@@ -8,6 +8,8 @@
 #include <string_view>
 #include <unordered_map>
 
+#include "operator_arguments.h"
+
 namespace tycho {
 namespace {
 
@@ -40,10 +42,6 @@ const std::unordered_map<std::string_view, Rule>& rules() {
       {"aten::mul_", {Kind::kScale, 0, 1, std::nullopt}},
   };
   return *table;
-}
-
-bool equals_one(const c10::IValue& value) {
-  return value.isScalar() && value.toScalar().toDouble() == 1.0;
 }
 
 std::vector<int64_t> list_of(const c10::IValue& value) {
@@ -87,7 +85,7 @@ std::shared_ptr<LayerCall> LayerCall::make(const std::string& name,
   bool known = position == rule.weight && arguments.size() > rule.operand &&
                arguments[rule.operand].isTensor();
   if (name == "aten::addmm") {
-    known = known && arguments.size() >= 5 && equals_one(arguments[3]) && equals_one(arguments[4]);
+    known = known && arguments.size() >= 5 && is_one(arguments[3]) && is_one(arguments[4]);
   }
   if (name == "aten::matmul") known = known && argument.dim() == 2;
   if (!known) {

@@ -11,6 +11,8 @@
 #include <string_view>
 #include <utility>
 
+#include "error_text.h"
+#include "operator_arguments.h"
 #include "torch_compat.h"
 
 #ifndef NDEBUG
@@ -23,18 +25,9 @@ namespace {
 using torch::autograd::Edge;
 
 /// The first line: LibTorch appends where in its sources it happened.
-std::string first_line(const std::exception& error) {
-  const std::string text = error.what();
-  return text.substr(0, text.find('\n'));
-}
-
 bool shares_storage(const at::Tensor& left, const at::Tensor& right) {
   return left.defined() && right.defined() && left.has_storage() && right.has_storage() &&
          left.storage().unsafeGetStorageImpl() == right.storage().unsafeGetStorageImpl();
-}
-
-bool is_one(const c10::IValue& value) {
-  return value.isScalar() && value.toScalar().toDouble() == 1.0;
 }
 
 Edge edge_of(const at::Tensor& tensor) {

@@ -6,15 +6,16 @@
 #include <algorithm>
 #include <optional>
 
+#include "per_example/uses.h"
+
 namespace tycho {
 namespace {
 
 using per_example::Batch;
+using per_example::kMaxMaterialisedElements;
 using per_example::Use;
 
-// Gradients of all examples beside each other, and products of all pairs of positions, are made
-// only up to these sizes.
-constexpr int64_t kMaxGradients = int64_t{1} << 26;
+// Products of all pairs of positions are made only up to this size.
 constexpr int64_t kMaxPairs = int64_t{1} << 24;
 constexpr int64_t kGramBlock = int64_t{1} << 22;
 
@@ -121,7 +122,7 @@ at::Tensor gradients_of(const GramUse& use, const Batch& batch, int64_t examples
   at::Tensor d = use.output_gradient;
   Batch rest;
   const Use part = narrowed(*use.use, batch, examples, &d, &rest);
-  if (rest.size * part.argument.numel() > kMaxGradients) {
+  if (rest.size * part.argument.numel() > kMaxMaterialisedElements) {
     *why_not = fmt::format("the gradients of {} examples would need {} MiB", rest.size,
                            rest.size * part.argument.numel() * 4 >> 20);
     return {};
@@ -206,7 +207,8 @@ at::Tensor tangent_gram(const std::vector<GramUse>& uses, const at::Tensor& para
     return gradients.defined() ? row_gram(gradients) : gradients;
   }
   // Uses of parts, or by different operators: their gradients add up in the parameter's storage.
-  if (!parameter.is_non_overlapping_and_dense() || examples * parameter.numel() > kMaxGradients) {
+  if (!parameter.is_non_overlapping_and_dense() ||
+      examples * parameter.numel() > kMaxMaterialisedElements) {
     *why_not = "it is used several times, and its gradients cannot be kept";
     return {};
   }

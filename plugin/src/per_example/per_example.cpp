@@ -6,6 +6,7 @@
 
 #include <unordered_map>
 
+#include "operator_arguments.h"
 #include "tensor_sums.h"
 
 namespace tycho::per_example {
@@ -51,10 +52,6 @@ const std::unordered_map<std::string, Family>& families() {
       {"aten::embedding_bag", Family::kBag},
   };
   return *table;
-}
-
-bool is_unit_scale(const c10::IValue& value) {
-  return value.isScalar() && value.toScalar().toDouble() == 1.0;
 }
 
 }  // namespace
@@ -195,15 +192,15 @@ bool recognised(const Use& use, std::string* why_not) {
       ok = position == 1 || position == 2;
       break;
     case Family::kAddmm:
-      ok = (position == 0 || position == 2) && arguments.size() >= 5 &&
-           is_unit_scale(arguments[3]) && is_unit_scale(arguments[4]);
+      ok = (position == 0 || position == 2) && arguments.size() >= 5 && is_one(arguments[3]) &&
+           is_one(arguments[4]);
       break;
     case Family::kMatmul:
       ok = position == 1 && use.argument.dim() == 2;
       break;
     case Family::kAdd:
       ok = (position == 1 || (position == 0 && use.name == "aten::add")) && arguments.size() >= 3 &&
-           is_unit_scale(arguments[2]) && arguments[1 - position].isTensor();
+           is_one(arguments[2]) && arguments[1 - position].isTensor();
       break;
     case Family::kMultiply:
       ok = (position == 1 || (position == 0 && use.name == "aten::mul")) && arguments.size() >= 2 &&
