@@ -131,6 +131,7 @@ const char* name_of(failing::Phase phase) {
 TEST_P(FailedAllocations, LeaveTheRunAsItIsWithoutTycho) {
   const failing::Phase phase = GetParam();
   const auto bare = train(std::nullopt);
+  (void)observed();  // what is made once in a process is made now, and not counted
   failing::arm(phase, -1);
   const auto whole = observed();
   failing::disarm();
@@ -142,14 +143,15 @@ TEST_P(FailedAllocations, LeaveTheRunAsItIsWithoutTycho) {
   const int64_t first = wanted == nullptr ? 0 : std::atoll(wanted);
   std::vector<int64_t> numbers;
   for (int64_t i = 0; i < std::min(first, all); ++i) numbers.push_back(i);
-  // Dense at the beginning, thin towards the end.
+  // Dense at the beginning, thin towards the end. Two runs do not allocate alike to the last one:
+  // threads and hash tables.
   constexpr int kFew = 16;
+  const double last = 0.8 * static_cast<double>(all);
   double at = 0;
   for (int i = 0; wanted == nullptr && i < kFew; ++i) {
     numbers.push_back(static_cast<int64_t>(at));
-    at = std::max(at + 1 + static_cast<double>(phase) / 2,
-                  at * std::pow(static_cast<double>(all), 1.0 / kFew));
-    if (at >= static_cast<double>(all)) break;
+    at = std::max(at + 1 + static_cast<double>(phase) / 2, at * std::pow(last, 1.0 / kFew));
+    if (at >= last) break;
   }
   int64_t reached = 0;
   for (const int64_t number : numbers) {
@@ -165,8 +167,7 @@ TEST_P(FailedAllocations, LeaveTheRunAsItIsWithoutTycho) {
       ASSERT_TRUE(torch::equal(bare[i], left[i])) << name_of(phase) << " " << number << ": " << i;
     }
   }
-  // Two runs do not allocate alike to the last one: threads and hash tables.
-  EXPECT_GT(reached, static_cast<int64_t>(numbers.size()) * 8 / 10);
+  EXPECT_GT(reached, static_cast<int64_t>(numbers.size()) * 9 / 10);
   std::printf("%s: %lld allocations, %lld of them failed\n", name_of(phase),
               static_cast<long long>(all), static_cast<long long>(reached));
 }
