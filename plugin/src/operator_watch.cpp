@@ -117,7 +117,7 @@ std::unique_ptr<at::ObserverContext> start(const at::RecordFunction& function) {
     const WorkMeter::Stretch stretch(registration->meter);
     if (in_place && !own.empty()) listener->writes(own[0]);
     if (hidden_write) continue;
-    if (listener->before(function.name(), own)) context->wants_outputs.push_back(registration);
+    if (listener->before_call(function, own)) context->wants_outputs.push_back(registration);
   }
   if (any_ended) forget_ended();
   return context;
@@ -149,6 +149,11 @@ void install() {
 }
 
 }  // namespace
+
+bool OperatorListener::before_call(const at::RecordFunction& call,
+                                   c10::ArrayRef<const c10::IValue> inputs) {
+  return before(call.name(), inputs);
+}
 
 OperatorWatch::OperatorWatch(OperatorListener* listener, WorkMeter* meter)
     : registration_(register_listener(listener, meter)) {

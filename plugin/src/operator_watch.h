@@ -8,6 +8,10 @@
 
 #include "work_meter.h"
 
+namespace at {
+struct RecordFunction;
+}
+
 namespace tycho {
 
 /// Receives the outermost operators of forward passes with gradients enabled. Must not throw; is
@@ -17,6 +21,8 @@ class OperatorListener {
   virtual ~OperatorListener() = default;
   /// Before the operator runs. False: after() is not wanted.
   virtual bool before(const char* name, c10::ArrayRef<const c10::IValue> inputs) = 0;
+  /// The same for listeners that need more of the call than its name: these override this one.
+  virtual bool before_call(const at::RecordFunction& call, c10::ArrayRef<const c10::IValue> inputs);
   /// After the operator of the last before() that returned true. Outputs still have their grad_fn.
   virtual void after(const std::vector<c10::IValue>& outputs) = 0;
   /// Before an operator that writes to its first argument in place runs, gradients

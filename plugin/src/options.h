@@ -12,6 +12,9 @@ namespace tycho {
 /// No LibTorch tensor has more dimensions than this.
 inline constexpr int64_t kLargestBatchDim = 63;
 
+/// In MiB: a number of bytes fits 64 bits.
+inline constexpr int64_t kLargestTapeMemory = int64_t{1} << 40;
+
 /// TYCHO_DISABLE is set to something other than 0.
 bool disabled_by_environment();
 /// `options` with every TYCHO_<FIELD> of the environment applied. Throws OptionError.

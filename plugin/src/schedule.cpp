@@ -59,7 +59,10 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const
     }
     if (take) probes->push_back(i);
   }
-  if (probes->empty()) return;
+  if (!probes->empty()) accompany(probes);
+}
+
+void Scheduler::accompany(std::vector<size_t>* probes) const {
   for (size_t i = 0; i < probes_.size(); ++i) {
     if (!probes_[i].schedule.accompanies || probes_[i].disabled) continue;
     const auto position = std::lower_bound(probes->begin(), probes->end(), i);

@@ -50,6 +50,8 @@ class Scheduler {
   void disable(size_t probe) { probes_[probe].disabled = true; }
   /// Probes due at `step`, ascending. `first`: the first step of the session.
   void due(int64_t step, bool first, std::vector<size_t>* probes) const;
+  /// Adds those that accompany others.
+  void accompany(std::vector<size_t>* probes) const;
 
   /// What was installed during a step: nothing, hooks on gradients only, or on operators too.
   enum class Hooks { kNone, kGradients, kOperators };

@@ -65,16 +65,21 @@ Number parse_number(const std::string& option, const std::string& text, const ch
 }
 
 bool parse_flag(const std::string& option, const std::string& text) {
-  if (text == "1" || text == "true") return true;
-  if (text == "0" || text == "false") return false;
-  refuse(option, text, "0 or 1 is expected");
+  for (const char* yes : {"1", "true", "on"}) {
+    if (text == yes) return true;
+  }
+  for (const char* no : {"0", "false", "off"}) {
+    if (text == no) return false;
+  }
+  refuse(option, text, "1, true, on, 0, false or off is expected");
 }
 
 // What TYCHO_ may be followed by.
 constexpr const char* kVariables[] = {"DISABLE", "DIRECTORY",      "PRESET",    "OVERHEAD_BUDGET",
                                       "EVERY",   "LOG_SPACED",     "TAGS",      "BATCH_DIM",
                                       "INCLUDE", "LOSS_REDUCTION", "EXCLUDE",   "SEED",
-                                      "RESUME",  "RUN_NAME",       "EXCLUSIVE", "DURABILITY"};
+                                      "RESUME",  "RUN_NAME",       "EXCLUSIVE", "DURABILITY",
+                                      "TAPE",    "TAPE_MEMORY"};
 
 /// Letters that have to be put in, left out or replaced to make one text the other.
 size_t edits_between(const std::string& one, const std::string& other) {
@@ -197,6 +202,20 @@ SessionOptions& SessionOptions::exclusive(bool value) {
   return *this;
 }
 
+SessionOptions& SessionOptions::tape(bool value) {
+  tape_ = value;
+  return *this;
+}
+
+SessionOptions& SessionOptions::tape_memory(int64_t mebibytes) {
+  if (mebibytes < 1 || mebibytes > kLargestTapeMemory) {
+    refuse("tape_memory", std::to_string(mebibytes),
+           fmt::format("a number of MiB from 1 to {} is expected", kLargestTapeMemory));
+  }
+  tape_memory_ = mebibytes;
+  return *this;
+}
+
 std::vector<std::string> unknown_variables() {
   std::vector<std::string> sentences;
   const std::string prefix = "TYCHO_";
@@ -277,6 +296,12 @@ SessionOptions with_environment(SessionOptions options) {
   });
   apply("TYCHO_EXCLUSIVE",
         [&](const std::string& text) { options.exclusive(parse_flag("TYCHO_EXCLUSIVE", text)); });
+  apply("TYCHO_TAPE",
+        [&](const std::string& text) { options.tape(parse_flag("TYCHO_TAPE", text)); });
+  apply("TYCHO_TAPE_MEMORY", [&](const std::string& text) {
+    options.tape_memory(
+        parse_number<int64_t>("TYCHO_TAPE_MEMORY", text, "a number of MiB is expected"));
+  });
   return options;
 }
 
@@ -297,6 +322,8 @@ std::map<std::string, std::string> option_texts(const SessionOptions& options) {
       {"durability", text_of(options.durability())},
       {"resume", options.resume() ? std::to_string(*options.resume()) : ""},
       {"exclusive", options.is_exclusive() ? "1" : "0"},
+      {"tape", options.tape() ? "1" : "0"},
+      {"tape_memory", std::to_string(options.tape_memory())},
   };
 }
 

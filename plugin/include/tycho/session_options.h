@@ -63,6 +63,12 @@ class SessionOptions {
   /// false.
   SessionOptions& exclusive(bool value = true);
 
+  /// Whether losses that the program does not give (probe and step loss) are made from the operators
+  /// of the trainer's own steps. Default: true.
+  SessionOptions& tape(bool value);
+  /// Memory for that, in MiB, from 1: the batches of the steps that are kept. Default 256.
+  SessionOptions& tape_memory(int64_t mebibytes);
+
   // Getters of the same names without argument.
   const std::string& directory() const { return directory_; }
   Preset preset() const { return preset_; }
@@ -79,6 +85,8 @@ class SessionOptions {
   Durability durability() const { return durability_; }
   std::optional<int64_t> resume() const { return resume_; }
   bool is_exclusive() const { return exclusive_; }
+  bool tape() const { return tape_; }
+  int64_t tape_memory() const { return tape_memory_; }
 
  private:
   std::string directory_;
@@ -96,6 +104,8 @@ class SessionOptions {
   Durability durability_ = Durability::drop;
   std::optional<int64_t> resume_;
   bool exclusive_ = false;
+  bool tape_ = true;
+  int64_t tape_memory_ = 256;
 };
 
 }  // namespace tycho

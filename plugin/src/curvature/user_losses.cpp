@@ -73,9 +73,25 @@ bool UserLosses::set(Kind kind, ProbeLoss loss) {
 bool UserLosses::set_probe(ProbeLoss loss) { return set(kProbe, std::move(loss)); }
 
 bool UserLosses::set_step(std::function<at::Tensor()> loss) {
+  step_from_tape_ = false;
   ProbeLoss wrapped;
   if (loss) wrapped.loss = [f = std::move(loss)](const at::Tensor&, int64_t) { return f(); };
   return set(kStep, std::move(wrapped));
+}
+
+void UserLosses::expect_step_tapes() {
+  if (entries_[kStep].given) return;
+  ProbeLoss none;
+  none.loss = [](const at::Tensor&, int64_t) { return at::Tensor(); };
+  step_from_tape_ = set(kStep, std::move(none));
+  entries_[kStep].absent = true;
+}
+
+void UserLosses::set_step_tape(std::function<at::Tensor()> loss) {
+  if (!step_from_tape_) return;
+  Entry& entry = entries_[kStep];
+  entry.absent = !loss;
+  if (loss) entry.loss.loss = [f = std::move(loss)](const at::Tensor&, int64_t) { return f(); };
 }
 
 bool UserLosses::set_batches(std::function<at::Tensor(int64_t)> loss) {
@@ -114,7 +130,7 @@ void UserLosses::try_operators(const std::vector<at::Tensor>& parameters) {
 
 LossSurface* UserLosses::open(Kind kind, bool checked) {
   Entry& entry = entries_[kind];
-  if (!entry.usable()) return nullptr;
+  if (!entry.there()) return nullptr;
   entry.surface = std::make_unique<ProbeLossSurface>(name_of(kind), entry.loss, *state_,
                                                      parameters_, &entry.method);
   try {

@@ -42,6 +42,12 @@ class UserLosses {
   bool set_probe(ProbeLoss loss);
   bool set_step(std::function<at::Tensor()> loss);
   bool set_batches(std::function<at::Tensor(int64_t index)> loss);
+  bool has_probe() const { return entries_[kProbe].given; }
+  /// Step losses will come from tapes, unless the user gave one.
+  void expect_step_tapes();
+  bool step_is_from_tape() const { return step_from_tape_; }
+  /// Of the step that ends; empty: it has none, and the probe loss takes its place.
+  void set_step_tape(std::function<at::Tensor()> loss);
 
   /// Whether all that `needs` asks for in losses was given and can be used.
   bool serve(const Needs& needs) const;
@@ -69,11 +75,13 @@ class UserLosses {
     ProbeLoss loss;
     bool given = false;
     bool suspended = false;
+    bool absent = false;  // at this step
     ProductMethod method;
     ProductMethod::Kind said = ProductMethod::kUndecided;
     int64_t opened = 0;
     std::unique_ptr<ProbeLossSurface> surface;
     bool usable() const { return given && !suspended; }
+    bool there() const { return usable() && !absent; }
   };
 
   bool set(Kind kind, ProbeLoss loss);
@@ -90,6 +98,7 @@ class UserLosses {
   std::array<Entry, kKinds> entries_;
   std::function<at::Tensor(int64_t)> batches_;
   int64_t next_batch_ = -1;
+  bool step_from_tape_ = false;
   Stability stability_;
   const ModelInfo* layers_ = nullptr;
   int64_t batch_dim_ = 0;

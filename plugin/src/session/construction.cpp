@@ -54,6 +54,17 @@ Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<Mo
         event(kind, code, message, v1::SCOPE_RUN, 0);
       });
   losses->watch_layers(facts.info, options.batch_dim());
+  TapeLosses::Options tape_options;
+  tape_options.enabled = options.tape();
+  tape_options.memory = options.tape_memory() << 20;
+  tape_options.mean_reduction = options.loss_reduction() == Reduction::mean;
+  tape_options.meter = books->operator_hooks();
+  tapes = std::make_unique<TapeLosses>(
+      *model_state, parameters_of_losses(all), losses.get(),
+      [this](v1::Event::Kind kind, const std::string& code, const std::string& message) {
+        event(kind, code, message, v1::SCOPE_RUN, 0);
+      },
+      tape_options);
   add_built_in_probes();
   directory = std::make_unique<RunDirectory>(options);
   options.directory(directory->path());

@@ -29,6 +29,7 @@ void Session::Impl::charge(size_t index, double seconds) {
 }
 
 Scheduler::Hooks Session::Impl::hooks_installed() const {
+  if (tapes->recording()) return Scheduler::Hooks::kOperators;
   if (!hooked) return Scheduler::Hooks::kNone;
   return watches_operators(hooks_of(due_needs)) ? Scheduler::Hooks::kOperators
                                                 : Scheduler::Hooks::kGradients;

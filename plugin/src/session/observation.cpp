@@ -44,7 +44,7 @@ void Session::Impl::note_settings() {
   trace->push(settings);
 }
 
-void Session::Impl::observe(StepView* view, const Needs& next_needs) {
+void Session::Impl::observe(StepView* view, const at::Tensor* loss, const Needs& next_needs) {
   StepObservation seen;
   if (hooked) {
     seen = observer->uninstall(view->batch_size > 0 ? view->batch_size : 0);
@@ -69,6 +69,14 @@ void Session::Impl::observe(StepView* view, const Needs& next_needs) {
     refreshed = snapshot_next && snapshot.valid() && !due_needs.previous_weights;
     view->parameter_sums = sum_parameters(&seen, refreshed);
   }
+  TapeLosses::Step taped;
+  taped.loss = loss == nullptr ? at::Tensor() : *loss;
+  taped.value = view->loss_value;
+  taped.batch_size = view->batch_size;
+  taped.parameters = &seen.parameters;
+  const bool refused = tapes->refused();
+  tapes->end_step(taped);
+  if (tapes->refused() && !refused) check_losses();
   view->model = &facts.info;
   view->optimizer = &settings;
   view->parameters = &seen.parameters;

@@ -23,6 +23,7 @@
 #include "run_directory.h"
 #include "run_trace.h"
 #include "schedule.h"
+#include "tape/tape_losses.h"
 #include "transfer.h"
 #include "tycho/probe.h"
 #include "tycho/session.h"
@@ -88,6 +89,7 @@ struct Session::Impl {
   RecordBuilder::Say say;
 
   std::unique_ptr<UserLosses> losses;
+  std::unique_ptr<TapeLosses> tapes;
   double loss_scale = 1;
   int pauses = 0;
   bool busy = false;          // a call of the trainer's is running
@@ -196,7 +198,8 @@ struct Session::Impl {
   /// one, those in force when backward ran are right whether a scheduler is called before or after
   /// step().
   void note_settings();
-  void observe(StepView* view, const Needs& next_needs);
+  /// `loss`: as Session::step was given it; nullptr: as a number.
+  void observe(StepView* view, const at::Tensor* loss, const Needs& next_needs);
   /// A gradient that was not copied is taken from `.grad`, provided it still is the one that
   /// backward delivered.
   at::Tensor sum_parameters(StepObservation* seen, bool refresh);

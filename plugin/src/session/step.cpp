@@ -42,6 +42,7 @@ void Session::Impl::set_paused(bool paused) {
   if (paused ? pauses++ > 0 : --pauses > 0) return;
   settings_watch->set_paused(paused);
   snapshot.set_paused(paused);
+  tapes->set_paused(paused);
   if (!hooked || !usable()) return;
   if (paused) {
     observer->pause();
@@ -104,7 +105,7 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
              fmt::format("the batch size given to Session::step is {}: it is not recorded",
                          batch_size));
     }
-    observe(&view, next_needs);
+    observe(&view, loss, next_needs);
     harvest(false);
   } else if (!pending.empty()) {
     const at::NoGradGuard no_grad;
@@ -139,8 +140,10 @@ Needs Session::Impl::due_at(int64_t step, bool first, std::vector<size_t>* indic
   indices->erase(std::remove_if(indices->begin(), indices->end(),
                                 [&](size_t i) { return !losses->serve(probes[i].needs); }),
                  indices->end());
+  if (indices->empty() && tapes->collects()) scheduler.accompany(indices);
   Needs needs;
   for (const size_t index : *indices) needs |= probes[index].needs;
+  if (!indices->empty()) needs |= tapes->needs(needs);
   return needs;
 }
 
@@ -151,6 +154,7 @@ void Session::Impl::prepare_step() {
 void Session::Impl::check_losses() {
   for (size_t i = 0; i < probes.size(); ++i) {
     if (!probes[i].asked || losses->serve(probes[i].needs)) continue;
+    if (tapes->collects() && !probes[i].needs.batch_surface) continue;
     event(v1::Event::NOT_OBSERVED, "loss_missing_" + probes[i].name,
           fmt::format("{} is not observed: it needs {}", probes[i].name,
                       losses->missing(probes[i].needs)),
@@ -175,6 +179,8 @@ void Session::Impl::install() {
   }
   settings_watch->install(watched_parameter());
   settings_watch->set_paused(pauses > 0);
+  tapes->begin_step(due_needs);
+  tapes->set_paused(pauses > 0);
   Needs hooks = hooks_of(due_needs);
   hooks.convolutions = due_needs.convolutions && observer->lacks_convolutions();
   hooked = any_hook(hooks) || hooks.convolutions;
@@ -250,6 +256,7 @@ void Session::Impl::close() noexcept {
   attempt([&] { call.emplace(books.get(), true); });
   attempt([&] { settings_watch->remove(); });
   attempt([&] { (void)snapshot.changed(); });
+  attempt([&] { tapes.reset(); });
   attempt([&] { observer.reset(); });
   attempt([&] {
     const at::NoGradGuard no_grad;

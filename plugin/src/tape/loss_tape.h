@@ -1,0 +1,115 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/ivalue.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace tycho::tape {
+
+/// A tensor of a tape, by its number.
+using ValueId = uint32_t;
+constexpr ValueId kNoValue = static_cast<ValueId>(-1);
+
+struct Value {
+  enum Kind {
+    kParameter,  ///< `tensor` is the model's own
+    kConstant,   ///< `tensor` is what the trainer's operator was given
+    kScratch,    ///< operators write to it: each replay begins with a copy of `tensor`
+    kComputed    ///< by an operator of the tape
+  };
+  Kind kind = kComputed;
+  at::Tensor tensor;
+};
+
+/// An argument of a call: a tensor, a list of tensors (a missing one is undefined), or anything
+/// else.
+struct TensorList {
+  std::vector<std::optional<ValueId>> values;
+  bool optional = false;  ///< List<optional<Tensor>>, such as the indices of aten::index
+};
+using Argument = std::variant<c10::IValue, ValueId, TensorList>;
+
+/// A view of a tensor that was made before the tape knew it.
+struct StridedView {
+  std::vector<int64_t> sizes, strides;
+  int64_t offset = 0;
+};
+
+/// One call of an operator.
+struct Call {
+  std::optional<c10::OperatorHandle> operation;  ///< none: `view` of the only argument
+  StridedView view;
+  std::vector<Argument> arguments;
+  /// Tensors that it returns, lists taken apart; nothing for one that is undefined.
+  std::vector<std::optional<ValueId>> results;
+  std::vector<ValueId> written;  ///< arguments that it writes to
+  /// State of the CPU's default generator before it, where that is another than before the call
+  /// before; else undefined.
+  at::Tensor generator;
+
+  std::string name() const;
+};
+
+/// Runs calls in their order, with gradients recorded. `values` are by number, those that the calls
+/// need are there. The generator of the CPU is set where a call has a state, and stays as it is
+/// left. Throws what the operators throw.
+void run(const std::vector<Call>& calls, std::vector<at::Tensor>* values);
+
+/// The loss of one batch as a function of the model's parameters: the trainer's own operators,
+/// called again. Twice differentiable as far as the operators are. Constant but for scratch copies
+/// of its own; of one thread at a time.
+class LossTape {
+ public:
+  /// What a TapeRecorder saw; `loss`: the scalar.
+  LossTape(std::vector<Value> values, std::vector<Call> calls, ValueId loss);
+
+  /// The loss, with its graph, at the parameters' present values. Costs the trainer's forward pass
+  /// from the first parameter on.
+  at::Tensor loss() const;
+
+  /// Whether the loss is a function of one tensor that the network puts out, found from the
+  /// operator of the loss.
+  bool has_output() const { return output_.has_value(); }
+  at::Tensor output() const;
+  /// The loss as a function of its output: no parameter takes part.
+  at::Tensor loss(const at::Tensor& output) const;
+  /// Classes, int64 [n], where the loss is a cross-entropy of classes; else undefined.
+  const at::Tensor& labels() const { return labels_; }
+
+  /// A value that is needed and that no call makes; kNoValue: all have a source.
+  ValueId first_without_source() const;
+  /// The operators of loss(), in their order.
+  const std::vector<Call>& calls() const { return all_.calls; }
+  /// By number.
+  const std::vector<Value>& values() const { return values_; }
+  /// Memory of what the tape holds, but for parameters.
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  struct Program {
+    std::vector<Call> calls;
+    ValueId result = 0;
+    std::vector<std::vector<ValueId>> dead_after;  // by call: values that nobody needs any more
+  };
+  Program program_for(ValueId result, std::optional<ValueId> given) const;
+  at::Tensor execute(const Program& program, std::optional<ValueId> given,
+                     const at::Tensor& value) const;
+  /// Copies of constants: the trainer may write to its own.
+  void take_constants();
+  void find_output();
+
+  std::vector<Value> values_;
+  Program all_, to_output_, from_output_;
+  std::optional<ValueId> output_;
+  at::Tensor labels_;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace tycho::tape

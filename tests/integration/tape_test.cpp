@@ -1,0 +1,195 @@
+// Losses that the program did not give, made from the operators of its own steps.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+#include <tycho/tycho.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/support/run_contents.h"
+
+namespace tycho {
+namespace {
+
+namespace nn = torch::nn;
+
+constexpr int kChunks = 4;  // of the probe loss
+
+class TapeSession : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ =
+        (std::filesystem::temp_directory_path() / ("tycho_tape_" + std::to_string(getpid())))
+            .string();
+    std::filesystem::remove_all(directory_);
+  }
+  void TearDown() override { std::filesystem::remove_all(directory_); }
+
+  using Loss = std::function<at::Tensor(nn::Sequential&, int step)>;
+
+  static SessionOptions every_step(const std::string& directory) {
+    return SessionOptions(directory)
+        .preset(Preset::economy)
+        .overhead_budget(std::nullopt)
+        .every("sharpness", 1)
+        .every("hessian_trace", 1)
+        .every("loss_change", 1);
+  }
+
+  static nn::Sequential network() {
+    torch::manual_seed(5);
+    nn::Sequential model(nn::Linear(3, 6), nn::Tanh(), nn::Linear(6, 4));
+    model->to(at::kDouble);
+    return model;
+  }
+
+  /// The weights at the end.
+  std::vector<at::Tensor> train(const Loss& loss_of, bool observed, bool given, int steps = 7) {
+    auto model = network();
+    torch::optim::SGD optimizer(model->parameters(), 0.1);
+    std::optional<Session> session;
+    if (observed) {
+      session.emplace(*model, optimizer, every_step(directory_).tape(!given));
+      if (given) {
+        ProbeLoss probe;
+        probe.weights = std::vector<double>(kChunks, 1.0 / kChunks);
+        probe.loss = [&](const at::Tensor&, int64_t chunk) {
+          return loss_of(model, static_cast<int>(chunk));
+        };
+        session->set_probe_loss(probe);
+      }
+    }
+    for (int step = 0; step < steps; ++step) {
+      optimizer.zero_grad();
+      const auto loss = loss_of(model, step);
+      loss.backward();
+      optimizer.step();
+      if (session) session->step(loss, 8);
+    }
+    if (session) session->close();
+    std::vector<at::Tensor> left;
+    for (const auto& parameter : model->parameters()) left.push_back(parameter.detach().clone());
+    return left;
+  }
+
+  static at::Tensor cross_entropy(nn::Sequential& model, int step) {
+    const auto x = torch::sin(torch::arange(24, at::kDouble) * (step + 1)).reshape({8, 3});
+    const auto y = torch::arange(8, at::kLong).add(step).remainder(4);
+    return torch::cross_entropy_loss(model->forward(x), y);
+  }
+
+  std::string directory_;
+};
+
+TEST_F(TapeSession, MeasuresWhatAGivenProbeLossMeasures) {
+  const auto bare = train(&cross_entropy, false, false);
+  const auto taped = train(&cross_entropy, true, false);
+  const RunContents from_tape(directory_);
+  std::filesystem::remove_all(directory_);
+  train(&cross_entropy, true, true);
+  const RunContents from_user(directory_);
+  for (size_t i = 0; i < bare.size(); ++i) EXPECT_TRUE(torch::equal(bare[i], taped[i]));
+  EXPECT_NE(from_tape.events.at("probe_loss_from_tape").message().find("32 examples"),
+            std::string::npos);
+  for (const int64_t step : {5, 6}) {
+    const double expected = from_user.at("sharpness", step);
+    EXPECT_NEAR(from_tape.at("sharpness", step), expected, 1e-9 * std::abs(expected)) << step;
+  }
+  EXPECT_TRUE(from_tape.has("loss_change"));
+}
+
+TEST_F(TapeSession, CanBeSwitchedOff) {
+  setenv("TYCHO_TAPE", "off", 1);
+  train(&cross_entropy, true, false);
+  unsetenv("TYCHO_TAPE");
+  const RunContents run(directory_);
+  EXPECT_EQ(run.events.count("probe_loss_from_tape"), 0u);
+  EXPECT_FALSE(run.has("sharpness"));
+}
+
+struct Doubled : torch::autograd::Function<Doubled> {
+  static at::Tensor forward(torch::autograd::AutogradContext*, const at::Tensor& x) {
+    return x * 2;
+  }
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext*,
+                                               torch::autograd::tensor_list g) {
+    return {g[0] * 2};
+  }
+};
+
+TEST_F(TapeSession, WhatCannotBeCalledAgainIsSaidOnceAndTrainingGoesOn) {
+  const Loss custom = [](nn::Sequential& model, int step) {
+    return Doubled::apply(cross_entropy(model, step));
+  };
+  const auto bare = train(custom, false, false);
+  const auto taped = train(custom, true, false);
+  for (size_t i = 0; i < bare.size(); ++i) EXPECT_TRUE(torch::equal(bare[i], taped[i]));
+  const RunContents run(directory_);
+  EXPECT_NE(run.events.at("tape_refused").message().find("Doubled"), std::string::npos);
+  EXPECT_NE(run.events.at("loss_missing_sharpness").message().find("set_probe_loss"),
+            std::string::npos);
+  EXPECT_FALSE(run.has("sharpness"));
+}
+
+TEST_F(TapeSession, SeveralBackwardPassesAreNotOneLoss) {
+  auto model = network();
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  {
+    Session session(*model, optimizer, every_step(directory_));
+    for (int step = 0; step < 6; ++step) {
+      optimizer.zero_grad();
+      at::Tensor loss;
+      for (int micro = 0; micro < 2; ++micro) {
+        loss = cross_entropy(model, 2 * step + micro);
+        loss.backward();
+      }
+      optimizer.step();
+      session.step(loss, 16);
+    }
+  }
+  const RunContents run(directory_);
+  EXPECT_NE(run.events.at("tape_refused").message().find("several backward passes"),
+            std::string::npos);
+  EXPECT_FALSE(run.has("sharpness"));
+}
+
+TEST_F(TapeSession, ABatchThatIsTooLargeIsSaid) {
+  auto model = network();
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  {
+    Session session(*model, optimizer, every_step(directory_).tape_memory(1));
+    for (int step = 0; step < 3; ++step) {
+      optimizer.zero_grad();
+      const auto loss = model->forward(torch::randn({100000, 3}, at::kDouble)).square().mean();
+      loss.backward();
+      optimizer.step();
+      session.step(loss, 100000);
+    }
+  }
+  const RunContents run(directory_);
+  EXPECT_NE(run.events.at("tape_refused").message().find("tape_memory"), std::string::npos);
+}
+
+TEST_F(TapeSession, ALossThatWasNotComputedInTheStepIsSaid) {
+  auto model = network();
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  {
+    Session session(*model, optimizer, every_step(directory_));
+    for (int step = 0; step < 3; ++step) {
+      optimizer.zero_grad();
+      cross_entropy(model, step).backward();
+      optimizer.step();
+      session.step(123.0 + step, 8);
+    }
+  }
+  const RunContents run(directory_);
+  EXPECT_NE(run.events.at("tape_refused").message().find("Session::step"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace tycho
