@@ -40,7 +40,7 @@ Finding simulate(const Options& options, uint32_t seed) {
   for (const char* name :
        {"batch_size", "grad_noise_trace", "grad_signal_sq", "noise_scale", "noise_scale_low",
         "noise_scale_high", "noise_coverage", "covered_noise_trace", "covered_signal_sq"}) {
-    if (options.recorded > 0 || std::string(name).rfind("noise", 0) != 0) run.statistic(name);
+    if (options.recorded > 0 || std::string(name).rfind("noise_scale", 0) != 0) run.statistic(name);
   }
   run.open();
   for (int step = 0; step < options.steps; ++step) {
