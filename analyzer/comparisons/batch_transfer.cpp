@@ -13,7 +13,6 @@
 #include <map>
 
 #include "comparisons/comparison_law.h"
-#include "comparisons/noise_scale.h"
 #include "laws/law_support.h"
 #include "src/compare/curves.h"
 
@@ -151,12 +150,16 @@ class BatchTransfer : public ComparisonLaw {
     finding.unit = "seed noises";
     std::string noise_said = "the noise scale was not measured";
     double noise = kUnknown;
+    double at_least = kUnknown;
     for (const size_t run : runs) {
-      const double scale = noise_scale(set.runs()[run]);
-      if (std::isfinite(scale) && !(noise <= scale)) noise = scale;
+      const trace::PooledNoiseScale& scale = set.runs()[run].noise_scale;
+      if (std::isfinite(scale.value) && !(noise <= scale.value)) noise = scale.value;
+      if (std::isfinite(scale.low) && !(at_least <= scale.low)) at_least = scale.low;
     }
+    if (std::isnan(noise) && std::isfinite(at_least))
+      noise_said = fmt::format("noise scale at least {} at the end", format_number(at_least));
     if (std::isfinite(noise)) {
-      noise_said = fmt::format("noise scale {}", format_number(noise));
+      noise_said = fmt::format("noise scale {} at the end", format_number(noise));
       for (auto level = family.level.begin(); level != family.level.end();) {
         level =
             level->first > kNoiseDominated * noise ? family.level.erase(level) : std::next(level);
@@ -164,8 +167,9 @@ class BatchTransfer : public ComparisonLaw {
       if (family.level.size() < 2) {
         set_verdict(finding, Verdict::kNotApplicable);
         finding.gate = fmt::format(
-            "fewer than two of the batch sizes are below half of the noise scale {}: steps are not "
-            "dominated by noise, and the rule is not expected to hold",
+            "fewer than two of the batch sizes are below half of the noise scale, {} at the end: "
+            "steps "
+            "are not dominated by noise, and the rule is not expected to hold",
             format_number(noise));
         return finding;
       }

@@ -17,7 +17,6 @@
 
 #include "comparisons/comparison_law.h"
 #include "comparisons/hyperbola.h"
-#include "comparisons/noise_scale.h"
 #include "laws/law_support.h"
 #include "src/compare/curves.h"
 
@@ -276,20 +275,20 @@ class CriticalBatch : public ComparisonLaw {
     return sum / static_cast<double>(values.size());
   }
 
-  /// The noise scale of the gradients, where it was measured: the same order of magnitude.
+  /// The noise scale of the gradients, where it is known: the same order of magnitude.
   static void compare_with_noise(const RunSet& set, const std::vector<size_t>& runs,
                                  ComparisonFinding* finding) {
     std::vector<double> scales;
     for (const size_t run : runs) {
-      const double scale = noise_scale(set.runs()[run]);
+      const double scale = set.runs()[run].noise_scale.value;
       if (std::isfinite(scale)) scales.push_back(scale);
     }
     if (scales.empty()) return;
     std::sort(scales.begin(), scales.end());
     finding->gate += fmt::format(
-        "; the gradients' noise scale was {} (median over runs), expected to agree to an order of "
-        "magnitude",
-        format_number(scales[scales.size() / 2]));
+        "; the gradients' noise scale at the end was {} (median over {} of {} runs), expected to "
+        "agree to an order of magnitude",
+        format_number(scales[scales.size() / 2]), scales.size(), runs.size());
   }
 };
 

@@ -58,6 +58,7 @@ class AdamUpdateRms : public Law {
     settings_.resize(count);
     scope_.clear();
     elements_.clear();
+    last_share_.resize(series_.size(), kUnknown);
     for (const v1::Parameter& parameter : context.model().parameter()) {
       elements_.push_back(static_cast<double>(parameter.element_count()));
       scope_.push_back(context.scope_name(v1::SCOPE_PARAMETER, parameter.id()));
@@ -83,7 +84,8 @@ class AdamUpdateRms : public Law {
       const ParameterSettings& s = settings_[i];
       if (!s.is_adam() || !(s.beta1 > 0)) continue;
       if (static_cast<double>(frame.step()) < first_step(s)) continue;
-      const double floor_share = share[i];
+      // Between two measurements the share is that of the last: updates are seen more often.
+      if (std::isfinite(share[i])) last_share_[i] = share[i];
       double square = rms[i] * rms[i];
       if (!rms.present) {
         // The update is -eta (u + lambda w), lambda the decoupled decay: u from what is known of w
@@ -93,7 +95,7 @@ class AdamUpdateRms : public Law {
                  (s.learning_rate * s.learning_rate * elements_[i]);
         if (s.amsgrad || !(s.learning_rate > 0)) continue;
       }
-      series_[i].add({square, std::isfinite(floor_share) ? floor_share : 0}, frame.step());
+      series_[i].add({square, std::isfinite(last_share_[i]) ? last_share_[i] : 0}, frame.step());
     }
   }
 
@@ -166,12 +168,21 @@ class AdamUpdateRms : public Law {
     const double high = 1 + kTolerance;
     const bool inside = judge_band(square, low * low, high * high) == Verdict::kHolds;
     const double low_flag = floor * kLowFlag;
-    const bool outside =
-        judge_band(square, low_flag * low_flag, kHighFlag * kHighFlag) == Verdict::kViolated;
+    // Entries on epsilon's floor hardly move: where their share is not known, a small U may be
+    // theirs.
+    const bool blind = finding.measured < floor && !std::isfinite(last_share_[i]);
+    const bool outside = !blind && judge_band(square, low_flag * low_flag, kHighFlag * kHighFlag) ==
+                                       Verdict::kViolated;
     set_verdict(finding, inside    ? Verdict::kHolds
                          : outside ? Verdict::kViolated
                                    : Verdict::kUnderpowered);
-    finding.p_value = band_p_value(square, low_flag * low_flag, kHighFlag * kHighFlag);
+    if (blind) {
+      if (!inside)
+        finding.gate = "U is small, and the share of entries on epsilon's floor is not known: " +
+                       why_not_recorded(*context_, {"epsilon_floor_share"});
+    } else {
+      finding.p_value = band_p_value(square, low_flag * low_flag, kHighFlag * kHighFlag);
+    }
     if (inside) {
       const double signal = (square.value - k) / std::max(1e-12, 1 - square.value);
       finding.advice = signal > 0 ? fmt::format("Signal to noise per coordinate is about {}.",
@@ -199,6 +210,7 @@ class AdamUpdateRms : public Law {
   ColumnIndex dot_ = kNoColumn;
   ColumnIndex weight_ = kNoColumn;
   bool measured_ = false;
+  std::vector<double> last_share_;  // on epsilon's floor; NaN: never measured
   std::vector<double> elements_;
   uint64_t settings_version_ = 0;
   bool seen_settings_ = false;

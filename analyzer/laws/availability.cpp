@@ -66,17 +66,22 @@ const v1::StatisticDefinition* definition_of(const RunContext& context, const st
 
 /// What the session said about it; nullptr: nothing.
 const v1::Event* said_about(const RunContext& context, const v1::StatisticDefinition& definition) {
-  const std::array<std::string, 7> codes = {definition.name() + "_not_observed",
+  const std::array<std::string, 8> codes = {definition.name() + "_not_observed",
                                             definition.probe() + "_not_observed",
+                                            definition.probe() + "_total_not_observed",
                                             "gradient_" + definition.probe() + "_not_observed",
                                             "loss_missing_" + definition.probe(),
                                             "probe_disabled_" + definition.probe(),
                                             "probe_fault_" + definition.probe(),
                                             definition.name() + "_not_finite"};
   for (const std::string& code : codes) {
+    const v1::Event* found = nullptr;
     for (const v1::Event& event : context.events()) {
-      if (event.code() == code) return &event;
+      if (event.code() != code) continue;
+      if (event.scope() == v1::SCOPE_RUN) return &event;
+      if (found == nullptr) found = &event;
     }
+    if (found != nullptr) return found;
   }
   if (definition.probe() != "noise") return nullptr;
   for (const v1::Event& event : context.events()) {

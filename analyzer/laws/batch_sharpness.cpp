@@ -117,8 +117,7 @@ class BatchSharpness : public Law {
       return {finding};
     }
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
-      finding.gate =
-          fmt::format("only {} observations at this learning rate", blocks.observations());
+      finding.gate = only_observations(blocks.observations()) + " at this learning rate";
       return {finding};
     }
     finding.window_begin = ratio_.window_begin();

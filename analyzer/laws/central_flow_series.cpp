@@ -131,8 +131,7 @@ bool CentralFlowSeries::ready(Finding* finding) const {
   const BlockAverages& share = share_.blocks();
   if (share.observations() < 2 * BlockAverages::kMinBlocks) {
     set_verdict(*finding, Verdict::kNotYet);
-    finding->gate =
-        fmt::format("only {} observations since the edge was reached", share.observations());
+    finding->gate = only_observations(share.observations()) + " since the edge was reached";
     return false;
   }
   const double in_band = share.mean({1, 0}).value;
@@ -154,7 +153,7 @@ bool CentralFlowSeries::ready(Finding* finding) const {
   const BlockAverages& blocks = edge_.blocks();
   if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
     set_verdict(*finding, Verdict::kNotYet);
-    finding->gate = fmt::format("only {} observations at the edge", blocks.observations());
+    finding->gate = only_observations(blocks.observations()) + " at the edge";
     return false;
   }
   finding->window_begin = edge_.window_begin();

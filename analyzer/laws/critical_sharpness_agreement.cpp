@@ -109,7 +109,7 @@ class CriticalSharpnessAgreement : public Law {
       return {finding};
     }
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
-      finding.gate = fmt::format("only {} observations", blocks.observations());
+      finding.gate = only_observations(blocks.observations());
       return {finding};
     }
     finding.window_begin = series_.window_begin();

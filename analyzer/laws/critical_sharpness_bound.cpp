@@ -94,7 +94,7 @@ class CriticalSharpnessBound : public Law {
     }
     if (series_.observations() < 2 * BlockAverages::kMinBlocks) {
       set_verdict(finding, Verdict::kNotYet);
-      finding.gate = fmt::format("only {} observations", series_.observations());
+      finding.gate = only_observations(series_.observations());
       return {finding};
     }
     judge_ratio(&finding);

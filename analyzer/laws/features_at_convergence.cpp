@@ -138,8 +138,7 @@ class FeaturesAtConvergence : public Law {
     }
     const BlockAverages& blocks = layer.series.blocks();
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
-      finding.gate =
-          fmt::format("only {} observations at constant settings", blocks.observations());
+      finding.gate = only_observations(blocks.observations()) + " at constant settings";
       return finding;
     }
     finding.window_begin = layer.series.window_begin();

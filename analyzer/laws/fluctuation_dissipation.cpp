@@ -168,8 +168,7 @@ class FluctuationDissipation : public Law {
     finding.evidence_statistic = "weight_dot_grad";
     const BlockAverages& blocks = phase.series.blocks();
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
-      finding.gate =
-          fmt::format("only {} observations at constant settings", blocks.observations());
+      finding.gate = only_observations(blocks.observations()) + " at constant settings";
       return finding;
     }
     finding.window_begin = phase.series.window_begin();

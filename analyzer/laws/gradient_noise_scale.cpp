@@ -180,8 +180,7 @@ class GradientNoiseScale : public Law {
     finding.window_begin = scale.begin;
     finding.window_end = scale.end;
     if (std::isnan(scale.low)) {
-      finding.gate =
-          fmt::format("only {} observations of the gradient noise", series.scale.observations());
+      finding.gate = only_observations(series.scale.observations()) + " of the gradient noise";
       return finding;
     }
     finding.measured = scale.value;
@@ -200,8 +199,13 @@ class GradientNoiseScale : public Law {
           "second "
           "batch size";
     }
+    if (const auto part = series.scale.part()) {
+      set_verdict(finding, Verdict::kUnderpowered);
+      finding.p_value = kUnknown;
+      finding.gate = describe_part(*part, scope == "run" ? "run" : "layer");
+    }
     finding.gate += fmt::format("; pooled over the last {} observations{}", scale.observations,
-                                std::isnan(scale.value)
+                                std::isnan(scale.value) && !series.scale.part()
                                     ? ", which do not tell the noise scale within a factor of ten"
                                     : "");
     if (finding.verdict == Verdict::kViolated) {
@@ -213,6 +217,22 @@ class GradientNoiseScale : public Law {
     }
     advise(finding, batch);
     return finding;
+  }
+
+  /// What is known is a part, and is given as one.
+  std::string describe_part(const NoiseScaleSeries::Part& part, const char* whole) const {
+    std::string text = fmt::format(
+        "of a part of the parameters only, which has {:.3g} % of the gradient's square at step {}, "
+        "is the noise observed ({})",
+        100 * part.coverage, part.step, why_not_recorded(*context_, {"grad_noise_trace"}));
+    if (!std::isnan(part.own.value)) {
+      text += fmt::format("; its own noise scale is {}",
+                          format_interval(part.own.value, part.own.low, part.own.high));
+    }
+    return text + fmt::format(
+                      "; the noise scale of the {} has the limits of two cases, that the rest is "
+                      "all signal and that it is all noise",
+                      whole);
   }
 
   void advise(Finding& finding, double batch) const {
@@ -235,12 +255,20 @@ class GradientNoiseScale : public Law {
                     "Batch {} is below the noise scale, which is at least {}: steps are dominated "
                     "by noise, and a larger batch needs almost proportionally fewer of them.",
                     format_number(batch), format_number(finding.ci_low));
-    } else if (known && finding.ci_high < batch / kFarFactor) {
-      finding.advice = fmt::format(
-          "Batch {} is {}x above the noise scale {}: a step makes {:.0f} % of the progress of a "
-          "noiseless one, and a batch near the noise scale would reach the same loss with fewer "
-          "examples.",
-          format_number(batch), format_number(batch / finding.measured), scale, 100 * efficiency);
+    } else if (finding.ci_high < batch / kFarFactor) {
+      finding.advice =
+          known ? fmt::format(
+                      "Batch {} is {}x above the noise scale {}: a step makes {:.0f} % of the "
+                      "progress of a "
+                      "noiseless one, and a batch near the noise scale would reach the same loss "
+                      "with fewer "
+                      "examples.",
+                      format_number(batch), format_number(batch / finding.measured), scale,
+                      100 * efficiency)
+                : fmt::format(
+                      "Batch {} is above the noise scale, which is at most {}: a batch near "
+                      "the noise scale would reach the same loss with fewer examples.",
+                      format_number(batch), format_number(finding.ci_high));
     } else if (known && finding.ci_low >= batch / kFarFactor &&
                finding.ci_high <= kFarFactor * batch) {
       finding.advice = fmt::format(

@@ -119,7 +119,7 @@ class ImplicitRegularization : public Law {
     }
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
       set_verdict(finding, Verdict::kNotYet);
-      finding.gate = fmt::format("only {} observations", blocks.observations());
+      finding.gate = only_observations(blocks.observations());
       return {finding};
     }
     judge_terms(&finding);

@@ -24,6 +24,11 @@ std::string format_interval(double value, double low, double high) {
   return fmt::format("{} [{}, {}]", format_number(value), format_number(low), format_number(high));
 }
 
+std::string only_observations(uint64_t count) {
+  if (count == 0) return "no observation";
+  return fmt::format("only {} observation{}", count, count == 1 ? "" : "s");
+}
+
 Finding start_finding(const LawDescription& law, std::string scope) {
   Finding finding;
   finding.law = law.id;

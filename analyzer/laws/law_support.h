@@ -17,6 +17,9 @@ double steps_between(int64_t from, int64_t to);
 /// "1430 [1210, 1700]".
 std::string format_interval(double value, double low, double high);
 
+/// "only 3 observations", "only 1 observation", "no observation".
+std::string only_observations(uint64_t count);
+
 /// A finding of `law` with the fields that do not depend on data.
 Finding start_finding(const LawDescription& law, std::string scope);
 

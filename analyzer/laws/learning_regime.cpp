@@ -7,6 +7,7 @@
 // virtue. All is lazy before anything was learned, so that the loss must have fallen.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "laws/availability.h"
@@ -89,7 +90,7 @@ class LearningRegime : public Law {
     finding.window_end = last_step_;
     finding.measured = last_residual_;
     if (observations_ < kFewest || !std::isfinite(last_residual_)) {
-      finding.gate = fmt::format("only {} observations of the kernel", observations_);
+      finding.gate = only_observations(observations_) + " of the kernel";
       return {finding};
     }
     const double fall = 1 - loss_then_ / first_loss_;
@@ -134,12 +135,12 @@ class LearningRegime : public Law {
   }
 
   std::string most_changed() const {
-    size_t most = last_change_.size();
-    for (size_t i = 0; i < last_change_.size(); ++i) {
+    size_t most = scope_.size();
+    for (size_t i = 0; i < std::min(last_change_.size(), scope_.size()); ++i) {
       if (!std::isfinite(last_change_[i])) continue;
-      if (most == last_change_.size() || last_change_[i] > last_change_[most]) most = i;
+      if (most == scope_.size() || last_change_[i] > last_change_[most]) most = i;
     }
-    if (most >= scope_.size()) return "";
+    if (most == scope_.size()) return "";
     return fmt::format("; features change most in {}, by {} of their size", scope_[most],
                        format_number(last_change_[most]));
   }

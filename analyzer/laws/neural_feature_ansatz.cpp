@@ -70,7 +70,7 @@ class NeuralFeatureAnsatz : public Law {
       const Estimate now = blocks.mean({1});
       set_measured(finding, now);
       if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
-        finding.gate = fmt::format("only {} observations", blocks.observations());
+        finding.gate = only_observations(blocks.observations());
       } else {
         set_verdict(finding, Verdict::kNotApplicable);
         finding.gate = fmt::format(

@@ -98,7 +98,7 @@ class NoiseCurvature : public Law {
     }
     if (series_.observations() < 2 * BlockAverages::kMinBlocks) {
       set_verdict(finding, Verdict::kNotYet);
-      finding.gate = fmt::format("only {} observations", series_.observations());
+      finding.gate = only_observations(series_.observations());
       return {finding};
     }
     finding.window_begin = series_.pairs().window_begin();

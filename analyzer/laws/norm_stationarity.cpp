@@ -96,8 +96,7 @@ class NormStationarity : public Law {
     finding.evidence_statistic = "weight_norm_sq";
     const BlockAverages& blocks = phase.series.blocks();
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
-      finding.gate =
-          fmt::format("only {} observations at constant settings", blocks.observations());
+      finding.gate = only_observations(blocks.observations()) + " at constant settings";
       return finding;
     }
     finding.window_begin = phase.series.window_begin();

@@ -129,7 +129,7 @@ class OneStepLossChange : public Law {
       return finding;
     }
     if (blocks.observations() < 2 * BlockAverages::kMinBlocks) {
-      finding.gate = fmt::format("only {} observations", blocks.observations());
+      finding.gate = only_observations(blocks.observations());
       return finding;
     }
     finding.window_begin = gain_.window_begin();

@@ -193,7 +193,7 @@ class SpectralCondition : public Law {
     if (relative.observations() < 2 * BlockAverages::kMinBlocks) {
       finding.gate = relative.observations() == 0 && still_[i] > 0
                          ? "its updates are 0: it is frozen"
-                         : fmt::format("only {} observations", relative.observations());
+                         : only_observations(relative.observations());
       return finding;
     }
     finding.window_begin = relative_[i].window_begin();

@@ -78,7 +78,7 @@ std::string BatchRegime::describe() const {
   if (std::isnan(scale.low)) {
     return "whether the batch is large is not known: " +
            (noise_.observations() > 0
-                ? fmt::format("only {} observations of the gradient noise", noise_.observations())
+                ? only_observations(noise_.observations()) + " of the gradient noise"
                 : why_not_recorded(*context_, {"grad_noise_trace"})) +
            (context_->recorded("probe_loss") ? "; and the probe loss is not that of the steps"
                                              : "");

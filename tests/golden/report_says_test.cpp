@@ -125,8 +125,8 @@ TEST(ReportSaysTest, NothingToDoNamesHowManyLawsItRestsOn) {
   for (const std::string& form : forms(report))
     EXPECT_THAT(form, HasSubstr("1 of 4 laws could be tested: 1 holds"));
   const std::string text = analyzer::text_report(report, false, 100000);
-  EXPECT_THAT(text, HasSubstr("in 400 observed steps, 1 of 4 laws could be tested and none of them "
-                              "was violated. Of the other 3 nothing is known: 1 do not apply"));
+  EXPECT_THAT(text, HasSubstr("in 400 observed steps, 1 of 4 laws could be tested and was not "
+                              "violated. Of the other 3 nothing is known: 1 does not apply"));
   EXPECT_THAT(analyzer::what_is_missing(report), ElementsAre("Law c, Law d: too few steps."));
 }
 

@@ -136,6 +136,25 @@ TEST(BatchTransferTest, AboveTheNoiseScaleItIsNotApplicable) {
   EXPECT_EQ(verdict(judge(options)), "HOLDS");
 }
 
+// The noise scale grows a thousandfold: that of the end is what the report and its charts say, and
+// what is compared with.
+TEST(BatchTransferTest, TheNoiseScaleIsThatOfTheReport) {
+  SweepRun run("grows");
+  for (const char* name : {"batch_size", "grad_noise_trace", "grad_signal_sq"})
+    run->statistic(name);
+  run.open();
+  for (int step = 0; step < 1000; ++step) {
+    run->step(step);
+    run->put("batch_size", 32);
+    run->put("grad_noise_trace", 100.0);
+    run->put("grad_signal_sq", step < 500 ? 100.0 : 0.1);
+  }
+  const RunDigest digest = run.take();
+  EXPECT_NEAR(digest.noise_scale.value, 1000, 1);
+  EXPECT_LE(digest.noise_scale.low, 1000);
+  EXPECT_GE(digest.noise_scale.begin, 500);
+}
+
 TEST(BatchTransferTest, SilentWithoutSeedsOrWithoutTheRule) {
   Options options;
   options.seeds = 1;

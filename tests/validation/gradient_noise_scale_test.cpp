@@ -22,8 +22,9 @@ struct Options {
   int last_batch = 16;  // every tenth step
   bool duplicated = false;
   bool batch_norm = false;
-  double signal_falls = 1;  // |G|^2 at the end over its start, exponentially
-  double recorded = 0;      // noise scale that the probe recorded, with limits; 0: an older trace
+  double signal_falls = 1;   // |G|^2 at the end over its start, exponentially
+  int covered = kDimension;  // coordinates whose noise is observed
+  double recorded = 0;       // noise scale that the probe recorded, with limits; 0: an older trace
   std::string optimizer = "SGD";
 };
 
@@ -36,9 +37,10 @@ Finding simulate(const Options& options, uint32_t seed) {
   const uint32_t layer = run.add_layer(
       "0", options.batch_norm ? "torch::nn::BatchNorm1dImpl" : "torch::nn::LinearImpl");
   run.add_parameter(layer, "weight", {1, kDimension});
-  for (const char* name : {"batch_size", "grad_noise_trace", "grad_signal_sq", "noise_scale",
-                           "noise_scale_low", "noise_scale_high"}) {
-    if (options.recorded > 0 || std::string(name).rfind("noise", 0) != 0) run.statistic(name);
+  for (const char* name :
+       {"batch_size", "grad_noise_trace", "grad_signal_sq", "noise_scale", "noise_scale_low",
+        "noise_scale_high", "noise_coverage", "covered_noise_trace", "covered_signal_sq"}) {
+    if (options.recorded > 0 || std::string(name).rfind("noise_scale", 0) != 0) run.statistic(name);
   }
   run.open();
   for (int step = 0; step < options.steps; ++step) {
@@ -57,16 +59,24 @@ Finding simulate(const Options& options, uint32_t seed) {
       }
       for (int j = 0; j < kDimension; ++j) {
         sum[j] += error * x[j];
-        square_sum += error * error * x[j] * x[j];
+        if (j < options.covered) square_sum += error * error * x[j] * x[j];
       }
     }
     double norm_sq = 0;
-    for (const double s : sum) norm_sq += s * s / (batch * batch);
+    double rest_sq = 0;
+    for (int j = 0; j < kDimension; ++j)
+      (j < options.covered ? norm_sq : rest_sq) += sum[j] * sum[j] / (batch * batch);
     const double mean_sq = square_sum / batch;
     const double trace = (mean_sq - norm_sq) * batch / (batch - 1.0);
     const double signal = (batch * norm_sq - mean_sq) / (batch - 1.0);
     run.step(step);
     run.put("batch_size", batch);
+    if (options.covered < kDimension) {
+      run.put("noise_coverage", norm_sq / (norm_sq + rest_sq));
+      run.put("covered_noise_trace", trace);
+      run.put("covered_signal_sq", signal);
+      continue;
+    }
     run.put("grad_noise_trace", trace);
     run.put("grad_signal_sq", signal);
     if (options.recorded > 0) {
@@ -190,6 +200,47 @@ TEST(GradientNoiseScaleTest, SaysWhatTheProbeRecorded) {
   options.recorded = 40;  // a factor of two around it reaches beyond four batches
   EXPECT_EQ(simulate(options, 1).advice, "");
   EXPECT_NE(simulate(options, 1).gate.find("between 20 and 80"), std::string::npos);
+}
+
+// What is known of one coordinate of twenty is not sold as the whole: its own noise scale is 6,
+// that of all is 101.
+TEST(GradientNoiseScaleTest, APartIsGivenAsAPart) {
+  constexpr int kSeeds = 20;
+  for (const int known : {1, 10, 19}) {
+    SCOPED_TRACE(known);
+    int covered = 0;
+    for (uint32_t seed = 0; seed < kSeeds; ++seed) {
+      Options options;
+      options.covered = known;
+      options.steps = 2000;
+      const Finding finding = simulate(options, seed);
+      EXPECT_EQ(verdict(finding), "UNDERPOWERED");
+      EXPECT_TRUE(std::isnan(finding.measured));
+      covered += finding.ci_low <= kNoiseScale && kNoiseScale <= finding.ci_high;
+      EXPECT_NE(finding.gate.find("of a part of the parameters only, which has"), std::string::npos)
+          << finding.gate;
+      EXPECT_EQ(finding.advice.find("a step makes"), std::string::npos) << finding.advice;
+    }
+    EXPECT_GE(covered, 19);
+  }
+}
+
+// Bounds are enough where nearly all is known, or where the batch is far off.
+TEST(GradientNoiseScaleTest, APartThatIsNearlyAllStillAdvises) {
+  Options options;
+  options.covered = 19;
+  options.steps = 3000;
+  options.batch = options.last_batch = 4;
+  Finding finding = simulate(options, 1);
+  EXPECT_GT(finding.ci_low, 16) << finding.gate;
+  EXPECT_NE(finding.advice.find("below the noise scale, which is at least"), std::string::npos)
+      << finding.advice;
+  options.batch = options.last_batch = 2048;
+  options.steps = 200;
+  finding = simulate(options, 1);
+  EXPECT_LT(finding.ci_high, 512) << finding.gate;
+  EXPECT_NE(finding.advice.find("above the noise scale, which is at most"), std::string::npos)
+      << finding.advice;
 }
 
 TEST(GradientNoiseScaleTest, AWideIntervalIsNoCompromise) {

@@ -22,6 +22,7 @@ struct Options {
   int steps = 2000;
   double rate = 0.2;  // over alpha^2
   bool measured = true;
+  bool features = true;  // their change is recorded too
 };
 
 /// f = alpha (g(theta) - g(theta_0)), g = a.tanh(W x)/sqrt(n).
@@ -92,7 +93,7 @@ Finding train(const Options& options) {
             1 - kernel.cwiseProduct(kernel_0).sum() / (kernel.norm() * kernel_0.norm()));
     const double change = (theta.head(kWidth * kIn) - theta_0.head(kWidth * kIn)).norm() /
                           theta_0.head(kWidth * kIn).norm();
-    run.put("feature_change_relative", v1::SCOPE_LAYER, {change, f.norm()});
+    if (options.features) run.put("feature_change_relative", v1::SCOPE_LAYER, {change, f.norm()});
     if (step == 0) continue;
     run.put("linearization_residual", (f - jacobian_0 * (theta - theta_0)).norm() / f.norm());
   }
@@ -117,6 +118,17 @@ TEST(LearningRegimeTest, ASmallOneIsRich) {
   EXPECT_GT(finding.measured, 0.1);
   EXPECT_EQ(finding.gate.rfind("rich", 0), 0u) << told(finding);
   EXPECT_NE(finding.gate.find("features change most in layer:"), std::string::npos);
+}
+
+// Kernel and features are of two probes, and a schedule may ask for one of them.
+TEST(LearningRegimeTest, ItNeedsNoFeatures) {
+  Options options;
+  options.alpha = 0.1;
+  options.features = false;
+  const Finding finding = train(options);
+  EXPECT_EQ(verdict(finding), "NOT_APPLICABLE") << told(finding);
+  EXPECT_EQ(finding.gate.rfind("rich", 0), 0u) << told(finding);
+  EXPECT_EQ(finding.gate.find("features change most"), std::string::npos) << told(finding);
 }
 
 TEST(LearningRegimeTest, ALinearModelIsExactlyItsLinearization) {

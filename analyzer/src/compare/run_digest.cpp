@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "src/forwarding_handler.h"
+#include "src/statistics/noise_scale_series.h"
 
 namespace tycho::analyzer {
 namespace {
@@ -90,6 +91,8 @@ struct DigestBuilder::Impl {
   int statistics = -1;
   ColumnIndex batch_size = kNoColumn;
   ColumnIndex learning_rate = kNoColumn;
+  NoiseColumns noise_columns;
+  NoiseScaleSeries noise;
   uint64_t optimizer_version = 0;
   bool any = false;
   double last_step = 0;
@@ -118,6 +121,7 @@ void DigestBuilder::Impl::prepare(const RunContext& context) {
   statistics = context.registry().statistic_size();
   batch_size = context.column("batch_size", v1::SCOPE_RUN);
   learning_rate = context.column("learning_rate", v1::SCOPE_RUN);
+  noise_columns = NoiseColumns::of(context, v1::SCOPE_RUN);
 }
 
 Position DigestBuilder::Impl::advance(const Frame& frame) {
@@ -143,6 +147,7 @@ void DigestBuilder::Impl::observe(const RunContext& context, const Frame& frame)
   const Position position = advance(frame);
   digest.end = position;
   ++digest.frames;
+  noise.observe(frame, noise_columns, 0);
   if (progress && digest.frames % 1000 == 0) progress(digest.frames);
   double rate = frame.column(learning_rate)[0];
   if (frame.optimizer() != nullptr && frame.optimizer_version() != optimizer_version) {
@@ -235,6 +240,7 @@ RunDigest DigestBuilder::take() {
   digest.messages_dropped = engine.health().messages_dropped();
   digest.events = engine.events();
   digest.name = digest.run.run_name();
+  digest.noise_scale = impl_->noise.now();
   if (!impl_->time_moves) {
     digest.end.seconds = kUnknown;
     for (auto& [statistic, bins] : digest.run_series) {

@@ -9,6 +9,7 @@
 
 #include "src/compare/step_grid.h"
 #include "tycho/analyzer/engine.h"
+#include "tycho/trace/noise_pool.h"
 
 namespace tycho::analyzer {
 
@@ -71,6 +72,8 @@ struct RunDigest {
   uint64_t optimizer_changes = 0;        ///< times that settings were replaced by others
   double peak_learning_rate = kUnknown;  ///< of the first parameter group
   double batch_size = kUnknown;          ///< median over the bins
+  /// Of the gradients at the end: what the run's report and its charts say.
+  trace::PooledNoiseScale noise_scale;
   std::map<std::string, std::vector<RunBin>> run_series;      ///< by statistic, bins ascending
   std::map<std::string, std::vector<LayerBin>> layer_series;  ///< by statistic, bins ascending
   int64_t first_step = -1;

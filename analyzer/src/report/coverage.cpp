@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <map>
 
 namespace tycho::analyzer {
@@ -16,6 +17,26 @@ std::string joined(const std::vector<std::string>& names) {
   std::string text;
   for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
   return text;
+}
+
+/// "1 does", "3 do".
+std::string counted(size_t count, const char* one, const char* many) {
+  return fmt::format("{} {}", count, count == 1 ? one : many);
+}
+
+/// "1 of 28 laws", or the one law where there is no other.
+std::string tested_of(const Coverage& seen) {
+  return seen.laws == 1 ? "the only law" : fmt::format("{} of {} laws", seen.tested, seen.laws);
+}
+
+/// What became of the laws that were not tested: one clause for each kind there is.
+std::vector<std::string> untested_clauses(const Coverage& seen, const std::string& take_what) {
+  std::vector<std::string> clauses;
+  const size_t open = seen.laws - seen.tested - seen.not_applicable;
+  if (seen.not_applicable > 0)
+    clauses.push_back(counted(seen.not_applicable, "does", "do") + " not apply to this run");
+  if (open > 0) clauses.push_back(counted(open, "takes", "take") + " " + take_what);
+  return clauses;
 }
 
 /// Why a law with this verdict was not tested.
@@ -78,23 +99,20 @@ std::string laws_sentence(const Report& report) {
   const Coverage seen = coverage(report);
   std::string text;
   if (seen.tested == 0) {
-    text = fmt::format("None of {} laws could be tested", seen.laws);
+    text = seen.laws == 1 ? "The only law could not be tested"
+                          : fmt::format("None of {} laws could be tested", seen.laws);
   } else {
     const size_t hold = seen.tested - seen.violated.size();
-    text = fmt::format("{} of {} laws could be tested: {} {}", seen.tested, seen.laws, hold,
-                       hold == 1 ? "holds" : "hold");
+    text = tested_of(seen) + " could be tested: " + counted(hold, "holds", "hold");
+    text.front() = static_cast<char>(std::toupper(static_cast<unsigned char>(text.front())));
     if (!seen.violated.empty()) {
-      text += fmt::format(", {} {} violated ({})", seen.violated.size(),
-                          seen.violated.size() == 1 ? "is" : "are", joined(seen.violated));
+      text += fmt::format(", {} violated ({})", counted(seen.violated.size(), "is", "are"),
+                          joined(seen.violated));
     }
   }
-  const size_t open = seen.laws - seen.tested - seen.not_applicable;
-  if (seen.not_applicable > 0)
-    text += fmt::format("; {} {} not apply to this run", seen.not_applicable,
-                        seen.not_applicable == 1 ? "does" : "do");
-  if (open > 0)
-    text += fmt::format("; {} {} more steps or statistics than were recorded", open,
-                        open == 1 ? "takes" : "take");
+  for (const std::string& clause :
+       untested_clauses(seen, "more steps or statistics than were recorded"))
+    text += "; " + clause;
   return text + ".";
 }
 
@@ -122,13 +140,16 @@ std::string nothing_to_do(const Report& report) {
         "can be said is that every number looked at was finite{}.",
         steps, report.loss.observed() == 0 ? ", and the loss was not recorded" : "");
   }
-  return fmt::format(
-      "Nothing that was looked at asks for a change: in {}, {} of {} laws could be tested and none "
-      "of them was violated. Of the other {} nothing is known: {} do not apply to this run, {} "
-      "take "
-      "more than was recorded.",
-      steps, seen.tested, seen.laws, seen.laws - seen.tested, seen.not_applicable,
-      seen.laws - seen.tested - seen.not_applicable);
+  std::string text = fmt::format(
+      "Nothing that was looked at asks for a change: in {}, {} could be tested and {} violated.",
+      steps, tested_of(seen), seen.tested == 1 ? "was not" : "none of them was");
+  if (seen.tested == seen.laws) return text;
+  const size_t others = seen.laws - seen.tested;
+  std::string clauses;
+  for (const std::string& clause : untested_clauses(seen, "more than was recorded"))
+    clauses += (clauses.empty() ? "" : ", ") + clause;
+  return text + fmt::format(" Of the other{} nothing is known: {}.",
+                            others == 1 ? "" : fmt::format(" {}", others), clauses);
 }
 
 }  // namespace tycho::analyzer

@@ -299,7 +299,7 @@ OperatorRules::Result OperatorRules::norm_output(const Call& call, size_t weight
   std::vector<int64_t> axes(view.size());
   std::iota(axes.begin(), axes.end(), 0);
   const int64_t rows = gain.tensor.size(0);
-  t_.use_parameter(gain.parameter, {0, rows, {{0, {view, axes, channels, 1}}}});
+  t_.use_parameter(gain.parameter, {0, rows, {{0, {view, axes, channels, 1, /*gain=*/true}}}});
   if (call.is_parameter(bias) && whole(call.arguments[bias])) {
     t_.use_parameter(call.arguments[bias].parameter, {0, rows, {{0, {view, axes, channels, 1}}}});
   } else if (call.is_parameter(bias)) {

@@ -298,8 +298,8 @@ OperatorRules::Result OperatorRules::multiply_parameter(const Call& call, size_t
   t_.break_value(*value);
   const int channels = t_.classes_.make(gain.tensor.size(0));
   t_.classes_.mix_within(channels, 1);
-  t_.use_parameter(gain.parameter,
-                   {0, gain.tensor.size(0), {{0, {{gain.tensor.size(0)}, {0}, channels, 1}}}});
+  const int64_t rows = gain.tensor.size(0);
+  t_.use_parameter(gain.parameter, {0, rows, {{0, {{rows}, {0}, channels, 1, /*gain=*/true}}}});
   return fresh(out, {out.dim() - 1}, channels);
 }
 

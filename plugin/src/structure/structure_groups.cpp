@@ -79,10 +79,12 @@ void StructureTracer::collect_groups(Structure* result, double loss_scale) {
     }
   }
   std::map<int, std::vector<SymmetryMember>> members;
+  std::set<uint32_t> gains;
   for (size_t id = 0; id < parameters_.size(); ++id) {
     std::set<std::tuple<int64_t, int64_t, int>> done;  // several uses are one member
     for (const ParameterUse& use : parameters_[id].uses) {
       for (const auto& [dim, slot] : use.slots) {
+        if (slot.gain) gains.insert(static_cast<uint32_t>(id));
         if (!done.emplace(use.begin, use.count, dim).second) continue;
         const auto add = [&, &slot = slot](int channels, int64_t begin, int64_t count,
                                            std::vector<int64_t> view) {
@@ -143,8 +145,14 @@ void StructureTracer::collect_groups(Structure* result, double loss_scale) {
       for (SymmetryMember& member : group.members) member.sign = 1;
     }
     if (found.shift_seen && !found.shift_broken && !inverse) {
-      group.kind = "translation";
-      emit(group);
+      SymmetryGroup shifts = group;
+      auto& of_shifts = shifts.members;
+      of_shifts.erase(
+          std::remove_if(of_shifts.begin(), of_shifts.end(),
+                         [&](const SymmetryMember& m) { return gains.count(m.parameter) > 0; }),
+          of_shifts.end());
+      shifts.kind = "translation";
+      if (!of_shifts.empty()) emit(std::move(shifts));
     }
     // Without a normalisation, what nothing else undoes is not scale-invariant: it is not used.
     const bool undone = found.normalized || (inverse && positive > 0);

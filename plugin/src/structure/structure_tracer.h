@@ -99,6 +99,8 @@ class StructureTracer : public OperatorListener {
     std::vector<int64_t> axes;
     int channels = -1;
     int sign = 1;
+    // Each channel multiplies something of its own: adding one number to all shifts nothing alike.
+    bool gain = false;
   };
   // By dimension of the parameter (0: output, 1: input of a linear map); none: does not scale.
   struct ParameterUse {
