@@ -172,6 +172,7 @@ struct Engine::Impl {
   std::deque<std::shared_ptr<const v1::OptimizerSettings>> settings_to_come;
   IgnoredRecords ignored;
 
+  std::string described;  // the model of the segment before, as it stands there
   // Of the current segment: its ids in terms of the run's.
   std::vector<uint32_t> layer_of;
   std::vector<uint32_t> parameter_of;
@@ -422,10 +423,14 @@ bool Engine::on_segment(const trace::SegmentInfo& info, const v1::RunDescription
   impl.complete_frame();
   impl.context.run_ = run;
   impl.merge_model(model);
-  // A session that goes back to the start has the run's reference.
+  // A session that goes back to the start has the run's reference; one whose model has changed
+  // since its last segment has not.
   const bool resumed = info.resumed || run.resumed();
-  impl.merge_registry(registry,
-                      resumed && impl.first_step >= 0 && run.resume_step() > impl.first_step);
+  std::string described = model.SerializeAsString();
+  const bool changed = !info.resumed && described != impl.described;
+  impl.described = std::move(described);
+  impl.merge_registry(registry, impl.first_step >= 0 &&
+                                    (changed || (resumed && run.resume_step() > impl.first_step)));
   impl.context_changed = true;
   if (resumed) {
     // A resumed session may go back: its steps replace those that the reader left out.

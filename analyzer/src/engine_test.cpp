@@ -177,6 +177,30 @@ TEST_F(EngineTest, ChangesSinceTheStartOfAResumedSessionAreNotMixedWithThoseSinc
   EXPECT_EQ(first.ignored().other_reference, 0u);
 }
 
+TEST_F(EngineTest, ChangesSinceTheModelChangedAreNotMixedWithThoseSinceTheStart) {
+  for (const bool changes : {false, true}) {
+    Engine engine;
+    std::vector<double> seen;
+    engine.add_consumer([&](const RunContext& context, const Frame& frame) {
+      const ColumnValues change = frame.column(context.column("change", v1::SCOPE_RUN));
+      if (change.present) seen.push_back(change[0]);
+    });
+    for (const bool later : {false, true}) {
+      SimulatedRun run(engine);
+      run.add_layer("a");
+      if (later && changes) run.add_layer("b");
+      run.statistic("change");
+      run.registry().mutable_statistic(0)->set_since_first_observation(true);
+      run.open();
+      run.step(later ? 1 : 0);
+      run.put("change", later ? 100 : 0);
+      run.finish();
+    }
+    EXPECT_EQ(seen, changes ? std::vector<double>{0} : (std::vector<double>{0, 100}));
+    EXPECT_EQ(engine.ignored().other_reference, changes ? 1u : 0u);
+  }
+}
+
 TEST_F(EngineTest, UnusableColumnsAreCountedAndTheRestIsKept) {
   run_.open();
   v1::Record record;

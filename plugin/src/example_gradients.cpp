@@ -1,75 +1,12 @@
-#include "example_gradients.h"
-
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 
-#include "error_text.h"
-#include "graph_search.h"
-#include "per_example/uses.h"
+#include "example_gradients_state.h"
 #include "torch_compat.h"
 
 namespace tycho {
-namespace {
-
-using per_example::Batch;
-using per_example::Contribution;
-using per_example::Part;
-using per_example::Projection;
-using per_example::View;
-
-// Tensors from which the graph is searched for the parameters before them, in one step.
-constexpr int kMaxWalks = 16;
-
-bool is_half(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kHalf || tensor.scalar_type() == at::kBFloat16;
-}
-
-}  // namespace
-
-struct ExampleGradients::Applied {
-  explicit Applied(const AppliedParameter& parameter)
-      : id(parameter.parameter), view(parameter.argument) {}
-
-  uint32_t id = 0;
-  per_example::Use use;
-  View view;
-  std::string why_not;
-  Batch batch;
-  std::vector<std::pair<at::Tensor, uint32_t>> versions;
-  /// Of a table: the shape of what was looked up, where it is added to the examples.
-  std::vector<int64_t> looked_up;
-  bool fired = false;
-  size_t operand() const { return per_example::operand(use); }
-};
-
-struct ExampleGradients::Parameter {
-  at::Tensor tensor;
-  uint32_t layer = 0;
-  int64_t uses = 0;          // in forward passes since its last gradient
-  std::string unrecognised;  // why a use since its last gradient is not exact
-  std::string unsound;       // why what lies behind it does not keep examples apart
-  std::vector<Part> parts;   // of the current backward pass
-  std::vector<std::pair<View, Projection>> projections;
-  std::vector<at::Tensor> norms;
-  std::vector<int64_t> sizes;
-  std::vector<std::pair<at::Tensor, double>> open_checks;  // error over scale, and what it may be
-  std::string why_not;                                     // of the step
-
-  void forget_step() {
-    uses = 0;
-    unrecognised.clear();
-    unsound.clear();
-    parts.clear();
-    projections.clear();
-    norms.clear();
-    sizes.clear();
-    open_checks.clear();
-    why_not.clear();
-  }
-};
-
 ExampleGradients::ExampleGradients(const ModelInfo& model, int64_t batch_dim,
                                    std::vector<bool> selected_layers, ParameterOf parameter_of,
                                    std::function<bool(uint32_t)> overlaps_another, WorkMeter* hooks)
@@ -79,7 +16,8 @@ ExampleGradients::ExampleGradients(const ModelInfo& model, int64_t batch_dim,
       selected_layers_(std::move(selected_layers)),
       batch_dim_(batch_dim),
       tracker_([this](const at::Tensor& tensor) { return parameter_of_(tensor).has_value(); },
-               [this](const at::Tensor& output, const std::string& why) { on_lost(output, why); }) {
+               [this](const at::Tensor& output, const std::string& why) { on_lost(output, why); }),
+      passes_(model.parameters.size()) {
   for (const ParameterInfo& info : model.parameters) {
     Parameter parameter;
     parameter.tensor = info.tensor;
@@ -105,6 +43,8 @@ void ExampleGradients::start_step(bool wanted, int64_t expected) {
   ++steps_;
   walks_ = 0;
   pass_ended_ = false;
+  passes_.start_step();
+  likely_examples_ = 0;
   given_up_.clear();
   for (Parameter& parameter : parameters_) parameter.forget_step();
   tracker_.start_step(batch_dim_, expected);
@@ -137,10 +77,13 @@ void ExampleGradients::before(const char* name, c10::ArrayRef<const c10::IValue>
   pending_lookups_.clear();
   in_call_ = wanted_ && !paused_;
   if (!in_call_) return;
-  if (pass_ended_ && !applied.empty()) {
+  if (pass_ended_) {
+    // What runs now may already put the next microbatch together.
     pass_ended_ = false;
     tracker_.next_pass();
+    likely_examples_ = 0;
   }
+  if (!applied.empty()) passes_.forward();
   tracker_.before(name, inputs);
   std::vector<at::Tensor> operands;
   for (const AppliedParameter& parameter : applied) {
@@ -160,6 +103,10 @@ void ExampleGradients::before(const char* name, c10::ArrayRef<const c10::IValue>
     pending_.push_back(std::move(use));
   }
   if (!operands.empty()) tracker_.decide(operands);
+  if (operands.empty() && !pending_.empty() && likely_examples_ == 0 && !inputs.empty() &&
+      inputs[0].isTensor()) {
+    likely_examples_ = tracker_.likely_examples({inputs[0].toTensor()});
+  }
   for (const auto& use : pending_) {
     if (!use->why_not.empty()) continue;
     const size_t position = use->operand();
@@ -326,178 +273,6 @@ void ExampleGradients::watch(std::shared_ptr<Applied> applied, const at::Tensor&
     }
     step->owner->on_output_gradient(applied.get(), d);
   });
-}
-
-// In backward: the gradient of the output of a use has arrived.
-void ExampleGradients::on_output_gradient(Applied* applied, const at::Tensor& d) {
-  Parameter& parameter = parameters_[applied->id];
-  if (paused_) return;
-  try {
-    if (applied->fired) {
-      parameter.unrecognised =
-          "one forward pass is differentiated several times: add the losses, and call backward() "
-          "once";
-      return;
-    }
-    applied->fired = true;
-    for (const auto& [tensor, version] : applied->versions) {
-      if (tensor._version() == version) continue;
-      parameter.unrecognised =
-          "an input of an operator that uses it was changed in place afterwards";
-      return;
-    }
-    const per_example::Use& use = applied->use;
-    const int64_t gradients = applied->batch.size * use.argument.numel();
-    per_example::Wanted wanted;
-    auto projection = std::find_if(parameter.projections.begin(), parameter.projections.end(),
-                                   [&](const auto& entry) { return entry.first == applied->view; });
-    if (projection == parameter.projections.end()) {
-      parameter.projections.emplace_back(
-          applied->view, per_example::make_projection(use.argument.sizes(), use.argument,
-                                                      steps_ * 1000003 + applied->id));
-      projection = std::prev(parameter.projections.end());
-    }
-    wanted.projection = &projection->second;
-    Part part{{}, applied->view, projection->second, is_half(d) || is_half(use.argument)};
-    wanted.materialise = parameter.uses > 1 && gradients <= per_example::kMaxMaterialisedElements &&
-                         !per_example::has_factors(use);
-    if (applied->looked_up.empty() || applied->looked_up == d.sizes().vec()) {
-      part.contribution = per_example::contribution(use, d, applied->batch, wanted);
-    } else {
-      // Of what was looked up, which all examples share, and from there of the table.
-      const at::Tensor shape = at::empty({}, d.options()).expand(applied->looked_up);
-      const Contribution of_rows =
-          per_example::broadcast(shape, {}, d, applied->batch, {/*materialise=*/true});
-      part.contribution = of_rows;
-      if (of_rows.why_not.empty()) {
-        const at::Tensor indices = use.arguments[1].toTensor().reshape({1, -1});
-        part.contribution = per_example::looked_up(
-            use, indices.expand({applied->batch.size, indices.size(1)}),
-            of_rows.per_example.reshape({applied->batch.size, indices.size(1), -1}), wanted);
-      }
-    }
-    if (!part.contribution.why_not.empty()) {
-      parameter.unrecognised = part.contribution.why_not;
-      return;
-    }
-    if (parameter.uses < 2) {
-      part.contribution.row_factor = part.contribution.column_factor = at::Tensor();
-    }
-    parameter.parts.push_back(std::move(part));
-  } catch (const std::exception& error) {
-    parameter.unrecognised = error_text(error);
-  }
-}
-
-// The rows of `output` are mixed, or it is not known where they go.
-void ExampleGradients::on_lost(const at::Tensor& output, const std::string& why) {
-  if (!output.grad_fn()) return;
-  compat::WeakNode node = output.grad_fn();
-  output.register_hook([step = step_, node, why](const at::Tensor& d) {
-    std::lock_guard lock(step->mutex);
-    if (!step->active || !d.defined()) return;
-    const WorkMeter::Stretch stretch(step->meter);
-    const auto alive = node.lock();
-    if (alive) {
-      step->owner->mark_upstream(alive.get(), why);
-    } else {
-      step->owner->give_up(why);
-    }
-  });
-}
-
-void ExampleGradients::mark_upstream(torch::autograd::Node* node, const std::string& why) {
-  if (paused_) return;
-  if (++walks_ > kMaxWalks) return give_up(why);
-  for (const at::Tensor& leaf : leaves_before(node)) {
-    const auto found = by_impl_.find(leaf.unsafeGetTensorImpl());
-    if (found != by_impl_.end()) parameters_[found->second].unsound = why;
-  }
-}
-
-// In backward: all uses of the parameter in this pass have contributed.
-void ExampleGradients::on_gradient(uint32_t id, const at::Tensor& delivered,
-                                   GradientCapture::Use use) {
-  if (!wanted_ || !step_) return;
-  std::lock_guard lock(step_->mutex);
-  if (!step_->active) return;
-  pass_ended_ = true;
-  Parameter& parameter = parameters_[id];
-  if (!selected(id)) return;
-  auto parts = std::exchange(parameter.parts, {});
-  std::string why_not = std::exchange(parameter.unrecognised, {});
-  const std::string unsound = std::exchange(parameter.unsound, {});
-  const int64_t uses = std::exchange(parameter.uses, 0);
-  if (use == GradientCapture::Use::kIgnored) return;
-  if (use == GradientCapture::Use::kFirst) {
-    parameter.norms.clear();
-    parameter.sizes.clear();
-    parameter.open_checks.clear();
-    parameter.why_not.clear();
-  }
-  if (use == GradientCapture::Use::kUnknown) why_not = "its gradient could not be captured";
-  if (why_not.empty()) why_not = unsound;
-  if (!given_up_.empty()) why_not = given_up_;
-  if (why_not.empty() && parts.empty()) {
-    why_not = uses == 0 ? "no operator was seen to use it; what runs inside custom functions or "
-                          "without gradients is not seen"
-                        : "no use of it received a gradient";
-  }
-  at::Tensor norm;
-  if (why_not.empty()) {
-    try {
-      per_example::Joined joined = per_example::join(std::move(parts), parameter.tensor, delivered);
-      why_not = joined.why_not;
-      norm = std::move(joined.norm_sq);
-      // On other devices the comparison would wait for the device: it is made after the step.
-      if (why_not.empty() && !joined.difference.device().is_cpu()) {
-        parameter.open_checks.emplace_back(joined.difference, joined.tolerance);
-      } else if (why_not.empty()) {
-        why_not = per_example::does_not_add_up(joined.difference, joined.tolerance);
-      }
-    } catch (const std::exception& error) {
-      why_not = error_text(error);
-    }
-  }
-  if (!why_not.empty()) {
-    if (parameter.why_not.empty()) parameter.why_not = why_not;
-    return;
-  }
-  parameter.sizes.push_back(norm.size(0));
-  parameter.norms.push_back(std::move(norm));
-}
-
-void ExampleGradients::check_loss(const at::Tensor& loss) {
-  if (!wanted_ || !loss.defined()) return;
-  const rows::Layout layout = tracker_.layout(loss);
-  if (layout.lost()) give_up("of the loss: " + layout.why);
-}
-
-void ExampleGradients::finish(uint32_t id, int64_t backwards, int64_t batch_size,
-                              ParameterObservation* observed) {
-  if (!wanted_ || !selected(id) || backwards == 0) return;
-  Parameter& parameter = parameters_[id];
-  std::string& why_not = observed->why_not_per_example;
-  why_not = parameter.why_not.empty() ? given_up_ : parameter.why_not;
-  for (const auto& [relative, tolerance] : parameter.open_checks) {
-    if (why_not.empty()) why_not = per_example::does_not_add_up(relative, tolerance);
-  }
-  if (!why_not.empty()) return;
-  if (static_cast<int64_t>(parameter.norms.size()) != backwards) {
-    why_not = "a backward pass was not observed";
-    return;
-  }
-  int64_t examples = 0;
-  for (const int64_t size : parameter.sizes) examples += size;
-  if (batch_size > 0 && examples != batch_size) {
-    why_not = fmt::format(
-        "dimension {} of its inputs has {} entries, but the step is said to have {} examples: see "
-        "batch_dim, and the number that is given to step()",
-        batch_dim_, examples, batch_size);
-    return;
-  }
-  observed->microbatch_sizes = parameter.sizes;
-  observed->per_example_norm_sq = std::move(parameter.norms);
 }
 
 }  // namespace tycho

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "gradient_capture.h"
+#include "pass_examples.h"
 #include "per_example/per_example.h"
 #include "rows/tracker.h"
 #include "tycho/probe.h"
@@ -60,6 +61,11 @@ class ExampleGradients {
 
   /// Before finish(): the loss must not come from where examples could not be followed.
   void check_loss(const at::Tensor& loss);
+  /// After the step, before finish(): examples of each of the parameter's backward passes; empty
+  /// where that is not known (PassExamples). `batch_size`: what the user says; 0: unknown.
+  std::vector<int64_t> microbatch_sizes(uint32_t id, int64_t batch_size) const {
+    return passes_.sizes(id, batch_size);
+  }
   /// After the step: fills per_example_norm_sq and microbatch_sizes, or why_not_per_example.
   /// `backwards`: passes that make up the gradient. `batch_size`: what the user says; 0: unknown.
   void finish(uint32_t id, int64_t backwards, int64_t batch_size, ParameterObservation* observed);
@@ -95,6 +101,8 @@ class ExampleGradients {
   std::vector<bool> selected_layers_;
   int64_t batch_dim_;
   rows::Tracker tracker_;
+  PassExamples passes_;
+  int64_t likely_examples_ = 0;  // of the current forward pass, until the tracker has decided
   std::vector<Parameter> parameters_;
   std::unordered_map<const c10::TensorImpl*, uint32_t> by_impl_;
   std::shared_ptr<Step> step_;

@@ -129,9 +129,10 @@ ModelFacts describe(torch::nn::Module& model, const Optimizers& optimizers) {
   return builder.take();
 }
 
-ModelFacts describe(const std::vector<at::Tensor>& tensors, const Optimizers& optimizers) {
+ModelFacts describe(const std::vector<std::pair<std::string, at::Tensor>>& named,
+                    const Optimizers& optimizers) {
   Builder builder(optimizers);
-  for (size_t i = 0; i < tensors.size(); ++i) builder.add_tensor(std::to_string(i), tensors[i]);
+  for (const auto& [name, tensor] : named) builder.add_tensor(name, tensor);
   return builder.take();
 }
 

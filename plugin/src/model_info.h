@@ -4,6 +4,7 @@
 #include <torch/optim.h>
 #include <torch/script.h>
 
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -23,8 +24,9 @@ struct ModelFacts {
 /// Parameter groups count through all optimizers.
 ModelFacts describe(torch::nn::Module& model, const Optimizers& optimizers);
 ModelFacts describe(torch::jit::Module& model, const Optimizers& optimizers);
-/// Tensors without a module: each is a layer of its own, and named by its number, from 0.
-ModelFacts describe(const std::vector<at::Tensor>& tensors, const Optimizers& optimizers);
+/// Tensors without a module: each is a layer of its own.
+ModelFacts describe(const std::vector<std::pair<std::string, at::Tensor>>& named,
+                    const Optimizers& optimizers);
 
 /// Leaves out the layers that `include` and `exclude` do not select. OptionError where a pattern
 /// matches no layer or none is left.

@@ -14,6 +14,7 @@
 #include "gradient_capture.h"
 #include "operator_watch.h"
 #include "parameter_map.h"
+#include "stray_weights.h"
 #include "structure/structure_tracer.h"
 #include "tensor_sums.h"
 
@@ -45,6 +46,7 @@ struct Observer::Impl : OperatorListener {
   int convolution_attempts = 0;
   std::vector<ObserverNotice> notices;
   ExampleGradients examples;
+  StrayWeights strays;
   std::vector<AppliedParameter> pending;  // between before() and after()
 
   Impl(const ModelInfo& model_info, ObserverOptions observer_options)
@@ -121,6 +123,7 @@ struct Observer::Impl : OperatorListener {
           if (id && tensor.requires_grad()) {
             pending.push_back({*id, i, tensor, /*in_list=*/true});
           }
+          if (!id) note_stray(name, i, tensor);
         }
         continue;
       }
@@ -128,6 +131,7 @@ struct Observer::Impl : OperatorListener {
       const at::Tensor tensor = inputs[i].toTensor();
       const auto id = map.find(tensor);
       note_use(id, i, tensor, &uses);
+      if (!id) note_stray(name, i, tensor);
       if (!id && tensor.defined() && tensor.requires_grad()) {
         // A view of several parameters is like a list of them.
         for (const uint32_t one : map.all(tensor)) {
@@ -144,6 +148,13 @@ struct Observer::Impl : OperatorListener {
     saw_parameters = saw_parameters || !pending.empty();
     if (!pending.empty()) note_convolution(name, inputs);
     return true;
+  }
+
+  void note_stray(const char* name, size_t position, const at::Tensor& tensor) {
+    if (!tensor.defined() || !tensor.requires_grad()) return;
+    const at::Tensor leaf(tensor.is_view() ? at::Tensor(tensor._base())
+                                           : tensor);  // weight.t() is a view
+    if (leaf.is_leaf() && !map.touches(leaf)) strays.used(name, position, leaf);
   }
 
   // For activations: uses of what does not train too, but not detached ones of what does.
@@ -318,6 +329,8 @@ StepObservation Observer::uninstall(int64_t batch_size) {
     } else if (impl.needs.per_example_gradient_norms) {
       observed.why_not_per_example = from.why_no_examples;
     }
+    observed.microbatch_sizes =
+        impl.examples.microbatch_sizes(static_cast<uint32_t>(id), batch_size);
     if (observed.why_not_per_example.empty()) {
       impl.examples.finish(static_cast<uint32_t>(id), from.backwards, batch_size, &observed);
       if (elsewhere && !observed.why_not_per_example.empty()) {
@@ -363,6 +376,10 @@ StepObservation Observer::uninstall(int64_t batch_size) {
          fmt::format("{} of {} not observed: {}", lost.what,
                      path.empty() ? "the model's own parameters" : "layer " + path, lost.why),
          v1::SCOPE_LAYER, lost.layer});
+  }
+  if (auto said = impl.strays.end_step()) {
+    result.notices.push_back(
+        {v1::Event::NOTICE, "weights_not_registered", std::move(*said), v1::SCOPE_RUN, 0});
   }
   for (ObserverNotice& notice : impl.notices) result.notices.push_back(std::move(notice));
   impl.notices.clear();

@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <new>
 #include <random>
 #include <utility>
 
@@ -83,6 +85,36 @@ void RunTrace::report_losses(v1::Health* health) {
   if (counters.messages_dropped > 0) {
     print_once("messages_dropped", "the trace is incomplete: messages were dropped");
   }
+}
+
+void RunTrace::change_model(const v1::ModelDescription& model,
+                            const std::map<uint32_t, uint32_t>& parameter_of,
+                            const std::map<uint32_t, uint32_t>& layer_of) {
+  if (!begun_) return;  // The first segment will have it.
+  std::map<std::tuple<std::string, int, uint32_t>, v1::Event> kept;
+  for (auto& [key, event] : events_) {
+    const auto& [code, scope, entity] = key;
+    if (scope != v1::SCOPE_PARAMETER && scope != v1::SCOPE_LAYER) {
+      kept.emplace(key, event);
+      continue;
+    }
+    const auto& ids = scope == v1::SCOPE_LAYER ? layer_of : parameter_of;
+    const auto id = std::find_if(ids.begin(), ids.end(), [&, old = entity](const auto& entry) {
+      return entry.second == old;
+    });
+    if (id == ids.end()) {
+      if (event.count() > 1) push(event);
+      continue;
+    }
+    event.set_entity(id->first);
+    kept.emplace(std::make_tuple(code, scope, id->first), event);
+  }
+  events_ = std::move(kept);
+  if (!writer_) return;
+  trace::QueuedMessage queued;
+  queued.message = model;
+  queued.time_ns = wall_clock_ns();
+  if (!writer_->push(std::move(queued))) throw std::bad_alloc();
 }
 
 void RunTrace::count_events() {

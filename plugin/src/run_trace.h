@@ -43,6 +43,12 @@ class RunTrace {
   void event(int64_t step, v1::Event::Kind kind, const std::string& code,
              const std::string& message, v1::Scope scope, uint32_t entity);
   void print_once(const std::string& code, const std::string& message);
+  /// From now on ids are those of this model. `parameter_of`, `layer_of`: the ids that were, by
+  /// those that are; events of what is gone are recorded with their count. Throws where memory is
+  /// out, and then nothing may be recorded any more.
+  void change_model(const v1::ModelDescription& model,
+                    const std::map<uint32_t, uint32_t>& parameter_of,
+                    const std::map<uint32_t, uint32_t>& layer_of);
   /// Adds what the writer counted, and says it where something was lost.
   void report_losses(v1::Health* health);
   /// Records how often each event that came more than once did.

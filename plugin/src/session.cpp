@@ -62,7 +62,7 @@ Session::Session(torch::nn::Module& model, torch::optim::Optimizer& optimizer,
   impl_ = made([&] {
     auto books = std::make_unique<CostBooks>();
     return std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(model),
-                                  describe(model, optimizer), optimizer, std::move(options));
+                                  source_of(model, optimizer), optimizer, std::move(options));
   });
 }
 
@@ -71,7 +71,7 @@ Session::Session(torch::jit::Module& model, torch::optim::Optimizer& optimizer,
   impl_ = made([&] {
     auto books = std::make_unique<CostBooks>();
     return std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(model),
-                                  describe(model, optimizer), optimizer, std::move(options));
+                                  source_of(model, optimizer), optimizer, std::move(options));
   });
 }
 
@@ -81,7 +81,7 @@ Session::Session(torch::nn::Module& model, std::vector<torch::optim::Optimizer*>
     auto books = std::make_unique<CostBooks>();
     const Optimizers all = checked(std::move(optimizers));
     return std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(model),
-                                  describe(model, all), all, std::move(options));
+                                  source_of(model, all), all, std::move(options));
   });
 }
 
@@ -92,7 +92,7 @@ Session::Session(std::vector<std::pair<std::string, torch::nn::Module*>> modules
     const Optimizers all = checked(std::move(optimizers));
     const auto joint = joint_module(modules);
     auto impl = std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(*joint),
-                                       describe(*joint, all), all, std::move(options));
+                                       source_of(*joint, all), all, std::move(options));
     impl->joint = joint;
     return impl;
   });
@@ -110,7 +110,7 @@ Session::Session(std::vector<at::Tensor> parameters,
     const Optimizers all = checked(std::move(optimizers));
     const auto joint = std::make_shared<torch::nn::Module>();
     auto impl = std::make_shared<Impl>(std::move(books), std::make_unique<ModelState>(*joint),
-                                       describe(parameters, all), all, std::move(options));
+                                       source_of(parameters, all), all, std::move(options));
     impl->joint = joint;
     return impl;
   });

@@ -157,6 +157,8 @@ class NoiseProbe : public Probe {
   static bool same_size(const ParameterObservation& seen, int64_t batch_size) {
     const auto microbatches = static_cast<int64_t>(seen.microbatch_gradient_norm_sq.size());
     if (batch_size <= 0 || batch_size % microbatches != 0) return false;
+    // Otherwise two losses of the same examples would pass for two microbatches.
+    if (static_cast<int64_t>(seen.microbatch_sizes.size()) != microbatches) return false;
     for (const int64_t size : seen.microbatch_sizes) {
       if (size != batch_size / microbatches) return false;
     }

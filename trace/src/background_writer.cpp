@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -45,6 +46,7 @@ struct BackgroundWriter::Impl {
   std::string last_exception;
   Status close_status;
   double cpu_at_end = 0;
+  std::optional<QueuedMessage> owed;  // a model that could not be written; the thread's own
   std::thread thread;
 
   static double seconds_of(clockid_t clock) {
@@ -68,6 +70,24 @@ struct BackgroundWriter::Impl {
           }
         },
         message.message);
+  }
+
+  /// What comes after a model that could not be written has ids that nobody could read: that is
+  /// tried first.
+  Status take(QueuedMessage message) {
+    const auto attempt = [this](const QueuedMessage& stored) {
+      return contain([&] {
+        store(stored);
+        return Status();
+      });
+    };
+    const bool is_model = std::holds_alternative<v1::ModelDescription>(message.message);
+    if (is_model) owed = std::move(message);
+    if (owed) {
+      if (Status status = attempt(*owed); !status.ok()) return status;
+      owed.reset();
+    }
+    return is_model ? Status() : attempt(message);
   }
 
   // With the lock held.
@@ -115,11 +135,7 @@ struct BackgroundWriter::Impl {
         size_t freed = 0;
         uint64_t lost = 0;
         for (auto& entry : batch) {
-          const Status status = contain([&] {
-            store(entry.first);
-            return Status();
-          });
-          lost += status.ok() ? 0 : 1;
+          lost += take(std::move(entry.first)).ok() ? 0 : 1;
           freed += entry.second;
           if (freed < capacity / 8 && &entry != &batch.back()) continue;
           const std::lock_guard relock(mutex);
@@ -185,8 +201,9 @@ bool BackgroundWriter::push(QueuedMessage message) try {
   const size_t size = Impl::size_of(message);
   std::unique_lock lock(impl_->mutex);
   // One message larger than the whole queue is taken when the queue is empty.
+  const bool needed = std::holds_alternative<v1::ModelDescription>(message.message);
   const auto fits = [&] {
-    return impl_->queued_bytes == 0 || impl_->queued_bytes + size <= impl_->capacity;
+    return needed || impl_->queued_bytes == 0 || impl_->queued_bytes + size <= impl_->capacity;
   };
   if (impl_->policy == QueuePolicy::kBlock) {
     impl_->space.wait(lock, [&] { return fits() || impl_->stopping; });

@@ -25,8 +25,7 @@ class Writer : public RunWriter {
     attachments_ = {
         {"run_description", "application/protobuf; message=tycho.v1.RunDescription",
          run_.SerializeAsString()},
-        {"model_description", "application/protobuf; message=tycho.v1.ModelDescription",
-         model.SerializeAsString()},
+        model_attachment(model),
         {"statistic_registry", "application/protobuf; message=tycho.v1.StatisticRegistry",
          registry.SerializeAsString()}};
   }
@@ -92,6 +91,26 @@ class Writer : public RunWriter {
     have_structure_ = true;
     store("/structure", structure, false, 0, time_ns);
   }
+  void write(const v1::ModelDescription& model, int64_t) override {
+    const Attachment described = model_attachment(model);
+    for (Attachment& attachment : attachments_) {
+      if (attachment.name == described.name) attachment = described;
+    }
+    have_structure_ = false;
+    if (!segment_ || closed_) return;
+    rotation_failed_at_ = {};
+    if (rotate()) return;
+    // Ids would be read as those of the model before: the next message opens a segment, or is lost.
+    const uint64_t open = segment_->open_messages();
+    if (!segment_->seal().ok()) {
+      lost_ += open;
+      (void)segment_->rewind();
+    }
+    bytes_closed_ += segment_->bytes();
+    segment_.reset();
+    failing_ = true;
+    failed_at_ = Clock::now();
+  }
 
   Status flush() override {
     if (!segment_) return last_failure_;
@@ -143,6 +162,11 @@ class Writer : public RunWriter {
     return options_.file_system ? options_.file_system : FileSystem::system();
   }
 
+  static Attachment model_attachment(const v1::ModelDescription& model) {
+    return {"model_description", "application/protobuf; message=tycho.v1.ModelDescription",
+            model.SerializeAsString()};
+  }
+
   template <typename Message>
   void store(const std::string& topic, const Message& message, bool has_step, int64_t step,
              int64_t time_ns) {
@@ -176,7 +200,7 @@ class Writer : public RunWriter {
       if (!flush().ok()) return;
     }
     sync_if_due();
-    if (segment_->bytes() >= options_.segment_bytes) rotate();
+    if (segment_->bytes() >= options_.segment_bytes) (void)rotate();
   }
 
   void sync_if_due() {
@@ -187,14 +211,14 @@ class Writer : public RunWriter {
   }
 
   // The next segment is opened before this one is sealed: there is no moment at which a killed run
-  // looks as if it had been closed.
-  void rotate() {
-    if (Clock::now() - rotation_failed_at_ < options_.retry_interval) return;
+  // looks as if it had been closed. False: it goes on in this one.
+  bool rotate() {
+    if (Clock::now() - rotation_failed_at_ < options_.retry_interval) return false;
     auto next = next_segment();
     if (!next.ok()) {
       note(next.status());
       rotation_failed_at_ = Clock::now();
-      return;
+      return false;
     }
     const uint64_t open = segment_->open_messages();
     if (Status status = segment_->seal(); !status.ok()) {
@@ -203,6 +227,7 @@ class Writer : public RunWriter {
     }
     bytes_closed_ += segment_->bytes();
     segment_ = std::move(next).value();
+    return true;
   }
 
   /// A failure that lost no message.

@@ -90,6 +90,46 @@ TEST(Trace, ResumedStepsReplaceEarlierOnesButBothAreKept) {
   EXPECT_EQ(collect(options.directory, all).records.size(), 60u);
 }
 
+TEST(Trace, AModelThatChangesOpensASegmentOfItsOwn) {
+  ScratchDirectory scratch;
+  RunWriterOptions options;
+  options.directory = scratch.path("run");
+  auto writer = open_writer(options, sample_run("a"), 3);
+  writer->write(v1::ModelStructure(), 1);
+  write_steps(writer.get(), 0, 10, 3);
+  writer->write(sample_model(5), 1);
+  write_steps(writer.get(), 10, 20, 5);
+  writer->write(sample_model(2), 1);
+  ASSERT_TRUE(writer->close().ok());
+  EXPECT_EQ(writer->messages_lost(), 0u);
+  auto reader = RunReader::open(options.directory);
+  ASSERT_TRUE(reader.ok());
+  struct Models : MessageHandler {
+    bool on_segment(const SegmentInfo&, const v1::RunDescription&,
+                    const v1::ModelDescription& model, const v1::StatisticRegistry&) override {
+      layers.push_back(model.layer_size());
+      return true;
+    }
+    bool on_structure(const v1::ModelStructure&, int64_t) override {
+      ++structures;
+      return true;
+    }
+    bool on_record(const std::string&, const v1::Record& record, int64_t) override {
+      first_steps.resize(layers.size(), record.step());
+      return true;
+    }
+    std::vector<int> layers;
+    std::vector<int64_t> first_steps;
+    int structures = 0;
+  } models;
+  ASSERT_TRUE(reader.value()->read(models).ok());
+  EXPECT_EQ(models.layers, (std::vector<int>{3, 5, 2}));
+  EXPECT_EQ(models.first_steps, (std::vector<int64_t>{0, 10}));
+  EXPECT_EQ(models.structures, 1);
+  EXPECT_TRUE(reader.value()->skipped().empty());
+  for (const SegmentInfo& segment : reader.value()->segments()) EXPECT_TRUE(segment.sealed);
+}
+
 TEST(Trace, RefusesADirectoryThatHoldsARun) {
   ScratchDirectory scratch;
   RunWriterOptions options;
@@ -206,6 +246,7 @@ class FailingWriter : public RunWriter {
   void write(const v1::Event&, int64_t) override { throw std::bad_alloc(); }
   void write(const v1::Health&, int64_t) override { throw std::bad_alloc(); }
   void write(const v1::ModelStructure&, int64_t) override { throw 1; }
+  void write(const v1::ModelDescription&, int64_t) override { throw std::bad_alloc(); }
   Status flush() override { throw std::bad_alloc(); }
   void tick() override { throw std::bad_alloc(); }
   Status close() override { throw std::bad_alloc(); }
@@ -220,6 +261,32 @@ class FailingWriter : public RunWriter {
   Status none_;
   v1::RunDescription run_;
 };
+
+// A record whose ids are those of a model that was never written would be another layer's.
+class ForgetfulWriter : public FailingWriter {
+ public:
+  void write(const v1::ModelDescription& model, int64_t) override {
+    if (++attempts == 2) layers = model.layer_size();
+    if (attempts < 2) throw std::bad_alloc();
+  }
+  void write(const std::string&, const v1::Record&, int64_t) override { seen.push_back(layers); }
+  int attempts = 0;
+  int layers = 0;
+  std::vector<int> seen;
+};
+
+TEST(BackgroundWriter, WritesNothingBetweenAModelThatFailsAndItsNextAttempt) {
+  auto owned = std::make_unique<ForgetfulWriter>();
+  ForgetfulWriter* seen = owned.get();
+  BackgroundWriter writer(std::move(owned), QueuePolicy::kDrop, 1);
+  EXPECT_TRUE(writer.push({sample_record(0, 2), "scalars", 0}));
+  EXPECT_TRUE(writer.push({sample_model(3), "", 0})) << "it may not be dropped, full or not";
+  (void)writer.flush();
+  EXPECT_TRUE(writer.push({sample_record(1, 3), "scalars", 0}));
+  (void)writer.close();
+  EXPECT_EQ(seen->attempts, 2);
+  EXPECT_EQ(seen->seen, (std::vector<int>{0, 3}));
+}
 
 TEST(BackgroundWriter, ContainsWhatItsWriterThrows) {
   BackgroundWriter writer(std::make_unique<FailingWriter>(), QueuePolicy::kBlock, 1 << 20);

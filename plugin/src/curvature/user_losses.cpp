@@ -42,6 +42,19 @@ UserLosses::UserLosses(const ModelState& model, std::vector<ProbeLossSurface::Pa
 
 UserLosses::~UserLosses() = default;
 
+void UserLosses::set_parameters(std::vector<ProbeLossSurface::Parameter> parameters) {
+  parameters_ = std::move(parameters);
+  operators_tried_ = false;
+  no_gradients_.clear();
+  pass_memory_ = ProbePassMemory();
+  for (Entry& entry : entries_) {
+    const int64_t proved_every = entry.method.proved_every;
+    entry.method = ProductMethod();
+    entry.method.proved_every = proved_every;
+    entry.opened = 0;
+  }
+}
+
 bool UserLosses::set(Kind kind, ProbeLoss loss) {
   if (state_) {
     say_(v1::Event::NOTICE, fmt::format("{}_refused", name_of(kind)),

@@ -32,6 +32,9 @@ class UserLosses {
 
   ~UserLosses();
 
+  /// The model's parameters are others now; not between open() and close(). What was known of the
+  /// losses is found out anew.
+  void set_parameters(std::vector<ProbeLossSurface::Parameter> parameters);
   /// Whose layers feature passes watch, and where their examples lie; outlives this.
   void watch_layers(const ModelInfo& model, int64_t batch_dim) {
     layers_ = &model;

@@ -100,8 +100,13 @@ Layout Tracker::layout(const at::Tensor& tensor) const {
 }
 
 bool Tracker::decide(const std::vector<at::Tensor>& operands) {
-  if (examples_ > 0) return true;
+  if (examples_ == 0) examples_ = likely_examples(operands);
+  return examples_ > 0;
+}
+
+int64_t Tracker::likely_examples(const std::vector<at::Tensor>& operands) const {
   // Of several sizes, one of which all examples are there, and the expected one, come first.
+  int64_t examples = 0;
   int best = -1;
   for (const at::Tensor& operand : operands) {
     for (const Layout& layout : layouts(operand)) {
@@ -109,10 +114,10 @@ bool Tracker::decide(const std::vector<at::Tensor>& operands) {
       const int rank = (complete(layout) ? 2 : 0) + (layout.examples == expected_ ? 1 : 0);
       if (rank <= best) continue;
       best = rank;
-      examples_ = layout.examples;
+      examples = layout.examples;
     }
   }
-  return examples_ > 0;
+  return examples;
 }
 
 // What was lost out of sight is said once, of the tensor itself.

@@ -34,7 +34,7 @@ class Tracker {
   /// A new step. `expected`: examples of a forward pass, preferred where several sizes are
   /// possible; 0: unknown.
   void start_step(int64_t batch_dim, int64_t expected);
-  /// A backward pass has ended: the next use of a parameter begins another forward pass.
+  /// A backward pass has ended: what comes belongs to another forward pass.
   void next_pass() { examples_ = 0; }
 
   void before(const char* name, c10::ArrayRef<const c10::IValue> inputs);
@@ -45,6 +45,8 @@ class Tracker {
   /// To be called between before() and after() of the first use of a parameter: decides by what
   /// the parameter meets. True: decided.
   bool decide(const std::vector<at::Tensor>& operands);
+  /// What decide() would say if nothing was decided yet; 0: nothing.
+  int64_t likely_examples(const std::vector<at::Tensor>& operands) const;
   /// Where the examples of the current pass lie.
   Layout layout(const at::Tensor& tensor) const;
   void forget_rest_of_call();

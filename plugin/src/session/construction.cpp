@@ -29,12 +29,15 @@ std::vector<std::string> command_line() {
 }  // namespace
 
 Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<ModelState> state,
-                    ModelFacts model, Optimizers user_optimizers, SessionOptions user_options)
+                    ModelSource model, Optimizers user_optimizers, SessionOptions user_options)
     : books(std::move(session_books)),
       options(with_environment(std::move(user_options))),
       optimizers(std::move(user_optimizers)),
       model_state(std::move(state)),
-      facts(std::move(model)),
+      source(std::move(model)),
+      facts(source.describe()),
+      model_tensors(source.tensors()),
+      optimizer_tensors(held_tensors(optimizers)),
       scheduler(options.overhead_budget()) {
   if (facts.info.parameters.empty()) {
     throw OptionError("tycho: the model has no parameters to observe");
@@ -75,6 +78,13 @@ Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<Mo
   });
   if (!directory->moved().empty()) trace->print_once("directory_taken", directory->moved());
   settings_watch = std::make_unique<SettingsWatch>(optimizers);
+  observer = make_observer();
+  step_number = first_step = options.resume().value_or(0);
+  begin_of_last_step = end_of_last_step = last_health = Clock::now();
+  prepare_step();
+}
+
+std::unique_ptr<Observer> Session::Impl::make_observer() const {
   ObserverOptions observer_options;
   observer_options.batch_dim = options.batch_dim();
   observer_options.selected_layers.assign(facts.info.layers.size(), true);
@@ -84,10 +94,7 @@ Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<Mo
       std::any_of(optimizers.begin(), optimizers.end(), [](torch::optim::Optimizer* each) {
         return dynamic_cast<torch::optim::LBFGS*>(each) != nullptr;
       });
-  observer = std::make_unique<Observer>(facts.info, observer_options);
-  step_number = first_step = options.resume().value_or(0);
-  begin_of_last_step = end_of_last_step = last_health = Clock::now();
-  prepare_step();
+  return std::make_unique<Observer>(facts.info, observer_options);
 }
 
 void Session::Impl::add_built_in_probes() {

@@ -17,6 +17,7 @@
 #include "cost_books.h"
 #include "curvature/user_losses.h"
 #include "model_info.h"
+#include "model_source.h"
 #include "observer.h"
 #include "optimizer_settings.h"
 #include "recorder.h"
@@ -50,6 +51,7 @@ bool watches_operators(const Needs& hooks);
 ///   step.cpp          the life of a session: what is due, installed, ended, closed
 ///   observation.cpp   an observed step: from hooks to probes to the trace
 ///   costs.cpp         what an observed step cost, and who pays
+///   model_changes.cpp parameters that are replaced, added and removed in training
 /// Of one thread at a time.
 struct Session::Impl {
   struct ProbeEntry {
@@ -77,7 +79,11 @@ struct Session::Impl {
   Optimizers optimizers;
   std::shared_ptr<torch::nn::Module> joint;  // of several modules; else empty
   std::unique_ptr<ModelState> model_state;
+  ModelSource source;
   ModelFacts facts;
+  std::vector<at::Tensor> model_tensors;      // of which `facts` tell
+  std::vector<at::Tensor> optimizer_tensors;  // likewise
+  int64_t model_changes = 0;
   std::vector<ProbeEntry> probes;
   v1::StatisticRegistry registry;
   Scheduler scheduler;
@@ -121,11 +127,12 @@ struct Session::Impl {
   /// OptionError where the options or the model cannot be used.
   /// `session_books`: opened before anything was done.
   Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<ModelState> state,
-       ModelFacts model, Optimizers user_optimizers, SessionOptions user_options);
+       ModelSource model, Optimizers user_optimizers, SessionOptions user_options);
 
   // construction.cpp
 
   void add_built_in_probes();
+  std::unique_ptr<Observer> make_observer() const;
   /// OptionError where its name or a statistic is taken.
   void add(std::unique_ptr<Probe> probe, ProbeSchedule schedule);
   /// Losses depend on layers that are not selected too.
@@ -234,6 +241,25 @@ struct Session::Impl {
       fault(&probes[index], "an exception that is no std::exception");
     }
   }
+
+  // model_changes.cpp
+
+  /// Whether model or optimizers hold other parameters than the observer watches. About a
+  /// microsecond for each.
+  bool model_changed() const;
+  /// What was observed of a step in which that happened mixes old and new: only what needs nothing
+  /// of the model is recorded of it.
+  void drop_observation();
+  /// From the next step on the parameters that are there now are observed. Where their names,
+  /// shapes and groups are the same as before, other tensors take their places; else the trace goes
+  /// on in a segment with the new model, and what is measured since the first observation begins
+  /// anew.
+  void rebind();
+  void say_removed(const ModelFacts& now);
+  void say_joined(const ModelFacts& before, const ModelFacts& now);
+  /// Tensors that the optimizers hold and the model does not know.
+  void check_optimizer(bool changed);
+  void renew_probes();
 
   // costs.cpp
 

@@ -72,7 +72,10 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
   if (steps_seen++ == 0) {
     check_losses();
     check_environment();
+    check_optimizer(false);
   }
+  const bool rebinds = observed && model_changed();
+  if (rebinds) drop_observation();
   const int64_t this_step = step_number;
   std::vector<size_t> next_due;
   const Needs next_needs = due_at(this_step + 1, false, &next_due);
@@ -120,6 +123,7 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
   if (!due.empty()) {
     const at::NoGradGuard no_grad;
     const at::DisableRecordFunctionGuard unobserved;
+    if (observed ? rebinds : model_changed()) rebind();
     install();
   } else {
     snapshot.invalidate();

@@ -18,7 +18,9 @@ enum class QueuePolicy {
 
 /// A message on its way to the disk.
 struct QueuedMessage {
-  std::variant<v1::Record, v1::OptimizerSettings, v1::Event, v1::Health, v1::ModelStructure>
+  /// A ModelDescription changes what the ids of later messages mean: it is never dropped.
+  std::variant<v1::Record, v1::OptimizerSettings, v1::Event, v1::Health, v1::ModelStructure,
+               v1::ModelDescription>
       message;
   std::string probe;  ///< for a Record
   int64_t time_ns = 0;
