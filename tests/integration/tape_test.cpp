@@ -80,7 +80,7 @@ class TapeSession : public ::testing::Test {
   static at::Tensor cross_entropy(nn::Sequential& model, int step) {
     const auto x = torch::sin(torch::arange(24, at::kDouble) * (step + 1)).reshape({8, 3});
     const auto y = torch::arange(8, at::kLong).add(step).remainder(4);
-    return torch::cross_entropy_loss(model->forward(x), y);
+    return torch::cross_entropy_loss(model->forward(x), y.remainder(2));
   }
 
   std::string directory_;
@@ -173,6 +173,36 @@ TEST_F(TapeSession, ABatchThatIsTooLargeIsSaid) {
   }
   const RunContents run(directory_);
   EXPECT_NE(run.events.at("tape_refused").message().find("tape_memory"), std::string::npos);
+}
+
+TEST_F(TapeSession, AParameterGroupThatJoinsBeginsANewProbeLoss) {
+  auto model = network();
+  nn::Linear late(4, 2);
+  late->to(at::kDouble);
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  int64_t parameters = 0;
+  {
+    Session session(*model, optimizer, every_step(directory_));
+    for (int step = 0; step < 16; ++step) {
+      if (step == 7) {
+        model->push_back(late);
+        optimizer.add_param_group(late->parameters());
+      }
+      optimizer.zero_grad();
+      const auto loss = step < 7 ? cross_entropy(model, step) : cross_entropy(model, step) * 2;
+      loss.backward();
+      optimizer.step();
+      session.step(loss, 8);
+    }
+    parameters = static_cast<int64_t>(model->parameters().size());
+  }
+  EXPECT_EQ(parameters, 6);
+  const RunContents run(directory_);
+  EXPECT_TRUE(run.has("sharpness"));
+  EXPECT_EQ(run.events.count("tape_refused"), 0u);
+  EXPECT_EQ(run.events.count("probe_loss_failed"), 0u);
+  EXPECT_GT(run.at("sharpness", 6), 0);
+  EXPECT_GT(run.at("sharpness", 15), 0);
 }
 
 TEST_F(TapeSession, ALossThatWasNotComputedInTheStepIsSaid) {

@@ -83,7 +83,11 @@ bool UserLosses::set(Kind kind, ProbeLoss loss) {
   return true;
 }
 
-bool UserLosses::set_probe(ProbeLoss loss) { return set(kProbe, std::move(loss)); }
+bool UserLosses::set_probe(ProbeLoss loss) {
+  const bool taken = set(kProbe, std::move(loss));
+  if (taken) probe_from_tape_ = false;
+  return taken;
+}
 
 bool UserLosses::set_step(std::function<at::Tensor()> loss) {
   step_from_tape_ = false;
@@ -92,12 +96,20 @@ bool UserLosses::set_step(std::function<at::Tensor()> loss) {
   return set(kStep, std::move(wrapped));
 }
 
-void UserLosses::expect_step_tapes() {
-  if (entries_[kStep].given) return;
+bool UserLosses::set_probe_tape(ProbeLoss loss) {
+  if (!set(kProbe, std::move(loss))) return false;
+  probe_from_tape_ = true;
+  if (entries_[kStep].given) return true;
   ProbeLoss none;
   none.loss = [](const at::Tensor&, int64_t) { return at::Tensor(); };
   step_from_tape_ = set(kStep, std::move(none));
   entries_[kStep].absent = true;
+  return true;
+}
+
+void UserLosses::withdraw_tapes() {
+  if (std::exchange(probe_from_tape_, false)) entries_[kProbe] = Entry();
+  if (std::exchange(step_from_tape_, false)) entries_[kStep] = Entry();
 }
 
 void UserLosses::set_step_tape(std::function<at::Tensor()> loss) {

@@ -46,8 +46,10 @@ class UserLosses {
   bool set_step(std::function<at::Tensor()> loss);
   bool set_batches(std::function<at::Tensor(int64_t index)> loss);
   bool has_probe() const { return entries_[kProbe].given; }
-  /// Step losses will come from tapes, unless the user gave one.
-  void expect_step_tapes();
+  /// A probe loss from tapes; step losses will come from tapes too, unless the user gave one.
+  bool set_probe_tape(ProbeLoss loss);
+  /// No loss is from a tape any more.
+  void withdraw_tapes();
   bool step_is_from_tape() const { return step_from_tape_; }
   /// Of the step that ends; empty: it has none, and the probe loss takes its place.
   void set_step_tape(std::function<at::Tensor()> loss);
@@ -101,6 +103,7 @@ class UserLosses {
   std::array<Entry, kKinds> entries_;
   std::function<at::Tensor(int64_t)> batches_;
   int64_t next_batch_ = -1;
+  bool probe_from_tape_ = false;
   bool step_from_tape_ = false;
   Stability stability_;
   const ModelInfo* layers_ = nullptr;

@@ -57,17 +57,7 @@ Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<Mo
         event(kind, code, message, v1::SCOPE_RUN, 0);
       });
   losses->watch_layers(facts.info, options.batch_dim());
-  TapeLosses::Options tape_options;
-  tape_options.enabled = options.tape();
-  tape_options.memory = options.tape_memory() << 20;
-  tape_options.mean_reduction = options.loss_reduction() == Reduction::mean;
-  tape_options.meter = books->operator_hooks();
-  tapes = std::make_unique<TapeLosses>(
-      *model_state, parameters_of_losses(all), losses.get(),
-      [this](v1::Event::Kind kind, const std::string& code, const std::string& message) {
-        event(kind, code, message, v1::SCOPE_RUN, 0);
-      },
-      tape_options);
+  tapes = make_tapes(all);
   add_built_in_probes();
   directory = std::make_unique<RunDirectory>(options);
   options.directory(directory->path());
@@ -82,6 +72,20 @@ Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<Mo
   step_number = first_step = options.resume().value_or(0);
   begin_of_last_step = end_of_last_step = last_health = Clock::now();
   prepare_step();
+}
+
+std::unique_ptr<TapeLosses> Session::Impl::make_tapes(const ModelInfo& all) {
+  TapeLosses::Options tape_options;
+  tape_options.enabled = options.tape();
+  tape_options.memory = options.tape_memory() << 20;
+  tape_options.mean_reduction = options.loss_reduction() == Reduction::mean;
+  tape_options.meter = books->operator_hooks();
+  return std::make_unique<TapeLosses>(
+      *model_state, parameters_of_losses(all), losses.get(),
+      [this](v1::Event::Kind kind, const std::string& code, const std::string& message) {
+        event(kind, code, message, v1::SCOPE_RUN, 0);
+      },
+      tape_options);
 }
 
 std::unique_ptr<Observer> Session::Impl::make_observer() const {

@@ -60,6 +60,7 @@ bool Session::Impl::model_changed() const {
 void Session::Impl::drop_observation() {
   if (hooked) (void)observer->uninstall(0);
   hooked = false;
+  tapes->drop_step();
   due.erase(std::remove_if(due.begin(), due.end(),
                            [&](size_t index) { return probes[index].name != "loss"; }),
             due.end());
@@ -164,6 +165,9 @@ void Session::Impl::rebind() {
   say_joined(now, facts);
   check_optimizer(true);
   losses->set_parameters(parameters_of_losses(all));
+  losses->withdraw_tapes();
+  tapes = make_tapes(all);
+  due_needs |= tapes->needs(due_needs);
   for (ProbeEntry& entry : probes) entry.probe->setup(facts.info);
   observer = make_observer();
   snapshot.invalidate();

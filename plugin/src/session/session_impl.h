@@ -133,6 +133,8 @@ struct Session::Impl {
 
   void add_built_in_probes();
   std::unique_ptr<Observer> make_observer() const;
+  /// `all`: layers that are not selected too.
+  std::unique_ptr<TapeLosses> make_tapes(const ModelInfo& all);
   /// OptionError where its name or a statistic is taken.
   void add(std::unique_ptr<Probe> probe, ProbeSchedule schedule);
   /// Losses depend on layers that are not selected too.

@@ -182,8 +182,7 @@ void TapeLosses::offer_probe_loss() {
   }
   collected_ = true;
   chunks_.clear();
-  if (!losses_->set_probe(std::move(loss))) return;
-  losses_->expect_step_tapes();
+  if (!losses_->set_probe_tape(std::move(loss))) return;
   say_(v1::Event::METHOD, "probe_loss_from_tape",
        fmt::format("the probe loss is that of {} batches of the first steps{}: the operators of "
                    "their forward passes are called again. Loss and gradients were those of the "

@@ -50,6 +50,8 @@ class TapeLosses {
   /// Before the first forward pass of a step with these needs.
   void begin_step(const Needs& due);
   bool recording() const { return recorder_ != nullptr; }
+  /// What was being recorded is not looked at.
+  void drop_step() { recorder_.reset(); }
   bool refused() const { return refused_; }
   void set_paused(bool paused) {
     if (recorder_) recorder_->set_paused(paused);
