@@ -17,7 +17,7 @@
 
 /// What is found about the structure of a model, and plain checks of it: transform the parameters
 /// of a symmetry group, and the loss must not change; identities of gradients hold to rounding.
-namespace tycho {
+namespace tycho::structure_found {
 
 namespace nn = torch::nn;
 using torch::Tensor;
@@ -198,4 +198,4 @@ inline void expect_identities(nn::Module& model, const Loss& loss, int microbatc
   }
 }
 
-}  // namespace tycho
+}  // namespace tycho::structure_found

@@ -14,6 +14,7 @@
 namespace tycho {
 namespace {
 
+using namespace structure_found;  // NOLINT(google-build-using-namespace): made for this test
 using ::testing::Contains;
 using ::testing::IsEmpty;
 using ::testing::Not;
