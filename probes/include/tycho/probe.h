@@ -268,7 +268,7 @@ class Probe {
   /// Definitions, without ids and probe name (the session fills them in).
   virtual std::vector<v1::StatisticDefinition> statistics() const = 0;
   virtual Needs needs() const = 0;
-  /// Once, before training.
+  /// Before training, and again when parameters were replaced, added or removed in it.
   virtual void setup(const ModelInfo&) {}
   /// At a scheduled step: queue device numbers in `transfer`, return what turns them into records.
   /// The returned function runs once the numbers have arrived; it must not touch `step`.
