@@ -205,6 +205,51 @@ TEST_F(TapeSession, AParameterGroupThatJoinsBeginsANewProbeLoss) {
   EXPECT_GT(run.at("sharpness", 15), 0);
 }
 
+TEST_F(TapeSession, DropoutAndBatchNormalisationGoOnAsWithoutIt) {
+  const Loss noisy = [](nn::Sequential& model, int step) {
+    static nn::BatchNorm1d norm(3);
+    if (step == 0) norm = nn::BatchNorm1d(3);
+    norm->to(at::kDouble);
+    const auto x = norm->forward(torch::randn({8, 3}, at::kDouble));
+    return torch::dropout(model->forward(x), 0.4, true).square().mean() + norm->running_mean.sum();
+  };
+  const auto bare = train(noisy, false, false);
+  const auto taped = train(noisy, true, false);
+  for (size_t i = 0; i < bare.size(); ++i) EXPECT_TRUE(torch::equal(bare[i], taped[i]));
+  const RunContents run(directory_);
+  EXPECT_EQ(run.events.count("tape_refused"), 0u);
+  EXPECT_TRUE(run.has("sharpness"));
+}
+
+TEST_F(TapeSession, TorchScriptIsProvedOrRefused) {
+  const auto train_script = [&](bool observed) {
+    torch::manual_seed(2);
+    torch::jit::Module model("Net");
+    model.register_parameter("weight", torch::randn({3, 5}, at::kDouble).requires_grad_(), false);
+    model.define("def forward(self, x):\n  return torch.tanh(torch.matmul(x, self.weight)) * 2\n");
+    std::vector<at::Tensor> parameters;
+    for (const at::Tensor& parameter : model.parameters()) parameters.push_back(parameter);
+    torch::optim::SGD optimizer(parameters, 0.1);
+    std::optional<Session> session;
+    if (observed) session.emplace(model, optimizer, every_step(directory_));
+    for (int step = 0; step < 8; ++step) {
+      optimizer.zero_grad();
+      const auto x = torch::randn({4, 3}, at::kDouble);
+      const auto loss = model.forward({x}).toTensor().square().mean();
+      loss.backward();
+      optimizer.step();
+      if (session) session->step(loss, 4);
+    }
+    return parameters[0].detach().clone();
+  };
+  const auto bare = train_script(false);
+  EXPECT_TRUE(torch::equal(bare, train_script(true)));
+  const RunContents run(directory_);
+  EXPECT_EQ(run.events.count("probe_loss_failed"), 0u);
+  EXPECT_GE(run.events.count("probe_loss_from_tape") + run.events.count("tape_refused"), 1u);
+  EXPECT_EQ(run.has("sharpness"), run.events.count("probe_loss_from_tape") > 0);
+}
+
 TEST_F(TapeSession, ALossThatWasNotComputedInTheStepIsSaid) {
   auto model = network();
   torch::optim::SGD optimizer(model->parameters(), 0.1);

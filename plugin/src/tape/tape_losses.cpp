@@ -57,13 +57,16 @@ void TapeLosses::begin_step(const Needs& due) {
 }
 
 void TapeLosses::refuse(const std::string& why) {
+  if (collects() && !chunks_.empty()) offer_probe_loss();  // Each of them was proved.
   refused_ = true;
-  chunks_.clear();
   say_(v1::Event::NOTICE, "tape_refused",
-       fmt::format("the loss cannot be evaluated again from the operators of a step: {}. What "
-                   "needs the loss as a function of the parameters (sharpness, curvature) is not "
-                   "observed unless it is given with Session::set_probe_loss",
-                   why));
+       fmt::format("the loss cannot be evaluated again from the operators of {}: {}. {} unless it "
+                   "is given with Session::{}",
+                   collected_ ? "this step" : "a step", why,
+                   collected_ ? "The probe loss takes the place of the step loss"
+                              : "What needs the loss as a function of the parameters (sharpness, "
+                                "curvature) is not observed",
+                   collected_ ? "set_step_loss" : "set_probe_loss"));
 }
 
 bool TapeLosses::visit_begin(SavedState* state, const Step& step) const {
