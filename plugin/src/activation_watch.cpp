@@ -167,8 +167,12 @@ ActivationWatch::OutputPtr ActivationWatch::make_output(uint32_t layer, const at
         at::NoGradGuard no_grad;
         made->arrived = current_backward_pass();
         if (!gradients) return;
-        made->gradient_square_sum = squared_norm(d);
-        made->gradient_elements = d.numel();
+        try {
+          made->gradient_square_sum = squared_norm(d);
+          made->gradient_elements = d.numel();
+        } catch (const std::exception&) {
+          made->why_not = "out of memory";  // An exception would end the user's backward pass.
+        }
       });
   return made;
 }

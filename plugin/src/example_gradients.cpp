@@ -266,12 +266,16 @@ void ExampleGradients::watch(std::shared_ptr<Applied> applied, const at::Tensor&
     const WorkMeter::Stretch stretch(step->meter);
     const bool builds_graph = at::GradMode::is_enabled();
     at::NoGradGuard no_grad;
-    if (builds_graph) {
-      step->owner->parameters_[applied->id].unrecognised =
-          "a gradient of a gradient is taken (a gradient penalty)";
-      return;
+    try {
+      if (builds_graph) {
+        step->owner->parameters_[applied->id].unrecognised =
+            "a gradient of a gradient is taken (a gradient penalty)";
+        return;
+      }
+      step->owner->on_output_gradient(applied.get(), d);
+    } catch (const std::exception&) {
+      step->owner->give_up("out of memory");  // An exception would end the user's backward pass.
     }
-    step->owner->on_output_gradient(applied.get(), d);
   });
 }
 

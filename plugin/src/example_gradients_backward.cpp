@@ -94,11 +94,15 @@ void ExampleGradients::on_lost(const at::Tensor& output, const std::string& why)
     std::lock_guard lock(step->mutex);
     if (!step->active || !d.defined()) return;
     const WorkMeter::Stretch stretch(step->meter);
-    const auto alive = node.lock();
-    if (alive) {
-      step->owner->mark_upstream(alive.get(), why);
-    } else {
-      step->owner->give_up(why);
+    try {
+      const auto alive = node.lock();
+      if (alive) {
+        step->owner->mark_upstream(alive.get(), why);
+      } else {
+        step->owner->give_up(why);
+      }
+    } catch (const std::exception&) {
+      step->owner->give_up("out of memory");  // An exception would end the user's backward pass.
     }
   });
 }

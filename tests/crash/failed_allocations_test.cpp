@@ -40,8 +40,9 @@ tycho::SessionOptions everything(const std::string& directory) {
   return tycho::SessionOptions(directory).preset(tycho::Preset::full).overhead_budget(std::nullopt);
 }
 
-/// What two steps leave behind; observed where there is a directory.
-std::vector<at::Tensor> train(const std::optional<std::string>& directory) {
+/// What two steps leave behind; observed where there is a directory. `given`: the losses; else they
+/// are made from the steps.
+std::vector<at::Tensor> train(const std::optional<std::string>& directory, bool given) {
   torch::manual_seed(5);
   Network model;
   // LibTorch keeps the names that it makes here; where memory runs out, making them ends the
@@ -73,9 +74,11 @@ std::vector<at::Tensor> train(const std::optional<std::string>& directory) {
     apart.reset();
     const failing::Inside inside(failing::kConstruct);
     session.emplace(*model, optimizer, std::move(options));
-    session->set_probe_loss(std::move(probe_loss));
-    session->set_step_loss(std::move(step_loss));
-    session->set_batch_loss(std::move(batch_loss));
+    if (given) {
+      session->set_probe_loss(std::move(probe_loss));
+      session->set_step_loss(std::move(step_loss));
+      session->set_batch_loss(std::move(batch_loss));
+    }
   }
   std::vector<at::Tensor> left;
   for (int step = 0; step < kSteps; ++step) {
@@ -104,7 +107,12 @@ std::vector<at::Tensor> train(const std::optional<std::string>& directory) {
   return left;
 }
 
-class FailedAllocations : public ::testing::TestWithParam<failing::Phase> {
+struct Case {
+  failing::Phase phase;
+  bool given;
+};
+
+class FailedAllocations : public ::testing::TestWithParam<Case> {
  protected:
   static void SetUpTestSuite() {
     torch::set_num_threads(1);
@@ -118,7 +126,7 @@ class FailedAllocations : public ::testing::TestWithParam<failing::Phase> {
   void TearDown() override { std::filesystem::remove_all(directory_); }
   std::vector<at::Tensor> observed() {
     std::filesystem::remove_all(directory_);
-    return train(directory_);
+    return train(directory_, GetParam().given);
   }
   std::string directory_;
 };
@@ -129,8 +137,8 @@ const char* name_of(failing::Phase phase) {
 }
 
 TEST_P(FailedAllocations, LeaveTheRunAsItIsWithoutTycho) {
-  const failing::Phase phase = GetParam();
-  const auto bare = train(std::nullopt);
+  const failing::Phase phase = GetParam().phase;
+  const auto bare = train(std::nullopt, true);
   (void)observed();  // what is made once in a process is made now, and not counted
   failing::arm(phase, -1);
   const auto whole = observed();
@@ -172,9 +180,14 @@ TEST_P(FailedAllocations, LeaveTheRunAsItIsWithoutTycho) {
               static_cast<long long>(all), static_cast<long long>(reached));
 }
 
-INSTANTIATE_TEST_SUITE_P(Phases, FailedAllocations,
-                         ::testing::Values(failing::kConstruct, failing::kStep, failing::kEvaluate,
-                                           failing::kClose, failing::kHooks, failing::kWriter),
-                         [](const auto& info) { return name_of(info.param); });
+INSTANTIATE_TEST_SUITE_P(
+    Phases, FailedAllocations,
+    ::testing::Values(Case{failing::kConstruct, true}, Case{failing::kStep, true},
+                      Case{failing::kEvaluate, true}, Case{failing::kClose, true},
+                      Case{failing::kHooks, true}, Case{failing::kWriter, true},
+                      Case{failing::kStep, false}, Case{failing::kHooks, false}),
+    [](const auto& info) {
+      return std::string(name_of(info.param.phase)) + (info.param.given ? "" : "_tape");
+    });
 
 }  // namespace allocation_test
