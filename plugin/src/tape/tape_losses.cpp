@@ -187,10 +187,11 @@ void TapeLosses::offer_probe_loss() {
   chunks_.clear();
   if (!losses_->set_probe_tape(std::move(loss))) return;
   say_(v1::Event::METHOD, "probe_loss_from_tape",
-       fmt::format("the probe loss is that of {} batches of the first steps{}: the operators of "
-                   "their forward passes are called again. Loss and gradients were those of the "
-                   "trainer",
-                   chunks.size(), counted ? fmt::format(", {} examples", all) : ""));
+       fmt::format(
+           "the probe loss is that of the first {}{}: the operators of the forward pass "
+           "are called again. Loss and gradients were those of the trainer",
+           chunks.size() == 1 ? std::string("batch") : fmt::format("{} batches", chunks.size()),
+           counted ? fmt::format(", {} examples", all) : ""));
 }
 
 }  // namespace tycho
