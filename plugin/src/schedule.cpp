@@ -35,8 +35,7 @@ size_t Scheduler::add(ProbeSchedule schedule) {
 void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const {
   probes->clear();
   // What fixed intervals cost beyond their part of the budget is the user's wish.
-  const double beyond =
-      budget_ ? std::max(fixed_spent_ - kFixedPart * *budget_ * bare_seconds(), 0.0) : 0;
+  const double beyond = budget_ ? std::max(fixed_spent_ - kFixedPart * allowance(), 0.0) : 0;
   double reserved = 0;
   const bool bare = !first && wants_bare();
   for (size_t i = 0; i < probes_.size(); ++i) {
@@ -54,7 +53,7 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const
     bool take = fixed || (free && ((first && !dear) || !budget_));
     if (!take && free && !bare && step % entry.interval == 0) {
       const double cost = cost_of(entry);
-      take = spent_ - beyond + excess_ + reserved + cost <= *budget_ * bare_seconds();
+      take = spent_ - beyond + excess_ + reserved + cost <= allowance();
       if (take) reserved += cost;
     }
     if (take) probes->push_back(i);
@@ -124,10 +123,20 @@ double Scheduler::bare_step() const {
   return bare_.count() == 0 ? bare_seconds() / static_cast<double>(steps_) : bare_.median();
 }
 
+double Scheduler::allowance() const {
+  const double early = std::min(bare_seconds(), early_seconds_);
+  return std::max(*budget_, early_) * early + *budget_ * (bare_seconds() - early);
+}
+
+double Scheduler::share_now() const {
+  return bare_seconds() < early_seconds_ ? std::max(*budget_, early_) : *budget_;
+}
+
 void Scheduler::plan() {
   if (!budget_ || steps_ == 0) return;
   const double step = bare_step();
-  double allowed = *budget_ * step;
+  const double share = share_now();
+  double allowed = share * step;
   std::vector<Entry*> open;
   for (Entry& entry : probes_) {
     if (entry.disabled) continue;
@@ -135,7 +144,7 @@ void Scheduler::plan() {
     if (entry.schedule.every) allowed -= entry.cost / static_cast<double>(*entry.schedule.every);
     if (entry.free()) open.push_back(&entry);
   }
-  allowed = std::max(allowed, (1 - kFixedPart) * *budget_ * step);
+  allowed = std::max(allowed, (1 - kFixedPart) * share * step);
   // Cheap ones first: what they leave of their shares is divided among the rest.
   std::sort(open.begin(), open.end(), [](const Entry* a, const Entry* b) {
     return a->cost * b->schedule.share < b->cost * a->schedule.share;

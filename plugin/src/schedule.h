@@ -44,7 +44,10 @@ class RecentMedian {
 /// have hooks, a budget leaves one in 64 bare, to compare with.
 class Scheduler {
  public:
-  explicit Scheduler(std::optional<double> budget) : budget_(budget) {}
+  /// `early`: the share that may be taken of the first `early_seconds` of bare training instead,
+  /// where it is the larger one: early steps are worth more, and short runs cost little.
+  explicit Scheduler(std::optional<double> budget, double early = 0, double early_seconds = 0)
+      : budget_(budget), early_(early), early_seconds_(early_seconds) {}
 
   size_t add(ProbeSchedule schedule);
   void disable(size_t probe) { probes_[probe].disabled = true; }
@@ -99,8 +102,13 @@ class Scheduler {
   /// Seconds of a step without Tycho; there was one.
   double bare_step() const;
   void plan();
+  /// Seconds that may have been spent so far, and the share of the time that goes by now.
+  double allowance() const;
+  double share_now() const;
 
   std::optional<double> budget_;
+  double early_;
+  double early_seconds_;
   std::vector<Entry> probes_;
   RecentMedian bare_;
   std::array<Hooked, 3> hooked_;  // by Hooks

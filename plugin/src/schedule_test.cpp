@@ -183,5 +183,28 @@ TEST(Scheduler, AProbeThatIsDisabledIsNeverDue) {
   EXPECT_TRUE(steps_of(scheduler, 5).empty());
 }
 
+TEST(Scheduler, TheFirstSecondsMayCostMore) {
+  Scheduler scheduler(0.01, 0.5, 10);
+  const size_t probe = scheduler.add({});
+  const auto spent_in = [&](int64_t begin, int64_t end) {
+    double spent = 0;
+    for (int64_t step = begin; step < end; ++step) {
+      std::vector<size_t> due;
+      scheduler.due(step, step == 0, &due);
+      scheduler.step_took(0.01);
+      if (due.empty()) continue;
+      spent += 0.001;
+      scheduler.spent(0.001);
+      scheduler.observed(probe, 0.001);
+    }
+    return spent;
+  };
+  // 10 s are 1000 steps; a probe that costs a tenth of a step is due at every one.
+  EXPECT_GT(spent_in(0, 1000), 0.9);
+  // Then 1 % of 100 s, less nothing: what was early is paid for.
+  EXPECT_LT(spent_in(1000, 11000), 5 + 1.1);
+  EXPECT_GT(spent_in(11000, 61000), 0.0);
+}
+
 }  // namespace
 }  // namespace tycho

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdlib>
 #include <functional>
 #include <iterator>
@@ -74,12 +75,15 @@ bool parse_flag(const std::string& option, const std::string& text) {
   refuse(option, text, "1, true, on, 0, false or off is expected");
 }
 
+constexpr const char* kEarlyBudget =
+    "SHARE,SECONDS is expected, a share in [0, 1] and a time of at least 0";
+
 // What TYCHO_ may be followed by.
-constexpr const char* kVariables[] = {"DISABLE", "DIRECTORY",      "PRESET",    "OVERHEAD_BUDGET",
-                                      "EVERY",   "LOG_SPACED",     "TAGS",      "BATCH_DIM",
-                                      "INCLUDE", "LOSS_REDUCTION", "EXCLUDE",   "SEED",
-                                      "RESUME",  "RUN_NAME",       "EXCLUSIVE", "DURABILITY",
-                                      "TAPE",    "TAPE_MEMORY"};
+constexpr const char* kVariables[] = {"DISABLE", "DIRECTORY",      "PRESET",      "OVERHEAD_BUDGET",
+                                      "EVERY",   "LOG_SPACED",     "TAGS",        "BATCH_DIM",
+                                      "INCLUDE", "LOSS_REDUCTION", "EXCLUDE",     "SEED",
+                                      "RESUME",  "RUN_NAME",       "EXCLUSIVE",   "DURABILITY",
+                                      "TAPE",    "TAPE_MEMORY",    "EARLY_BUDGET"};
 
 /// Letters that have to be put in, left out or replaced to make one text the other.
 size_t edits_between(const std::string& one, const std::string& other) {
@@ -127,6 +131,15 @@ SessionOptions& SessionOptions::overhead_budget(std::optional<double> value) {
     refuse("overhead_budget", fmt::format("{}", *value), "a share in (0, 1], or none, is expected");
   }
   overhead_budget_ = value;
+  return *this;
+}
+
+SessionOptions& SessionOptions::early_budget(double share, double seconds) {
+  if (!(share >= 0 && share <= 1) || !(seconds >= 0) || !std::isfinite(seconds)) {
+    refuse("early_budget", fmt::format("{},{}", share, seconds), kEarlyBudget);
+  }
+  early_share_ = share;
+  early_seconds_ = seconds;
   return *this;
 }
 
@@ -258,6 +271,12 @@ SessionOptions with_environment(SessionOptions options) {
     options.overhead_budget(parse_number<double>("TYCHO_OVERHEAD_BUDGET", text,
                                                  "a share in (0, 1], or none, is expected"));
   });
+  apply("TYCHO_EARLY_BUDGET", [&](const std::string& text) {
+    const std::vector<std::string> parts = split(text);
+    if (parts.size() != 2) refuse("TYCHO_EARLY_BUDGET", text, kEarlyBudget);
+    options.early_budget(parse_number<double>("TYCHO_EARLY_BUDGET", parts[0], kEarlyBudget),
+                         parse_number<double>("TYCHO_EARLY_BUDGET", parts[1], kEarlyBudget));
+  });
   apply("TYCHO_EVERY", [&](const std::string& text) {
     parse_intervals("TYCHO_EVERY", text, [&](const std::string& name, int64_t interval) {
       options.every(name, interval);
@@ -310,6 +329,7 @@ std::map<std::string, std::string> option_texts(const SessionOptions& options) {
       {"preset", text_of(options.preset())},
       {"overhead_budget",
        options.overhead_budget() ? fmt::format("{}", *options.overhead_budget()) : "none"},
+      {"early_budget", fmt::format("{},{}", options.early_share(), options.early_seconds())},
       {"every", join(options.every())},
       {"log_spaced", join(options.log_spaced())},
       {"loss_reduction", text_of(options.loss_reduction())},

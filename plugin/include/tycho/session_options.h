@@ -42,6 +42,10 @@ class SessionOptions {
   /// nullopt: no limit. Default 0.02. Probes scheduled with every() or log_spaced() are kept
   /// whatever the budget, and take at most half of it from the others.
   SessionOptions& overhead_budget(std::optional<double> value);
+  /// Of the first `seconds` of training this larger share may be taken instead: `share` in [0, 1],
+  /// `seconds` finite and at least 0. Default 0.3 of 60 s. Without an overhead budget it means
+  /// nothing.
+  SessionOptions& early_budget(double share, double seconds);
   /// Observes `name` (a probe, or a statistic: then its probe) at steps that are multiples of
   /// `interval` >= 1.
   SessionOptions& every(const std::string& name, int64_t interval);
@@ -63,8 +67,8 @@ class SessionOptions {
   /// false.
   SessionOptions& exclusive(bool value = true);
 
-  /// Whether losses that the program does not give (probe and step loss) are made from the operators
-  /// of the trainer's own steps. Default: true.
+  /// Whether losses that the program does not give (probe and step loss) are made from the
+  /// operators of the trainer's own steps. Default: true.
   SessionOptions& tape(bool value);
   /// Memory for that, in MiB, from 1: the batches of the steps that are kept. Default 256.
   SessionOptions& tape_memory(int64_t mebibytes);
@@ -73,6 +77,8 @@ class SessionOptions {
   const std::string& directory() const { return directory_; }
   Preset preset() const { return preset_; }
   std::optional<double> overhead_budget() const { return overhead_budget_; }
+  double early_share() const { return early_share_; }
+  double early_seconds() const { return early_seconds_; }
   const std::map<std::string, int64_t>& every() const { return every_; }
   const std::map<std::string, int64_t>& log_spaced() const { return log_spaced_; }
   Reduction loss_reduction() const { return loss_reduction_; }
@@ -92,6 +98,8 @@ class SessionOptions {
   std::string directory_;
   Preset preset_ = Preset::standard;
   std::optional<double> overhead_budget_ = 0.02;
+  double early_share_ = 0.3;
+  double early_seconds_ = 60;
   std::map<std::string, int64_t> every_;
   std::map<std::string, int64_t> log_spaced_;
   Reduction loss_reduction_ = Reduction::mean;

@@ -38,7 +38,7 @@ Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<Mo
       facts(source.describe()),
       model_tensors(source.tensors()),
       optimizer_tensors(held_tensors(optimizers)),
-      scheduler(options.overhead_budget()) {
+      scheduler(options.overhead_budget(), options.early_share(), options.early_seconds()) {
   if (facts.info.parameters.empty()) {
     throw OptionError("tycho: the model has no parameters to observe");
   }
