@@ -27,7 +27,8 @@ int main(int argc, char** argv) try {
                               torch::nn::Linear(64, 10));
   torch::optim::SGD optimizer(model->parameters(), torch::optim::SGDOptions(0.05).momentum(0.9));
 
-  // A short run: a tenth of its time may go to the instruments (2 % by default).
+  // A short run: a tenth of its time may go to the instruments (after the first minute
+  // 2 % by default).
   const auto options = tycho::SessionOptions(arguments.run).overhead_budget(0.1);
   tycho::Session session(*model, optimizer, options);  // Tycho 1
 

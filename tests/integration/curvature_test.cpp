@@ -306,11 +306,9 @@ TEST_F(CurvatureSession, WhatIsAskedForByNameButHasNoLossIsSaid) {
   Task task;
   torch::optim::SGD optimizer(task.model->parameters(), 0.1);
   {
-    Session session(*task.model, optimizer,
-                    SessionOptions(directory_)
-                        .preset(Preset::economy)
-                        .every("sharpness", 2)
-                        .tape(false));
+    Session session(
+        *task.model, optimizer,
+        SessionOptions(directory_).preset(Preset::economy).every("sharpness", 2).tape(false));
     for (int step = 0; step < 3; ++step) {
       optimizer.zero_grad();
       auto loss = task.loss();

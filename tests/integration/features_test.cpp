@@ -78,7 +78,8 @@ TEST_F(FeaturesSession, SaysWhatIsMissing) {
   nn::Sequential model(nn::Linear(4, 3));
   torch::optim::SGD optimizer(model->parameters(), 0.1);
   {
-    Session session(*model, optimizer, SessionOptions(directory_).every("feature_change", 1).tape(false));
+    Session session(*model, optimizer,
+                    SessionOptions(directory_).every("feature_change", 1).tape(false));
     for (int step = 0; step < 3; ++step) {
       optimizer.zero_grad();
       const auto value = model->forward(torch::randn({5, 4})).square().mean();
