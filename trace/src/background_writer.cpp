@@ -81,13 +81,18 @@ struct BackgroundWriter::Impl {
         return Status();
       });
     };
-    const bool is_model = std::holds_alternative<v1::ModelDescription>(message.message);
-    if (is_model) owed = std::move(message);
-    if (owed) {
-      if (Status status = attempt(*owed); !status.ok()) return status;
-      owed.reset();
+    const auto pay = [&] {
+      if (!owed) return Status();
+      Status status = attempt(*owed);
+      if (status.ok()) owed.reset();
+      return status;
+    };
+    if (std::holds_alternative<v1::ModelDescription>(message.message)) {
+      owed = std::move(message);
+      return pay();
     }
-    return is_model ? Status() : attempt(message);
+    if (Status status = pay(); !status.ok()) return status;
+    return attempt(message);
   }
 
   // With the lock held.
