@@ -6,12 +6,6 @@
 namespace tycho {
 namespace {
 
-bool contains(const std::vector<at::Tensor>& list, const at::Tensor& tensor) {
-  return std::any_of(list.begin(), list.end(), [&](const at::Tensor& each) {
-    return each.defined() && each.is_same(tensor);
-  });
-}
-
 class Tensors {
  public:
   Tensors(const std::vector<at::Tensor>& tensors, Optimizers optimizers)
@@ -98,6 +92,12 @@ std::vector<at::Tensor> held_tensors(const Optimizers& optimizers) {
     }
   }
   return held;
+}
+
+bool contains(const std::vector<at::Tensor>& list, const at::Tensor& tensor) {
+  return std::any_of(list.begin(), list.end(), [&](const at::Tensor& each) {
+    return each.defined() && each.is_same(tensor);
+  });
 }
 
 bool same_tensors(const std::vector<at::Tensor>& left, const std::vector<at::Tensor>& right) {

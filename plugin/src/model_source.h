@@ -27,6 +27,8 @@ ModelSource source_of(const std::vector<at::Tensor>& tensors, const Optimizers& 
 
 /// What the optimizers hold: group by group, with an undefined tensor behind each.
 std::vector<at::Tensor> held_tensors(const Optimizers& optimizers);
+/// Whether the very tensor is in the list.
+bool contains(const std::vector<at::Tensor>& list, const at::Tensor& tensor);
 bool same_tensors(const std::vector<at::Tensor>& left, const std::vector<at::Tensor>& right);
 
 }  // namespace tycho

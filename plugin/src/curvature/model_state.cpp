@@ -4,8 +4,9 @@
 #include <ATen/Context.h>
 #include <torch/torch.h>
 
-#include <mutex>
 #include <utility>
+
+#include "generator_state.h"
 
 namespace tycho {
 namespace {
@@ -24,11 +25,6 @@ bool insist(const Action& action) noexcept {
     }
   }
   return false;
-}
-
-void set_state(at::Generator& generator, const at::Tensor& state) {
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  generator.set_state(state);
 }
 
 void note_modules(torch::nn::Module& module, ModelState::Flags* flags) {
@@ -97,8 +93,7 @@ SavedState::Saved SavedState::save() const {
   for (const at::Device& device : devices) {
     at::Generator generator = device.is_cpu() ? at::detail::getDefaultCPUGenerator()
                                               : at::globalContext().defaultGenerator(device);
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    at::Tensor state = generator.get_state();
+    at::Tensor state = state_of(generator);
     saved.generators.emplace_back(std::move(generator), std::move(state));
   }
   return saved;

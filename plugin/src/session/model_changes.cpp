@@ -20,21 +20,9 @@ std::string sizes_of(const at::Tensor& tensor) {
   return fmt::format("[{}]", fmt::join(tensor.sizes(), ", "));
 }
 
-bool contains(const std::vector<at::Tensor>& list, const at::Tensor& tensor) {
-  return std::any_of(list.begin(), list.end(), [&](const at::Tensor& each) {
-    return each.defined() && each.is_same(tensor);
-  });
-}
-
-template <typename Infos>
-auto find_named(const Infos& infos, const std::string& name) {
-  return std::find_if(infos.begin(), infos.end(), [&](const auto& info) {
-    if constexpr (std::is_same_v<std::decay_t<decltype(info)>, ParameterInfo>) {
-      return info.name == name;
-    } else {
-      return info.path == name;
-    }
-  });
+auto find_named(const std::vector<ParameterInfo>& parameters, const std::string& name) {
+  return std::find_if(parameters.begin(), parameters.end(),
+                      [&](const ParameterInfo& info) { return info.name == name; });
 }
 
 /// By new id, the old one of the same name.

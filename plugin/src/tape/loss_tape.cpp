@@ -6,18 +6,13 @@
 #include <ATen/core/stack.h>
 
 #include <algorithm>
-#include <mutex>
 #include <string_view>
 #include <utility>
 
+#include "generator_state.h"
+
 namespace tycho::tape {
 namespace {
-
-void set_generator(const at::Tensor& state) {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  generator.set_state(state);
-}
 
 c10::IValue argument_of(const Argument& argument, const std::vector<at::Tensor>& values) {
   if (const auto* other = std::get_if<c10::IValue>(&argument)) return *other;
@@ -60,7 +55,7 @@ void run_call(const Call& call, std::vector<at::Tensor>* values) {
                                                  base.storage_offset() + call.view.offset);
     return;
   }
-  if (call.generator.defined()) set_generator(call.generator);
+  if (call.generator.defined()) set_state(at::detail::getDefaultCPUGenerator(), call.generator);
   torch::jit::Stack stack;
   stack.reserve(call.arguments.size());
   for (const Argument& argument : call.arguments) stack.push_back(argument_of(argument, *values));
@@ -119,13 +114,6 @@ bool is_loss(std::string_view name) {
 }
 
 }  // namespace
-
-std::string Call::name() const { return operation ? operation->operator_name().name : "a view"; }
-
-void run(const std::vector<Call>& calls, std::vector<at::Tensor>* values) {
-  const at::AutoGradMode with_gradients(true);
-  for (const Call& call : calls) run_call(call, values);
-}
 
 LossTape::LossTape(std::vector<Value> values, std::vector<Call> calls, ValueId loss)
     : values_(std::move(values)) {

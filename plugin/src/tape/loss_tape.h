@@ -5,9 +5,7 @@
 #include <ATen/core/ivalue.h>
 
 #include <cstdint>
-#include <memory>
 #include <optional>
-#include <string>
 #include <variant>
 #include <vector>
 
@@ -53,14 +51,7 @@ struct Call {
   /// State of the CPU's default generator before it, where that is another than before the call
   /// before; else undefined.
   at::Tensor generator;
-
-  std::string name() const;
 };
-
-/// Runs calls in their order, with gradients recorded. `values` are by number, those that the calls
-/// need are there. The generator of the CPU is set where a call has a state, and stays as it is
-/// left. Throws what the operators throw.
-void run(const std::vector<Call>& calls, std::vector<at::Tensor>* values);
 
 /// The loss of one batch as a function of the model's parameters: the trainer's own operators,
 /// called again. Twice differentiable as far as the operators are. Constant but for scratch copies
@@ -71,7 +62,8 @@ class LossTape {
   LossTape(std::vector<Value> values, std::vector<Call> calls, ValueId loss);
 
   /// The loss, with its graph, at the parameters' present values. Costs the trainer's forward pass
-  /// from the first parameter on.
+  /// from the first parameter on, and sets the CPU's default generator where a call
+  /// had a state. Throws what the operators throw.
   at::Tensor loss() const;
 
   /// Whether the loss is a function of one tensor that the network puts out, found from the
@@ -85,10 +77,6 @@ class LossTape {
 
   /// A value that is needed and that no call makes; kNoValue: all have a source.
   ValueId first_without_source() const;
-  /// The operators of loss(), in their order.
-  const std::vector<Call>& calls() const { return all_.calls; }
-  /// By number.
-  const std::vector<Value>& values() const { return values_; }
   /// Memory of what the tape holds, but for parameters.
   int64_t bytes() const { return bytes_; }
 

@@ -9,9 +9,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 
 #include "error_text.h"
+#include "generator_state.h"
 #include "graph_search.h"
 
 #ifndef NDEBUG
@@ -25,12 +25,6 @@ constexpr size_t kMostCalls = 200000;
 
 const c10::StorageImpl* memory_of(const at::Tensor& tensor) {
   return tensor.has_storage() ? tensor.storage().unsafeGetStorageImpl() : nullptr;
-}
-
-at::Tensor generator_state() {
-  at::Generator generator = at::detail::getDefaultCPUGenerator();
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  return generator.get_state();
 }
 
 bool same_bytes(const at::Tensor& one, const at::Tensor& other) {
@@ -223,7 +217,7 @@ bool TapeRecorder::record(const at::RecordFunction& function,
     }
     call_.arguments.emplace_back(std::move(list));
   }
-  at::Tensor now = generator_state();
+  at::Tensor now = state_of(at::detail::getDefaultCPUGenerator());
   if (!same_bytes(generator_, now)) call_.generator = generator_ = std::move(now);
   return why_not_.empty();
 }
