@@ -100,6 +100,10 @@ class FeaturesAtConvergence : public Law {
     }
     if (result.empty()) {
       Finding run = start_finding(law(), "run");
+      if (const std::string why = no_decay(); !why.empty()) {
+        set_not_applicable(run, why);
+        return {run};
+      }
       set_not_measured(run, *context_, "gradients by the layers' inputs were", {"fact_residual"});
       result.push_back(run);
     }
@@ -118,6 +122,26 @@ class FeaturesAtConvergence : public Law {
     ThinnedSeries points;  // residual
   };
 
+  /// Why the law applies to no layer; empty: it applies to one, or the settings are not known.
+  std::string no_decay() const {
+    std::string why;
+    for (const Layer& layer : layers_) {
+      if (layer.weight == ~0u) continue;
+      if (!layer.settings.known) return "";
+      why = why_not(layer.settings);
+      if (why.empty()) return "";
+    }
+    return why;
+  }
+
+  static std::string why_not(const ParameterSettings& settings) {
+    if (settings.decays_decoupled())
+      return "decoupled weight decay: the preconditioned gradient would be needed";
+    if (!(settings.weight_decay > 0))
+      return "no weight decay: at a stationary point the right side is 0/0";
+    return "";
+  }
+
   static Finding judge_layer(const Layer& layer) {
     Finding finding = start_finding(law(), layer.scope);
     finding.unit = "|W'W - F|/|W'W|";
@@ -129,11 +153,8 @@ class FeaturesAtConvergence : public Law {
       finding.predicted = kUnknown;
       return finding;
     }
-    if (!(settings.weight_decay > 0) || settings.decays_decoupled()) {
-      set_not_applicable(finding,
-                         settings.decays_decoupled()
-                             ? "decoupled weight decay: the preconditioned gradient would be needed"
-                             : "no weight decay: at a stationary point the right side is 0/0");
+    if (const std::string why = why_not(settings); !why.empty()) {
+      set_not_applicable(finding, why);
       return finding;
     }
     const BlockAverages& blocks = layer.series.blocks();

@@ -3,11 +3,21 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace tycho {
 namespace {
 
 constexpr double kFixedPart = 0.5;  // of the budget, that fixed intervals may take from the others
+// Of the budget, that observations that nobody is behind with may take while others have fewer.
+constexpr double kBeyondPart = 0.25;
+// The first observation ranks as if it cost this part: it tells more than any further one.
+constexpr double kFirstObservation = 0.125;
+// Steps before one that had no value is tried again, doubled this often at most.
+constexpr int64_t kFirstRest = 16;
+constexpr int kMostRests = 40;
+// Least distance of observations that catch up, relative to that of per_decade of them.
+constexpr double kCatchingUp = 0.25;
 constexpr uint64_t kMostHookedInARow = 63;
 
 }  // namespace
@@ -32,38 +42,95 @@ size_t Scheduler::add(ProbeSchedule schedule) {
   return probes_.size() - 1;
 }
 
-void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes) const {
+void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes, const Can& can) const {
   probes->clear();
-  // What fixed intervals cost beyond their part of the budget is the user's wish.
-  const double beyond = budget_ ? std::max(fixed_spent_ - kFixedPart * allowance(), 0.0) : 0;
-  double reserved = 0;
-  const bool bare = !first && wants_bare();
+  std::vector<Due> due(probes_.size(), Due::kNot);
   for (size_t i = 0; i < probes_.size(); ++i) {
     const Entry& entry = probes_[i];
-    if (entry.disabled) continue;
-    bool fixed = false;
-    if (entry.schedule.every) fixed = step % *entry.schedule.every == 0;
-    if (entry.schedule.log_spaced && !fixed) {
+    if (entry.disabled || (can && !can(i))) {
+      due[i] = Due::kCannot;
+      continue;
+    }
+    bool now = false;
+    if (entry.schedule.every) now = step % *entry.schedule.every == 0;
+    if (entry.schedule.log_spaced && !now) {
       const auto number = static_cast<double>(*entry.schedule.log_spaced);
-      fixed = step <= 1 || std::floor(number * std::log10(static_cast<double>(step))) >
-                               std::floor(number * std::log10(static_cast<double>(step - 1)));
+      now = step <= 1 || std::floor(number * std::log10(static_cast<double>(step))) >
+                             std::floor(number * std::log10(static_cast<double>(step - 1)));
     }
-    const bool free = entry.free();
-    const bool dear = !entry.measured && entry.schedule.expected_steps > 0;
-    bool take = fixed || (free && ((first && !dear) || !budget_));
-    if (!take && free && !bare && step % entry.interval == 0) {
-      const double cost = cost_of(entry);
-      take = spent_ - beyond + excess_ + reserved + cost <= allowance();
-      if (take) reserved += cost;
-    }
-    if (take) probes->push_back(i);
+    const bool expensive = !entry.measured && entry.schedule.expected_steps > 0;
+    now = now || (entry.free() && ((first && !expensive) || !budget_));
+    if (now) due[i] = Due::kYes;
   }
-  if (!probes->empty()) accompany(probes);
+  if (budget_ && (first || !wants_bare())) due_by_budget(step, &due);
+  for (size_t i = 0; i < due.size(); ++i) {
+    if (due[i] == Due::kYes) probes->push_back(i);
+  }
+  if (!probes->empty()) accompany(probes, can);
 }
 
-void Scheduler::accompany(std::vector<size_t>* probes) const {
+bool Scheduler::rests(const Entry& entry, int64_t step) const {
+  return entry.barren > 0 && step - entry.last < kFirstRest << std::min(entry.barren, kMostRests);
+}
+
+void Scheduler::recorded(size_t probe, bool anything) {
+  Entry& entry = probes_[probe];
+  const bool barren = !anything && entry.schedule.expected_steps > 0;
+  entry.barren = barren ? entry.barren + 1 : 0;
+}
+
+bool Scheduler::behind(const Entry& entry, int64_t step) const {
+  const auto since = static_cast<double>(first_step_ < 0 ? 0 : step - first_step_);
+  const double wanted = entry.schedule.per_decade * std::log10(1 + since);
+  if (static_cast<double>(entry.observations) >= wanted) return false;
+  // One that catches up does so over a stretch of the run too.
+  const double distance = since * (std::log(10.0) / entry.schedule.per_decade) * kCatchingUp;
+  return entry.observations == 0 || static_cast<double>(step - entry.last) >= distance;
+}
+
+void Scheduler::due_by_budget(int64_t step, std::vector<Due>* due) const {
+  // What fixed intervals cost beyond their part of the budget is the user's wish.
+  const double wished = std::max(fixed_spent_ - kFixedPart * allowance(), 0.0);
+  double left = allowance() - (spent_ - wished + excess_ + reserved_);
+  const auto open = [&](size_t i) {
+    return (*due)[i] == Due::kNot && probes_[i].free() && !rests(probes_[i], step);
+  };
+  std::vector<std::pair<double, size_t>> queue;
   for (size_t i = 0; i < probes_.size(); ++i) {
-    if (!probes_[i].schedule.accompanies || probes_[i].disabled) continue;
+    const Entry& entry = probes_[i];
+    if (!open(i) || !behind(entry, step)) continue;
+    const double first = entry.observations == 0 ? kFirstObservation : 1;
+    queue.emplace_back(first * cost_of(entry) / entry.schedule.per_decade, i);
+  }
+  std::sort(queue.begin(), queue.end());
+  bool saving = false;
+  for (const auto& [rank, i] : queue) {
+    const double cost = cost_of(probes_[i]);
+    saving = cost > left;
+    if (saving) break;
+    (*due)[i] = Due::kYes;
+    left -= cost;
+  }
+  double beyond = saving ? kBeyondPart * allowance() - beyond_spent_ : left;
+  for (size_t i = 0; i < probes_.size(); ++i) {
+    if (!open(i) || step % probes_[i].interval != 0) continue;
+    const double cost = cost_of(probes_[i]);
+    if (cost > left || cost > beyond) continue;
+    (*due)[i] = Due::kYes;
+    left -= cost;
+    beyond -= cost;
+  }
+}
+
+void Scheduler::accompany(std::vector<size_t>* probes, const Can& can) const {
+  using Accompanies = ProbeSchedule::Accompanies;
+  const bool evaluated = std::any_of(probes->begin(), probes->end(), [&](size_t i) {
+    return probes_[i].schedule.evaluates_probe_loss;
+  });
+  for (size_t i = 0; i < probes_.size(); ++i) {
+    const Accompanies which = probes_[i].schedule.accompanies;
+    if (which == Accompanies::kNone || (which == Accompanies::kProbeLoss && !evaluated)) continue;
+    if (probes_[i].disabled || (can && !can(i))) continue;
     const auto position = std::lower_bound(probes->begin(), probes->end(), i);
     if (position == probes->end() || *position != i) probes->insert(position, i);
   }
@@ -104,12 +171,34 @@ bool Scheduler::wants_bare() const {
                      (hooked_in_a_row_ > 0 && !comparable() && steps_ >= kBareSteps));
 }
 
+void Scheduler::take(int64_t step, const std::vector<size_t>& probes) {
+  if (first_step_ < 0) first_step_ = step;
+  reserved_ = 0;
+  for (const size_t i : probes) {
+    Entry& entry = probes_[i];
+    entry.last_beyond = !behind(entry, step);
+    if (entry.observations == 0 || entry.last != step) ++entry.observations;
+    entry.last = step;
+    const double cost = cost_of(entry);
+    if (std::isfinite(cost)) reserved_ += cost;
+  }
+}
+
 void Scheduler::observed(size_t probe, double seconds) {
   Entry& entry = probes_[probe];
-  // The first observations are slower than the rest: forget them.
-  entry.cost = entry.measured ? 0.7 * entry.cost + 0.3 * seconds : seconds;
+  if (!entry.free()) {
+    fixed_spent_ += seconds;
+  } else if (entry.last_beyond) {
+    beyond_spent_ += seconds;
+  }
+  // The first observations are slower than the rest: forget them. One that is expensive proves
+  // what it rests on, too.
+  double expected = seconds;
+  if (entry.schedule.expected_steps > 0 && steps_ > 0) {
+    expected = std::min(seconds, entry.schedule.expected_steps * bare_step());
+  }
+  entry.cost = entry.measured ? 0.7 * entry.cost + 0.3 * seconds : expected;
   entry.measured = true;
-  if (!entry.free()) fixed_spent_ += seconds;
   plan();
 }
 
@@ -146,22 +235,19 @@ void Scheduler::plan() {
   }
   allowed = std::max(allowed, (1 - kFixedPart) * share * step);
   // Cheap ones first: what they leave of their shares is divided among the rest.
-  std::sort(open.begin(), open.end(), [](const Entry* a, const Entry* b) {
-    return a->cost * b->schedule.share < b->cost * a->schedule.share;
-  });
-  double shares = 0;
-  for (const Entry* entry : open) shares += entry->schedule.share;
+  std::sort(open.begin(), open.end(),
+            [](const Entry* a, const Entry* b) { return a->cost < b->cost; });
+  size_t sharing = open.size();
   double left = allowed;
   constexpr int64_t kLongest = int64_t{1} << 40;
   for (Entry* entry : open) {
-    const double mine = left * entry->schedule.share / shares;
+    const double mine = left / static_cast<double>(sharing--);
     entry->interval = 1;
     while (entry->interval < kLongest &&
            !(entry->cost <= mine * static_cast<double>(entry->interval))) {
       entry->interval *= 2;
     }
     left -= entry->cost / static_cast<double>(entry->interval);
-    shares -= entry->schedule.share;
   }
 }
 

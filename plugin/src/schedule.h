@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -11,13 +12,16 @@ namespace tycho {
 struct ProbeSchedule {
   std::optional<int64_t> every;  ///< at multiples of this, whatever the budget
   std::optional<int64_t>
-      log_spaced;    ///< at about this many steps per factor of ten, whatever the budget
-  double share = 1;  ///< of the budget, relative to the other probes
+      log_spaced;  ///< at about this many steps per factor of ten, whatever the budget
   /// What the first observation may cost, in bare training steps. Above 0 a budget does not let it
   /// happen at the first step, but when that much is there to be spent.
   double expected_steps = 0;
-  /// Also observed whenever another probe is: what others are read against (loss, batch size).
-  bool accompanies = false;
+  /// Observations per factor of ten of steps that come before all further ones.
+  double per_decade = 12;
+  /// Also observed whenever another probe is, or one that evaluates the probe loss: what others
+  /// are read against.
+  enum class Accompanies { kNone, kProbeLoss, kAll } accompanies = Accompanies::kNone;
+  bool evaluates_probe_loss = false;
 };
 
 /// Median of the last observations.
@@ -35,13 +39,20 @@ class RecentMedian {
 
 /// Decides which probes are observed at a step (design 5).
 ///
-/// Without a budget a probe without an interval of its own is due at every step. With a budget such
-/// a probe is due at multiples of a power of two, chosen so that its cost per step is its share of
-/// the budget; what cheap probes leave is given to the others. And it is due only while everything
-/// spent so far, divided by the time of bare training, is inside the budget. The first step is
-/// always observed: what it costs is worked off before the next observation. Probes with an
-/// interval of their own take at most half of the budget from the others. Where every step would
-/// have hooks, a budget leaves one in 64 bare, to compare with.
+/// Without a budget a probe without an interval of its own is due at every step. With a budget it
+/// is due only while everything spent so far, divided by the time of bare training, is inside the
+/// budget, and what there is to spend goes
+/// - first to probes that have fewer observations than ProbeSchedule::per_decade, about what their
+///   laws need, spread over the run. The one that costs least per observation needed goes first, so
+///   that as many laws as possible have theirs, and first observations before repeated ones; one
+///   that cannot be paid for yet is saved for;
+/// - then to all alike: a probe is due at multiples of a power of two, chosen so that its cost per
+///   step is an equal share; what cheap ones leave is given to the others. While a probe is saved
+///   for, this takes at most kBeyondPart of the budget.
+///
+/// The first step is always observed: what it costs is worked off before the next observation.
+/// Probes with an interval of their own take at most half of the budget from the others. Where
+/// every step would have hooks, a budget leaves one in 64 bare, to compare with.
 class Scheduler {
  public:
   /// `early`: the share that may be taken of the first `early_seconds` of bare training instead,
@@ -51,10 +62,15 @@ class Scheduler {
 
   size_t add(ProbeSchedule schedule);
   void disable(size_t probe) { probes_[probe].disabled = true; }
-  /// Probes due at `step`, ascending. `first`: the first step of the session.
-  void due(int64_t step, bool first, std::vector<size_t>* probes) const;
+  using Can = std::function<bool(size_t probe)>;
+  /// Probes due at `step`, ascending. `first`: the first step of the session. `can`: whether a
+  /// probe could be observed now; empty: all can.
+  void due(int64_t step, bool first, std::vector<size_t>* probes, const Can& can = {}) const;
+  /// These are observed at `step`, which begins now: what they are expected to cost is taken from
+  /// the budget until it is known.
+  void take(int64_t step, const std::vector<size_t>& probes);
   /// Adds those that accompany others.
-  void accompany(std::vector<size_t>* probes) const;
+  void accompany(std::vector<size_t>* probes, const Can& can = {}) const;
 
   /// What was installed during a step: nothing, hooks on gradients only, or on operators too.
   enum class Hooks { kNone, kGradients, kOperators };
@@ -65,6 +81,9 @@ class Scheduler {
   void step_took(double outside, Hooks hooks = Hooks::kNone, double in_hooks = 0);
   /// Seconds spent inside the session, on the training thread.
   void spent(double seconds) { spent_ += seconds; }
+  /// Whether an observation of `probe` led to any value. One that is expensive and has none (its
+  /// assumptions are not met) is tried again after ever longer stretches, twice as long each time.
+  void recorded(size_t probe, bool anything);
   /// What one observation of `probe` cost, its part of shared work included.
   void observed(size_t probe, double seconds);
 
@@ -88,6 +107,10 @@ class Scheduler {
     bool measured = false;
     bool disabled = false;
     int64_t interval = 1;
+    uint64_t observations = 0;
+    int64_t last = 0;          // step of the last of them
+    int barren = 0;            // observations without a value, since the last with one
+    bool last_beyond = false;  // whether it was one that nobody was behind with
   };
   /// Steps with the same kind of hooks.
   struct Hooked {
@@ -99,6 +122,13 @@ class Scheduler {
   bool wants_bare() const;
   /// Measured, or expected.
   double cost_of(const Entry& entry) const;
+  /// Whether the last observations had no value, and it is too early to try again.
+  bool rests(const Entry& entry, int64_t step) const;
+  /// Whether it has fewer observations than it is to have by `step`, and the last is not just past.
+  bool behind(const Entry& entry, int64_t step) const;
+  enum class Due : char { kNot, kYes, kCannot };
+  /// Adds those due by the budget to `due`, by probe.
+  void due_by_budget(int64_t step, std::vector<Due>* due) const;
   /// Seconds of a step without Tycho; there was one.
   double bare_step() const;
   void plan();
@@ -118,7 +148,10 @@ class Scheduler {
   double slowdown_ = 0;  // of that, outside its hooks
   double last_slowdown_ = 0;
   double spent_ = 0;
-  double fixed_spent_ = 0;  // of that, by probes with an interval of their own
+  double fixed_spent_ = 0;   // of that, by probes with an interval of their own
+  double beyond_spent_ = 0;  // of that, for observations that nobody was behind with
+  double reserved_ = 0;      // for the step that runs now
+  int64_t first_step_ = -1;
   uint64_t steps_ = 0;
 };
 

@@ -2,16 +2,18 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <vector>
 
 namespace tycho {
 namespace {
 
-std::vector<int64_t> steps_of(const Scheduler& scheduler, int64_t count) {
+std::vector<int64_t> steps_of(Scheduler scheduler, int64_t count) {
   std::vector<int64_t> steps;
   std::vector<size_t> due;
   for (int64_t step = 0; step < count; ++step) {
     scheduler.due(step, step == 0, &due);
+    scheduler.take(step, due);
     if (!due.empty()) steps.push_back(step);
   }
   return steps;
@@ -51,6 +53,7 @@ TEST(Scheduler, ADearProbeWaitsUntilItsFirstObservationCanBePaidFor) {
   std::vector<int64_t> taken;
   for (int64_t step = 0; step < 60000; ++step) {
     scheduler.due(step, step == 0, &due);
+    scheduler.take(step, due);
     double cost = 0;
     for (const size_t probe : due) {
       const double each = probe == 0 ? 1e-6 : 50 * kBare;
@@ -78,6 +81,7 @@ TEST(Scheduler, FixedIntervalsLeaveHalfOfTheBudgetToTheOthers) {
   double by_budget = 0;
   for (int64_t step = 0; step < 20000; ++step) {
     scheduler.due(step, step == 0, &due);
+    scheduler.take(step, due);
     for (const size_t probe : due) {
       const double cost = probe == 0 ? kCheap : 5 * kBare;
       scheduler.observed(probe, cost);
@@ -114,6 +118,7 @@ TEST(Scheduler, StaysInsideTheBudgetWithTheSlowingDownOfObservedSteps) {
   constexpr int64_t kSteps = 100000;
   for (int64_t step = 0; step < kSteps; ++step) {
     scheduler.due(step, step == 0, &due);
+    scheduler.take(step, due);
     double inside = 1e-7;
     double slower = 0;
     for (const size_t probe : due) {
@@ -165,6 +170,7 @@ TEST(Scheduler, ABudgetThatAllowsEveryStepStillLeavesBareOnesToCompareWith) {
   int64_t bare = 0;
   for (int64_t step = 0; step < 1000; ++step) {
     scheduler.due(step, step == 0, &due);
+    scheduler.take(step, due);
     bare += due.empty();
     for (const size_t probe : due) scheduler.observed(probe, 1e-6);
     const bool observed = !due.empty();
@@ -191,6 +197,7 @@ TEST(Scheduler, TheFirstSecondsMayCostMore) {
     for (int64_t step = begin; step < end; ++step) {
       std::vector<size_t> due;
       scheduler.due(step, step == 0, &due);
+      scheduler.take(step, due);
       scheduler.step_took(0.01);
       if (due.empty()) continue;
       spent += 0.001;
@@ -204,6 +211,81 @@ TEST(Scheduler, TheFirstSecondsMayCostMore) {
   // Then 1 % of 100 s, less nothing: what was early is paid for.
   EXPECT_LT(spent_in(1000, 11000), 5 + 1.1);
   EXPECT_GT(spent_in(11000, 61000), 0.0);
+}
+
+/// A run of steps of 1 ms, with probes that cost this many of them. Steps of each probe.
+std::vector<std::vector<int64_t>> observed_steps(Scheduler scheduler,
+                                                 const std::vector<double>& costs, int64_t steps,
+                                                 const Scheduler::Can& can = {}) {
+  constexpr double kBare = 1e-3;
+  std::vector<std::vector<int64_t>> observed(costs.size());
+  for (const double cost : costs) {
+    ProbeSchedule schedule;
+    schedule.expected_steps = cost;
+    scheduler.add(schedule);
+  }
+  std::vector<size_t> now;
+  for (int64_t step = 0; step < steps; ++step) {
+    // As a session does: what is due at a step is decided before the one before it is paid for.
+    std::vector<size_t> next;
+    scheduler.due(step + 1, false, &next, can);
+    for (const size_t probe : now) {
+      observed[probe].push_back(step);
+      scheduler.observed(probe, costs[probe] * kBare);
+      scheduler.spent(costs[probe] * kBare);
+    }
+    scheduler.step_took(kBare);
+    now = next;
+    scheduler.take(step + 1, now);
+  }
+  return observed;
+}
+
+TEST(Scheduler, CheapProbesReachTheirFloorBeforeExpensiveOnesAreRepeated) {
+  const auto steps = observed_steps(Scheduler(0.3), {0.5, 4, 30, 5000}, 3000);
+  const double floor = ProbeSchedule().per_decade * std::log10(3000.0);
+  EXPECT_GE(static_cast<double>(steps[0].size()), floor - 2);
+  EXPECT_GE(static_cast<double>(steps[1].size()), 0.8 * floor);
+  EXPECT_GE(steps[2].size(), 10U) << "what is left goes to the next";
+  EXPECT_TRUE(steps[3].empty()) << "costs more than the whole budget";
+  EXPECT_LT(steps[2].front(), 1000) << "one observation comes early";
+  for (const auto& each : steps) {
+    for (size_t i = 1; i < each.size(); ++i) {
+      if (each[i] > 200) EXPECT_GT(each[i] - each[i - 1], 1) << "not twice for one decision";
+    }
+  }
+}
+
+TEST(Scheduler, OneThatCannotBeObservedIsNotSavedFor) {
+  const auto can = [](size_t probe) { return probe != 0; };
+  const auto steps = observed_steps(Scheduler(0.02), {30, 40}, 30000, can);
+  EXPECT_TRUE(steps[0].empty());
+  EXPECT_GE(steps[1].size(), 12U);
+}
+
+TEST(Scheduler, WhatHasNoValueIsTriedEverMoreRarely) {
+  Scheduler scheduler(0.5);
+  ProbeSchedule schedule;
+  schedule.expected_steps = 1;
+  scheduler.add(schedule);
+  std::vector<int64_t> tried;
+  std::vector<size_t> due;
+  for (int64_t step = 0; step < 20000; ++step) {
+    scheduler.due(step, step == 0, &due);
+    scheduler.take(step, due);
+    for (const size_t probe : due) {
+      tried.push_back(step);
+      scheduler.recorded(probe, false);
+      scheduler.observed(probe, 1e-3);
+      scheduler.spent(1e-3);
+    }
+    scheduler.step_took(1e-3);
+  }
+  EXPECT_LE(tried.size(), 12U);
+  ASSERT_GE(tried.size(), 6U);
+  for (size_t i = 2; i < tried.size(); ++i) {
+    EXPECT_GE(tried[i] - tried[i - 1], 2 * (tried[i - 1] - tried[i - 2]) - 2);
+  }
 }
 
 }  // namespace

@@ -33,6 +33,7 @@ const char* text_of(Preset value) {
   }
 }
 const char* text_of(Reduction value) { return value == Reduction::mean ? "mean" : "sum"; }
+const char* text_of(Schedule value) { return value == Schedule::budget ? "budget" : "fixed"; }
 const char* text_of(Durability value) { return value == Durability::drop ? "drop" : "complete"; }
 
 template <typename Map>
@@ -79,11 +80,11 @@ constexpr const char* kEarlyBudget =
     "SHARE,SECONDS is expected, a share in [0, 1] and a time of at least 0";
 
 // What TYCHO_ may be followed by.
-constexpr const char* kVariables[] = {"DISABLE", "DIRECTORY",      "PRESET",      "OVERHEAD_BUDGET",
-                                      "EVERY",   "LOG_SPACED",     "TAGS",        "BATCH_DIM",
-                                      "INCLUDE", "LOSS_REDUCTION", "EXCLUDE",     "SEED",
-                                      "RESUME",  "RUN_NAME",       "EXCLUSIVE",   "DURABILITY",
-                                      "TAPE",    "TAPE_MEMORY",    "EARLY_BUDGET"};
+constexpr const char* kVariables[] = {
+    "DISABLE",    "DIRECTORY", "PRESET",      "OVERHEAD_BUDGET", "EVERY",
+    "LOG_SPACED", "TAGS",      "BATCH_DIM",   "INCLUDE",         "LOSS_REDUCTION",
+    "EXCLUDE",    "SEED",      "RESUME",      "RUN_NAME",        "EXCLUSIVE",
+    "DURABILITY", "TAPE",      "TAPE_MEMORY", "EARLY_BUDGET",    "SCHEDULE"};
 
 /// Letters that have to be put in, left out or replaced to make one text the other.
 size_t edits_between(const std::string& one, const std::string& other) {
@@ -140,6 +141,11 @@ SessionOptions& SessionOptions::early_budget(double share, double seconds) {
   }
   early_share_ = share;
   early_seconds_ = seconds;
+  return *this;
+}
+
+SessionOptions& SessionOptions::schedule(Schedule value) {
+  schedule_ = value;
   return *this;
 }
 
@@ -277,6 +283,12 @@ SessionOptions with_environment(SessionOptions options) {
     options.early_budget(parse_number<double>("TYCHO_EARLY_BUDGET", parts[0], kEarlyBudget),
                          parse_number<double>("TYCHO_EARLY_BUDGET", parts[1], kEarlyBudget));
   });
+  apply("TYCHO_SCHEDULE", [&](const std::string& text) {
+    for (const Schedule value : {Schedule::budget, Schedule::fixed}) {
+      if (text == text_of(value)) return void(options.schedule(value));
+    }
+    refuse("TYCHO_SCHEDULE", text, "budget or fixed is expected");
+  });
   apply("TYCHO_EVERY", [&](const std::string& text) {
     parse_intervals("TYCHO_EVERY", text, [&](const std::string& name, int64_t interval) {
       options.every(name, interval);
@@ -330,6 +342,7 @@ std::map<std::string, std::string> option_texts(const SessionOptions& options) {
       {"overhead_budget",
        options.overhead_budget() ? fmt::format("{}", *options.overhead_budget()) : "none"},
       {"early_budget", fmt::format("{},{}", options.early_share(), options.early_seconds())},
+      {"schedule", text_of(options.schedule())},
       {"every", join(options.every())},
       {"log_spaced", join(options.log_spaced())},
       {"loss_reduction", text_of(options.loss_reduction())},

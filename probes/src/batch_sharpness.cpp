@@ -10,9 +10,11 @@ namespace {
 
 constexpr int64_t kBatches = 8;
 
-/// Curvature along the gradient of fresh batches (Andreyev & Beneventano 2024, contested), 8 of
-/// them an observation: a gradient and a product each, and one more product with the probe loss's
-/// Hessian where there is a probe loss. Batches without a gradient are left out.
+/// Curvature along the gradient of fresh batches (Andreyev & Beneventano 2024, contested), up to 8
+/// of them an observation: a gradient and a product each, and one more product with the probe
+/// loss's Hessian where it is evaluated at the step. Batches without a gradient are left out. Where
+/// no batches were given it is the batch of the step itself, at the weights before its update, on
+/// which they do not depend: one, and no standard error.
 class BatchSharpnessProbe : public Probe {
  public:
   std::string name() const override { return "batch_sharpness"; }
@@ -47,6 +49,7 @@ class BatchSharpnessProbe : public Probe {
     std::vector<double> squares;
     for (int64_t i = 0; i < kBatches; ++i) {
       const std::unique_ptr<LossSurface> batch = step.batch_surface();
+      if (!batch) break;
       const at::Tensor gradient = batch->gradient(/*products_follow=*/true);
       const at::Tensor image = batch->hessian_product(gradient);
       const double square = inner_product(gradient, gradient);

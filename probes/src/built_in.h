@@ -8,13 +8,21 @@
 
 namespace tycho {
 
-/// From which preset on a built-in probe runs.
-enum class Tier { kEconomy, kStandard, kFull };
+/// The smallest preset a built-in probe runs in.
+enum class Tier {
+  kEconomy,
+  kStandard,
+  kBudgeted,  ///< standard where there is a budget, which decides when; else full
+  kFull,
+};
 
 struct BuiltInProbe {
   std::unique_ptr<Probe> probe;
   Tier tier;
-  double expected_steps = 0;  ///< of training that its first observation costs; 0: little
+  double expected_steps = 0;  ///< of training that an observation costs; 0: little
+  /// Observations per factor of ten of steps that its laws need: for a verdict 16 in the recent
+  /// half of them, which 12 per factor of ten are after 500 steps; for a description fewer.
+  double per_decade = 12;
 };
 
 /// Every built-in probe, in the order in which they are observed and recorded.
@@ -22,6 +30,7 @@ std::vector<BuiltInProbe> built_in_probes();
 
 // One factory per family; the family's file says what it computes.
 std::unique_ptr<Probe> make_loss_probe();
+std::unique_ptr<Probe> make_probe_loss_probe();
 std::unique_ptr<Probe> make_scalars_probe();
 std::unique_ptr<Probe> make_non_finite_probe();
 std::unique_ptr<Probe> make_noise_probe();

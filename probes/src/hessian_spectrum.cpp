@@ -10,12 +10,15 @@
 namespace tycho {
 namespace {
 
-constexpr int64_t kEigenvalues = 10;
+constexpr int64_t kFewest = 10;        // eigenvalues
+constexpr int64_t kBeyondClasses = 3;  // what is to be seen of the bulk behind the outliers
+constexpr int64_t kMost = 64;
 constexpr int64_t kQuadratureSteps = 30;
 constexpr int64_t kQuadratureStarts = 2;
 
-/// The Hessian of the probe loss as a whole: its largest eigenvalues with eigenvectors, how much of
-/// the gradient they hold, and the spectral density by stochastic Lanczos quadrature (nodes and
+/// The Hessian of the probe loss as a whole: its 10 largest eigenvalues, or as many as there are
+/// classes and 3 more (at most 64) where the loss is a cross-entropy, with eigenvectors, how much
+/// of the gradient they hold, and the spectral density by stochastic Lanczos quadrature (nodes and
 /// weights of 2 random starts with 30 products each; the weights sum to 1). About 60 products for
 /// the density, 20 to 150 for the eigenvalues and up to 150 to find repeated ones: a probe for long
 /// intervals.
@@ -27,9 +30,11 @@ class HessianSpectrumProbe : public Probe {
     const std::vector<v1::Scope> run = {v1::SCOPE_RUN};
     const std::vector<v1::Scope> index = {v1::SCOPE_INDEX};
     return {
-        define_statistic("hessian_eigenvalue", "lambda_i", "1", index,
-                         "The 10 largest eigenvalues of the Hessian of the probe loss, descending.",
-                         "theory T2.10"),
+        define_statistic(
+            "hessian_eigenvalue", "lambda_i", "1", index,
+            "The largest eigenvalues of the Hessian of the probe loss, descending: 10, or "
+            "3 more than there are classes.",
+            "theory T2.10"),
         define_statistic("hessian_eigenvalue_error_bound", "|d lambda_i|", "1", index,
                          "Bound on the distance of hessian_eigenvalue from an eigenvalue, from the "
                          "residuals of Lanczos. Of an eigenvalue that occurs several times, copies "
@@ -61,7 +66,7 @@ class HessianSpectrumProbe : public Probe {
     const at::Generator generator = own_generator(step, 5);
     const LinearMap matrix = [&](const at::Tensor& v) { return surface->hessian_product(v); };
     EigenOptions options;
-    options.count = kEigenvalues;
+    options.count = count_of(surface);
     options.max_products = 150;
     options.repeated = true;
     const Eigenpairs found =
@@ -116,6 +121,12 @@ class HessianSpectrumProbe : public Probe {
   }
 
  private:
+  static int64_t count_of(LossSurface* surface) {
+    if (!surface->has_output()) return kFewest;
+    const int64_t classes = surface->output_loss().classes;
+    return std::clamp(classes + kBeyondClasses, kFewest, kMost);
+  }
+
   WarmLanczos lanczos_;
 };
 

@@ -6,8 +6,8 @@ namespace tycho {
 namespace {
 
 /// What the step minimised and with which settings. Run scope; one float64 number each.
-/// The learning rate is that of the optimizer's first parameter group. A loss or probe loss that is
-/// not there is not recorded; NaN and infinity are recorded as they are.
+/// The learning rate is that of the optimizer's first parameter group. A loss that is not there is
+/// not recorded; NaN and infinity are recorded as they are.
 class LossProbe : public Probe {
  public:
   std::string name() const override { return "loss"; }
@@ -29,23 +29,14 @@ class LossProbe : public Probe {
         define_statistic("tycho_seconds", "t_Tycho", "s", run,
                          "Part of step_seconds spent in calls of the session and in its hooks.",
                          "std::chrono::steady_clock"),
-        define_statistic("probe_loss", "L_probe", "1", run,
-                         "Loss on the fixed probe batch, at the parameters after the update.",
-                         "Session::set_probe_loss"),
     };
   }
 
-  Needs needs() const override {
-    Needs needs;
-    needs.probe_loss = true;
-    return needs;
-  }
+  Needs needs() const override { return {}; }
 
   Finish observe(const StepView& step, Transfer& transfer) override {
     constexpr size_t kNoSlot = static_cast<size_t>(-1);
     const size_t loss_slot = step.loss.defined() ? transfer.send(step.loss) : kNoSlot;
-    const size_t probe_loss_slot =
-        step.probe_loss.defined() ? transfer.send(step.probe_loss) : kNoSlot;
     const bool has_rate = step.optimizer != nullptr && step.optimizer->group_size() > 0;
     const double rate = has_rate ? step.optimizer->group(0).learning_rate() : Recorder::kUnknown;
     return [=, loss = step.loss_value, loss_known = step.loss_known, batch = step.batch_size,
@@ -59,9 +50,6 @@ class LossProbe : public Probe {
       if (has_rate) recorder.run("learning_rate", rate, Recorder::kUnknown);
       if (std::isfinite(seconds)) recorder.run("step_seconds", seconds, Recorder::kUnknown);
       if (std::isfinite(seconds)) recorder.run("tycho_seconds", tycho_seconds, Recorder::kUnknown);
-      if (probe_loss_slot != kNoSlot) {
-        recorder.run("probe_loss", arrived.value(probe_loss_slot), Recorder::kUnknown);
-      }
     };
   }
 };

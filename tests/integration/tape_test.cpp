@@ -103,6 +103,47 @@ TEST_F(TapeSession, MeasuresWhatAGivenProbeLossMeasures) {
   EXPECT_TRUE(from_tape.has("loss_change"));
 }
 
+// The weights before an update do not depend on the batch that the step then takes.
+TEST_F(TapeSession, TheBatchOfAStepIsTheFreshBatchAtTheWeightsBeforeItsUpdate) {
+  auto model = network();
+  torch::optim::SGD optimizer(model->parameters(), 0.1);
+  std::vector<double> expected;
+  {
+    Session session(*model, optimizer,
+                    SessionOptions(directory_)
+                        .preset(Preset::economy)
+                        .overhead_budget(std::nullopt)
+                        .every("batch_sharpness", 1));
+    for (int step = 0; step < 8; ++step) {
+      const auto again = cross_entropy(model, step);
+      const auto gradients = torch::autograd::grad({again}, model->parameters(), {}, true, true);
+      at::Tensor along = torch::zeros({}, at::kDouble);
+      double square = 0;
+      for (const auto& gradient : gradients) {
+        along = along + (gradient * gradient.detach()).sum();
+        square += gradient.detach().square().sum().item<double>();
+      }
+      const auto products = torch::autograd::grad({along}, model->parameters());
+      double curvature = 0;
+      for (size_t i = 0; i < products.size(); ++i) {
+        curvature += (products[i] * gradients[i].detach()).sum().item<double>();
+      }
+      expected.push_back(curvature / square);
+      optimizer.zero_grad();
+      const auto loss = cross_entropy(model, step);
+      loss.backward();
+      optimizer.step();
+      session.step(loss, 8);
+    }
+  }
+  const RunContents run(directory_);
+  for (const int64_t step : {5, 6, 7}) {
+    const double value = expected[static_cast<size_t>(step)];
+    EXPECT_NEAR(run.at("batch_sharpness", step), value, 1e-9 * std::abs(value)) << step;
+    EXPECT_NEAR(run.at("batch_sharpness_pooled", step), value, 1e-9 * std::abs(value)) << step;
+  }
+}
+
 TEST_F(TapeSession, CanBeSwitchedOff) {
   setenv("TYCHO_TAPE", "off", 1);
   train(&cross_entropy, true, false);

@@ -18,10 +18,15 @@ class OptionError : public std::invalid_argument {
 
 enum class Preset {
   economy,  ///< loss, optimizer settings, norms and inner products of parameters, non-finite values
-  standard,  ///< economy, gradient noise, activations, Adam's update, symmetry identities
+  standard,  ///< economy, gradient noise, activations, Adam's update, symmetry identities; with an
+             ///< overhead budget or a fixed schedule also every other statistic that a law reads
   full,      ///< every built-in probe
 };
 enum class Reduction { mean, sum };
+enum class Schedule {
+  budget,  ///< what has no interval of its own is observed as the overhead budget allows (default)
+  fixed,   ///< at 12 steps per factor of ten, whatever it costs: the same steps on every machine
+};
 enum class Durability {
   drop,      ///< a full queue drops messages and counts them: training never waits (default)
   complete,  ///< a full queue makes training wait: nothing is dropped
@@ -46,6 +51,8 @@ class SessionOptions {
   /// `seconds` finite and at least 0. Default 0.3 of 60 s. Without an overhead budget it means
   /// nothing.
   SessionOptions& early_budget(double share, double seconds);
+  /// Whether the overhead budget decides what is observed when. Default: Schedule::budget.
+  SessionOptions& schedule(Schedule value);
   /// Observes `name` (a probe, or a statistic: then its probe) at steps that are multiples of
   /// `interval` >= 1.
   SessionOptions& every(const std::string& name, int64_t interval);
@@ -79,6 +86,7 @@ class SessionOptions {
   std::optional<double> overhead_budget() const { return overhead_budget_; }
   double early_share() const { return early_share_; }
   double early_seconds() const { return early_seconds_; }
+  Schedule schedule() const { return schedule_; }
   const std::map<std::string, int64_t>& every() const { return every_; }
   const std::map<std::string, int64_t>& log_spaced() const { return log_spaced_; }
   Reduction loss_reduction() const { return loss_reduction_; }
@@ -100,6 +108,7 @@ class SessionOptions {
   std::optional<double> overhead_budget_ = 0.02;
   double early_share_ = 0.3;
   double early_seconds_ = 60;
+  Schedule schedule_ = Schedule::budget;
   std::map<std::string, int64_t> every_;
   std::map<std::string, int64_t> log_spaced_;
   Reduction loss_reduction_ = Reduction::mean;

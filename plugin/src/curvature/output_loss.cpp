@@ -75,6 +75,7 @@ bool is_cross_entropy(const Point& here, int64_t classes_at, double tolerance, O
   found->value = here.value;
   found->curvature = curvature;
   found->terms = counted.numel();
+  found->classes = classes;
   found->entropy = -curvature * (p * logarithm).sum().item<double>();
   return true;
 }

@@ -129,10 +129,15 @@ bool UserLosses::set_batches(std::function<at::Tensor(int64_t)> loss) {
   return set(kBatch, std::move(wrapped));
 }
 
+bool UserLosses::evaluates_probe(const Needs& needs) {
+  return needs.loss_surface || wants_features(needs);
+}
+
 bool UserLosses::serve(const Needs& needs) const {
-  if ((needs.loss_surface || wants_features(needs)) && !entries_[kProbe].usable()) return false;
+  const bool probe = needs.probe_loss || evaluates_probe(needs);
+  if (probe && !entries_[kProbe].usable()) return false;
   if (needs.step_surface && !entries_[kStep].usable() && !entries_[kProbe].usable()) return false;
-  return !needs.batch_surface || entries_[kBatch].usable();
+  return !needs.batch_surface || entries_[kBatch].usable() || batch_is_from_tape();
 }
 
 std::string UserLosses::missing(const Needs& needs) const {
@@ -150,6 +155,20 @@ void UserLosses::try_operators(const std::vector<at::Tensor>& parameters) {
   for (Entry& entry : entries_) {
     entry.method.kind = ProductMethod::kNone;
     entry.method.reason = no_gradients_;
+  }
+}
+
+/// Probe and step loss from tapes call the same operators: what was proved of one holds for the
+/// other until it is due for a proof of its own.
+void UserLosses::share_proof() {
+  if (!probe_from_tape_ || !step_from_tape_) return;
+  for (const auto& [from, to] : {std::pair(kProbe, kStep), std::pair(kStep, kProbe)}) {
+    const ProductMethod& known = entries_[from].method;
+    ProductMethod& other = entries_[to].method;
+    if (known.kind != ProductMethod::kDoubleBackward || other.kind != ProductMethod::kUndecided)
+      continue;
+    other = known;
+    other.surfaces = 1;
   }
 }
 
@@ -185,6 +204,20 @@ at::Tensor UserLosses::update_of(const StepView& view, const LossSurface& surfac
   return parts.empty() ? at::Tensor() : at::cat(parts);
 }
 
+/// The parameters before the update do not depend on the batch that the step then took.
+std::function<std::unique_ptr<LossSurface>()> UserLosses::batch_of_step(const StepView& view) {
+  return [this, &view, used = false]() mutable -> std::unique_ptr<LossSurface> {
+    if (std::exchange(used, true)) return nullptr;
+    Entry& entry = entries_[kStep];
+    auto surface = std::make_unique<ProbeLossSurface>(name_of(kStep), entry.loss, *state_,
+                                                      parameters_, &entry.method);
+    const at::Tensor update = update_of(view, *surface);
+    if (!update.defined()) return nullptr;
+    surface->move(-update);
+    return surface;
+  };
+}
+
 void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, StepView* view) {
   const bool any_usable = std::any_of(entries_.begin(), entries_.end(),
                                       [](const Entry& entry) { return entry.usable(); });
@@ -195,12 +228,15 @@ void UserLosses::open(const Needs& needs, torch::optim::Optimizer& optimizer, St
   }
   try_operators(tensors);
   state_ = std::make_unique<SavedState>(model_, std::move(tensors));
+  share_proof();
   // A value that is only recorded may be what it likes.
   const bool curved = needs.loss_surface || needs.step_surface;
   if (curved || needs.probe_loss) view->surface = open(kProbe, curved);
   if (needs.step_surface) view->step_surface = open(kStep, true);
-  if (needs.batch_surface && entries_[kBatch].usable()) {
-    view->batch_surface = [this] {
+  if (needs.batch_surface && batch_is_from_tape() && entries_[kStep].there()) {
+    view->batch_surface = batch_of_step(*view);
+  } else if (needs.batch_surface && entries_[kBatch].usable()) {
+    view->batch_surface = [this]() -> std::unique_ptr<LossSurface> {
       Entry& entry = entries_[kBatch];
       ++next_batch_;
       return std::make_unique<ProbeLossSurface>(name_of(kBatch), entry.loss, *state_, parameters_,

@@ -51,9 +51,13 @@ class UserLosses {
   /// No loss is from a tape any more.
   void withdraw_tapes();
   bool step_is_from_tape() const { return step_from_tape_; }
+  /// Whether the batch of each step serves as the fresh batch, at the parameters before its update.
+  bool batch_is_from_tape() const { return step_from_tape_ && !entries_[kBatch].given; }
   /// Of the step that ends; empty: it has none, and the probe loss takes its place.
   void set_step_tape(std::function<at::Tensor()> loss);
 
+  /// Whether these needs make the probe loss be evaluated, for more than its value.
+  static bool evaluates_probe(const Needs& needs);
   /// Whether all that `needs` asks for in losses was given and can be used.
   bool serve(const Needs& needs) const;
   /// Why not, in words for the user.
@@ -93,7 +97,9 @@ class UserLosses {
   /// Once: what is wrong with LibTorch's own operators, so that gradients cannot be had.
   void try_operators(const std::vector<at::Tensor>& parameters);
   void say_method(Kind kind);
+  void share_proof();
   LossSurface* open(Kind kind, bool checked);
+  std::function<std::unique_ptr<LossSurface>()> batch_of_step(const StepView& view);
   at::Tensor update_of(const StepView& view, const LossSurface& surface) const;
 
   const ModelState& model_;

@@ -26,6 +26,18 @@ std::vector<std::string> command_line() {
   return arguments;
 }
 
+Tier largest_tier(const SessionOptions& options) {
+  switch (options.preset()) {
+    case Preset::economy:
+      return Tier::kEconomy;
+    case Preset::standard:
+      return options.overhead_budget() || options.schedule() == Schedule::fixed ? Tier::kBudgeted
+                                                                                : Tier::kStandard;
+    default:
+      return Tier::kFull;
+  }
+}
+
 }  // namespace
 
 Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<ModelState> state,
@@ -38,7 +50,8 @@ Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<Mo
       facts(source.describe()),
       model_tensors(source.tensors()),
       optimizer_tensors(held_tensors(optimizers)),
-      scheduler(options.overhead_budget(), options.early_share(), options.early_seconds()) {
+      scheduler(options.schedule() == Schedule::fixed ? std::nullopt : options.overhead_budget(),
+                options.early_share(), options.early_seconds()) {
   if (facts.info.parameters.empty()) {
     throw OptionError("tycho: the model has no parameters to observe");
   }
@@ -113,9 +126,11 @@ void Session::Impl::add_built_in_probes() {
     for (const auto& definition : built_in.probe->statistics()) names.push_back(definition.name());
     bool asked = false;
     ProbeSchedule schedule;
-    schedule.share = name == "loss" ? 2 : 1;
-    schedule.accompanies = name == "loss";
+    using Accompanies = ProbeSchedule::Accompanies;
+    if (name == "loss") schedule.accompanies = Accompanies::kAll;
+    if (name == "probe_loss") schedule.accompanies = Accompanies::kProbeLoss;
     schedule.expected_steps = built_in.expected_steps;
+    schedule.per_decade = built_in.per_decade;
     for (const std::string& each : names) {
       asked = asked || wanted.count(each) > 0;
       wanted.erase(each);
@@ -124,7 +139,11 @@ void Session::Impl::add_built_in_probes() {
       const auto log_spaced = options.log_spaced().find(each);
       if (log_spaced != options.log_spaced().end()) schedule.log_spaced = log_spaced->second;
     }
-    const bool in_preset = static_cast<int>(built_in.tier) <= static_cast<int>(options.preset());
+    if (options.schedule() == Schedule::fixed && !schedule.every && !schedule.log_spaced &&
+        schedule.accompanies != Accompanies::kAll) {
+      schedule.log_spaced = static_cast<int64_t>(built_in.per_decade);
+    }
+    const bool in_preset = built_in.tier <= largest_tier(options);
     if (!asked && !in_preset) continue;
     add(std::move(built_in.probe), schedule);
     probes.back().asked = asked;
@@ -143,6 +162,7 @@ void Session::Impl::add(std::unique_ptr<Probe> probe, ProbeSchedule schedule) {
   entry.name = probe->name();
   entry.needs = probe->needs();
   entry.needs.previous_weights = entry.needs.previous_weights || entry.needs.update;
+  schedule.evaluates_probe_loss = UserLosses::evaluates_probe(entry.needs);
   std::vector<v1::StatisticDefinition> definitions = probe->statistics();
   for (const ProbeEntry& other : probes) {
     if (other.name == entry.name) {

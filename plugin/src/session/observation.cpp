@@ -119,7 +119,11 @@ void Session::Impl::run_probes(StepView* view, Pending* step) {
     const auto begin = Clock::now();
     guarded(index, [&] {
       Probe::Finish finish = probes[index].probe->observe(*view, *step->transfer);
-      if (finish) step->finishes.emplace_back(index, std::move(finish));
+      if (finish) {
+        step->finishes.emplace_back(index, std::move(finish));
+      } else {
+        scheduler.recorded(index, false);
+      }
     });
     losses->settle(view);
     charge(index, seconds_between(begin, Clock::now()));
@@ -256,8 +260,9 @@ void Session::Impl::harvest(bool wait) {
         RecordBuilder recorder(probes[index].ids, say, step.step);
         finish(*step.transfer, recorder);
         v1::Record record = recorder.take();
-        if (record.column_size() > 0)
-          trace->push(std::move(record), probes[index].name, step.time_ns);
+        const bool anything = record.column_size() > 0;
+        if (anything) trace->push(std::move(record), probes[index].name, step.time_ns);
+        scheduler.recorded(index, anything);
       });
       ++probes[index].observations;
       charge(index, seconds_between(begin, Clock::now()));

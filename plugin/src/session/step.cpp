@@ -118,6 +118,7 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
   last_batch_size = batch_size;
   step_number = this_step + 1;
   due = std::move(next_due);
+  scheduler.take(step_number, due);
   due_needs = next_needs;
   hooked = false;
   if (!due.empty()) {
@@ -140,10 +141,7 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
 }
 
 Needs Session::Impl::due_at(int64_t step, bool first, std::vector<size_t>* indices) const {
-  scheduler.due(step, first, indices);
-  indices->erase(std::remove_if(indices->begin(), indices->end(),
-                                [&](size_t i) { return !losses->serve(probes[i].needs); }),
-                 indices->end());
+  scheduler.due(step, first, indices, [&](size_t i) { return losses->serve(probes[i].needs); });
   if (indices->empty() && tapes->collects()) scheduler.accompany(indices);
   Needs needs;
   for (const size_t index : *indices) needs |= probes[index].needs;
@@ -153,6 +151,7 @@ Needs Session::Impl::due_at(int64_t step, bool first, std::vector<size_t>* indic
 
 void Session::Impl::prepare_step() {
   due_needs = due_at(step_number, step_number == first_step, &due);
+  scheduler.take(step_number, due);
 }
 
 void Session::Impl::check_losses() {

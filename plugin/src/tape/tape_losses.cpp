@@ -17,7 +17,10 @@
 namespace tycho {
 namespace {
 
-constexpr size_t kChunks = 4;
+// Steps that make the probe loss: as many as have kExamples together, at most kMostChunks. Each
+// chunk costs what a pass over a small network costs whatever the batch.
+constexpr int64_t kExamples = 128;
+constexpr size_t kMostChunks = 4;
 // Steps without a tape through no fault of the loss, after which none is waited for.
 constexpr int kMostAttempts = 3;
 
@@ -43,7 +46,9 @@ Needs TapeLosses::needs(const Needs& due) const {
   Needs needs;
   if (!options_.enabled || refused_) return needs;
   if (collects()) needs.gradients = needs.previous_weights = true;
-  if (due.step_surface && losses_->step_is_from_tape()) needs.previous_weights = true;
+  const bool step = due.step_surface && losses_->step_is_from_tape();
+  const bool batch = due.batch_surface && losses_->batch_is_from_tape();
+  if (step || batch) needs.previous_weights = true;
   return needs;
 }
 
@@ -150,7 +155,8 @@ void TapeLosses::collect(Tape tape, int64_t examples) {
   bytes_ += tape->bytes();
   chunks_.push_back(std::move(tape));
   examples_.push_back(examples);
-  if (chunks_.size() == kChunks) offer_probe_loss();
+  const auto all = std::accumulate(examples_.begin(), examples_.end(), int64_t{0});
+  if (all >= kExamples || chunks_.size() == kMostChunks) offer_probe_loss();
 }
 
 void TapeLosses::offer_probe_loss() {

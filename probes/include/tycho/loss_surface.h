@@ -35,6 +35,7 @@ struct OutputLoss {
   double value = 0;
   double curvature = 0;  ///< of each term: the factor above
   int64_t terms = 0;     ///< in the sum
+  int64_t classes = 0;   ///< cross-entropy only
   double entropy = 0;    ///< curvature times the sum of the predictions' entropies, in nats;
                          ///< cross-entropy only
   int64_t examples = 0;  ///< as the user said; 0: not said

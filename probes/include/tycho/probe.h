@@ -209,7 +209,9 @@ struct StepView {
   LossSurface* surface = nullptr;
   /// The loss on the step's own batch, likewise.
   LossSurface* step_surface = nullptr;
-  /// The loss on a batch that was not used before, at each call; empty: none was given.
+  /// The loss on a batch that the parameters do not depend on, at each call; nullptr: there is no
+  /// other. Empty: none was given. Without batches of the user's it is the step's own, once, and
+  /// the surface lies at the parameters before the update.
   std::function<std::unique_ptr<LossSurface>()> batch_surface;
   /// Weights after minus weights before, flat as in LossSurface; undefined where some are not
   /// known: at a first step, or where layers that train are not selected.
