@@ -128,27 +128,7 @@ int main(int argc, char** argv) try {
   torch::optim::AdamW optimizer(model->parameters(),
                                 torch::optim::AdamWOptions(0).betas({0.9, 0.99}).weight_decay(0.1));
 
-  tycho::Session session(*model, optimizer,
-                         tycho::SessionOptions(arguments.run)
-                             .every("preconditioned_sharpness", 200)
-                             .every("critical_sharpness", 50));  // Tycho 1
-  // Curvature is that of a loss on windows that stay the same.
-  const auto probe_start =
-      torch::linspace(0, static_cast<double>(symbols.size(0) - kContext - 1), kBatch)
-          .to(torch::kInt64)
-          .unsqueeze(1);
-  const auto probe = symbols.index({probe_start + torch::arange(kContext + 1)});
-  const auto logits_of = [&](const torch::Tensor& window) {
-    return model->forward(window.narrow(1, 0, kContext));
-  };
-  const auto loss_of = [&](const torch::Tensor& logits, const torch::Tensor& window) {
-    return torch::cross_entropy_loss(logits.flatten(0, 1), window.narrow(1, 1, kContext).flatten());
-  };
-  tycho::ProbeLoss probe_loss;
-  probe_loss.output = [&](int64_t) { return logits_of(probe); };
-  probe_loss.loss = [&](const torch::Tensor& logits, int64_t) { return loss_of(logits, probe); };
-  probe_loss.examples = kBatch;
-  session.set_probe_loss(probe_loss);
+  tycho::Session session(*model, optimizer, tycho::SessionOptions(arguments.run));  // Tycho 1
 
   for (int64_t step = 0; step < arguments.steps; ++step) {
     static_cast<torch::optim::AdamWOptions&>(optimizer.param_groups()[0].options())
@@ -156,7 +136,9 @@ int main(int argc, char** argv) try {
     const auto start = torch::randint(symbols.size(0) - kContext, {kBatch, 1}, torch::kInt64);
     const auto window = symbols.index({start + torch::arange(kContext + 1)});
     optimizer.zero_grad();
-    auto loss = loss_of(logits_of(window), window);
+    const auto logits = model->forward(window.narrow(1, 0, kContext));
+    auto loss =
+        torch::cross_entropy_loss(logits.flatten(0, 1), window.narrow(1, 1, kContext).flatten());
     loss.backward();
     nn::utils::clip_grad_norm_(model->parameters(), 1.0);
     optimizer.step();

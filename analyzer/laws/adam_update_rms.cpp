@@ -18,8 +18,10 @@ namespace tycho::analyzer {
 namespace {
 
 constexpr double kTolerance = 0.05;
-constexpr double kLowFlag = 0.9;              // of sqrt(k): oscillation
-constexpr double kHighFlag = 1.2;             // stale second moment
+constexpr double kLowFlag = 0.9;     // of sqrt(k): oscillation
+constexpr double kHighFlag = 1.2;    // stale second moment
+constexpr double kStale = 0.9;       // of |g|^2 over its average with Adam's memory: v lags behind
+constexpr double kStaleSlack = 0.8;  // of U^2, where it does: entries differ in how much
 constexpr double kLargestEpsilonShare = 0.1;  // of entries whose sqrt(v) is near epsilon
 
 const LawDescription& law() {
@@ -37,7 +39,7 @@ const LawDescription& law() {
       "Exact for independent stationary gradients; Wortsman et al. 2023, arXiv:2304.13013 on "
       "spikes",
       {"adam_update_rms", "epsilon_floor_share", "update_norm_sq", "weight_dot_update",
-       "weight_norm_sq"},
+       "weight_norm_sq", "grad_norm_sq"},
       {}};
   return description;
 }
@@ -53,8 +55,10 @@ class AdamUpdateRms : public Law {
     update_ = context.column("update_norm_sq", v1::SCOPE_PARAMETER);
     dot_ = context.column("weight_dot_update", v1::SCOPE_PARAMETER);
     weight_ = context.column("weight_norm_sq", v1::SCOPE_PARAMETER);
+    gradient_ = context.column("grad_norm_sq", v1::SCOPE_PARAMETER);
     const size_t count = static_cast<size_t>(context.model().parameter_size());
-    series_.resize(count, RecentHalf(2));
+    series_.resize(count, RecentHalf(4));
+    memory_.assign(count, Memory());
     settings_.resize(count);
     scope_.clear();
     elements_.clear();
@@ -73,6 +77,7 @@ class AdamUpdateRms : public Law {
       settings_ = settings_by_parameter(frame.optimizer(), settings_.size());
       seen_settings_ = true;
     }
+    remember(frame);
     const ColumnValues rms = frame.column(rms_);
     const ColumnValues update = frame.column(update_);
     if (!rms.present && !update.present) return;
@@ -95,7 +100,9 @@ class AdamUpdateRms : public Law {
                  (s.learning_rate * s.learning_rate * elements_[i]);
         if (s.amsgrad || !(s.learning_rate > 0)) continue;
       }
-      series_[i].add({square, std::isfinite(last_share_[i]) ? last_share_[i] : 0}, frame.step());
+      series_[i].add({square, std::isfinite(last_share_[i]) ? last_share_[i] : 0, memory_[i].now,
+                      memory_[i].average},
+                     frame.step());
     }
   }
 
@@ -130,6 +137,27 @@ class AdamUpdateRms : public Law {
   }
 
  private:
+  /// What the second moment remembers of |g|^2, from the steps at which that was observed.
+  struct Memory {
+    double now = 1;
+    double average = 1;
+    int64_t step = -1;  // -1: not observed
+  };
+
+  void remember(const Frame& frame) {
+    const ColumnValues gradient = frame.column(gradient_);
+    for (size_t i = 0; gradient.present && i < memory_.size(); ++i) {
+      if (!std::isfinite(gradient[i]) || !settings_[i].is_adam()) continue;
+      Memory& memory = memory_[i];
+      const double kept =
+          memory.step < 0 ? 0
+                          : std::pow(settings_[i].beta2, steps_between(memory.step, frame.step()));
+      memory.now = gradient[i];
+      memory.average = kept * memory.average + (1 - kept) * gradient[i];
+      memory.step = frame.step();
+    }
+  }
+
   /// The moments have forgotten their start; the second one needs longer.
   static double first_step(const ParameterSettings& s) {
     return std::max(10 / (1 - s.beta1), 1 / (1 - s.beta2));
@@ -167,7 +195,10 @@ class AdamUpdateRms : public Law {
     const double low = floor * (1 - kTolerance);
     const double high = 1 + kTolerance;
     const bool inside = judge_band(square, low * low, high * high) == Verdict::kHolds;
-    const double low_flag = floor * kLowFlag;
+    // Gradients that become smaller leave a second moment that is too large for them.
+    const double lag = blocks.mean({0, 0, 1, 0}).value / blocks.mean({0, 0, 0, 1}).value;
+    const bool stale = lag < kStale;
+    const double low_flag = floor * kLowFlag * (stale ? std::sqrt(lag * kStaleSlack) : 1);
     // Entries on epsilon's floor hardly move: where their share is not known, a small U may be
     // theirs.
     const bool blind = finding.measured < floor && !std::isfinite(last_share_[i]);
@@ -176,6 +207,12 @@ class AdamUpdateRms : public Law {
     set_verdict(finding, inside    ? Verdict::kHolds
                          : outside ? Verdict::kViolated
                                    : Verdict::kUnderpowered);
+    if (stale && !inside && !outside && finding.measured < floor) {
+      finding.gate = fmt::format(
+          "the gradient shrinks faster than the second moment forgets: |g|^2 is {} of its average "
+          "over 1/(1-beta2) steps, and U smaller by as much",
+          format_number(lag));
+    }
     if (blind) {
       if (!inside)
         finding.gate = "U is small, and the share of entries on epsilon's floor is not known: " +
@@ -209,12 +246,14 @@ class AdamUpdateRms : public Law {
   ColumnIndex update_ = kNoColumn;
   ColumnIndex dot_ = kNoColumn;
   ColumnIndex weight_ = kNoColumn;
+  ColumnIndex gradient_ = kNoColumn;
   bool measured_ = false;
   std::vector<double> last_share_;  // on epsilon's floor; NaN: never measured
   std::vector<double> elements_;
   uint64_t settings_version_ = 0;
   bool seen_settings_ = false;
-  std::vector<RecentHalf> series_;
+  std::vector<RecentHalf> series_;  // U^2, share on the floor, |g|^2, its average
+  std::vector<Memory> memory_;
   std::vector<ParameterSettings> settings_;
   std::vector<std::string> scope_;
 };

@@ -74,6 +74,7 @@ TEST(SessionOptions, TheEnvironmentWins) {
   const Variable every("TYCHO_EVERY", "sharpness=100,noise=10");
   const Variable dimension("TYCHO_BATCH_DIM", "1");
   const Variable tags("TYCHO_TAGS", "a,b");
+  const Variable schedule("TYCHO_SCHEDULE", "fixed");
   const SessionOptions options =
       with_environment(SessionOptions("run").preset(Preset::full).every("noise", 5));
   EXPECT_EQ(options.preset(), Preset::economy);
@@ -82,17 +83,15 @@ TEST(SessionOptions, TheEnvironmentWins) {
   EXPECT_EQ(options.every().at("noise"), 10);
   EXPECT_EQ(options.batch_dim(), 1);
   EXPECT_EQ(options.tags().size(), 2U);
+  EXPECT_EQ(options.schedule(), Schedule::fixed);
+  EXPECT_EQ(option_texts(options).at("schedule"), "fixed");
 }
 
 TEST(SessionOptions, AWrongEnvironmentIsRefusedByName) {
-  const std::pair<const char*, const char*> cases[] = {{"TYCHO_PRESET", "everything"},
-                                                       {"TYCHO_OVERHEAD_BUDGET", "two"},
-                                                       {"TYCHO_EVERY", "noise"},
-                                                       {"TYCHO_BATCH_DIM", "1x"},
-                                                       {"TYCHO_LOSS_REDUCTION", "none"},
-                                                       {"TYCHO_DURABILITY", "yes"},
-                                                       {"TYCHO_SEED", "-1"},
-                                                       {"TYCHO_RESUME", ""}};
+  const std::pair<const char*, const char*> cases[] = {
+      {"TYCHO_PRESET", "everything"}, {"TYCHO_OVERHEAD_BUDGET", "two"}, {"TYCHO_EVERY", "noise"},
+      {"TYCHO_BATCH_DIM", "1x"},      {"TYCHO_LOSS_REDUCTION", "none"}, {"TYCHO_DURABILITY", "yes"},
+      {"TYCHO_SEED", "-1"},           {"TYCHO_SCHEDULE", "often"},      {"TYCHO_RESUME", ""}};
   for (const auto& [name, value] : cases) {
     const Variable variable(name, value);
     EXPECT_NE(error_of([] { with_environment(SessionOptions("run")); }).find(name),

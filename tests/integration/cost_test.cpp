@@ -5,7 +5,10 @@
 #include <tycho/tycho.h>
 
 #include <chrono>
+#include <filesystem>
+#include <map>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -141,6 +144,42 @@ TEST_F(CostTest, WhatTheTrainerWaitsForIsNotTychos) {
   expect_parts_of_the_whole(found);
   EXPECT_GE(found.training_seconds(), 0.1);
   EXPECT_LE(found.tycho_seconds(), found.training_seconds() - 0.1);
+}
+
+// A verdict must not depend on what else the machine did.
+TEST_F(CostTest, AFixedScheduleObservesTheSameStepsWhateverTheyTake) {
+  std::vector<std::map<std::string, std::vector<int64_t>>> steps;
+  for (const double slower : {0.0, 2e-3}) {
+    torch::manual_seed(1);
+    torch::optim::SGD optimizer(model_->parameters(), 0.01);
+    Session session(*model_, optimizer,
+                    SessionOptions(directory_).schedule(Schedule::fixed).exclusive(false));
+    for (int step = 0; step < 60; ++step) {
+      work(slower);
+      step_once(&optimizer, &session);
+    }
+    const std::string directory = session.directory();
+    session.close();
+    const RunContents run(directory);
+    std::filesystem::remove_all(directory);
+    auto& seen = steps.emplace_back();
+    for (const char* name : {"loss", "grad_norm_sq", "grad_noise_trace", "loss_change",
+                             "preconditioned_sharpness", "probe_loss", "batch_sharpness"}) {
+      if (!run.has(name)) continue;
+      for (const auto& [step, value] : run.values.at(name)) seen[name].push_back(step);
+    }
+  }
+  EXPECT_EQ(steps[0], steps[1]);
+  EXPECT_EQ(steps[0]["loss"].size(), 60U);
+  for (const char* name : {"grad_norm_sq", "grad_noise_trace", "loss_change",
+                           "preconditioned_sharpness", "probe_loss", "batch_sharpness"}) {
+    const std::vector<int64_t>& each = steps[0][name];
+    ASSERT_FALSE(each.empty()) << name;
+    EXPECT_LT(each.front(), 10) << name;
+    EXPECT_GT(each.back(), 50) << name;
+    EXPECT_GE(each.size(), 12U) << name;
+    EXPECT_LE(each.size(), 24U) << name << ": 12 per factor of ten";
+  }
 }
 
 }  // namespace

@@ -50,6 +50,19 @@ TEST(OutputLoss, CrossEntropyOverRowsPositionsAndTheLastDimension) {
   EXPECT_NEAR(language.curvature, 1.0 / 12, 1e-5);
 }
 
+TEST(OutputLoss, CrossEntropyThatIsNearlyZeroInSinglePrecision) {
+  for (const float margin : {5.0F, 9.0F, 11.0F, 13.0F}) {
+    const auto target = torch::randint(10, {128});
+    auto z = logits({128, 10}, at::kFloat) / 4;
+    z.scatter_(1, target.unsqueeze(1), margin);
+    const OutputLoss found =
+        identify_output_loss(z, [&](const at::Tensor& o) { return F::cross_entropy(o, target); });
+    ASSERT_EQ(found.kind, OutputLoss::kCrossEntropy) << margin;
+    EXPECT_EQ(found.classes, 10);
+    EXPECT_NEAR(found.curvature, 1.0 / 128, 1e-4 / 128) << margin;
+  }
+}
+
 TEST(OutputLoss, IgnoredRowsDoNotCount) {
   auto target = torch::randint(5, {7});
   target[2] = -100;

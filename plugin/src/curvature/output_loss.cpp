@@ -52,7 +52,8 @@ bool is_squared_error(const Point& here, const Point& near, double tolerance, Ou
   return true;
 }
 
-bool is_cross_entropy(const Point& here, int64_t classes_at, double tolerance, OutputLoss* found) {
+bool is_cross_entropy(const Point& here, int64_t classes_at, double tolerance, double epsilon,
+                      OutputLoss* found) {
   const int64_t classes = here.output.size(classes_at);
   if (classes < 2) return false;
   const at::Tensor z = here.output.movedim(classes_at, -1).reshape({-1, classes});
@@ -70,7 +71,9 @@ bool is_cross_entropy(const Point& here, int64_t classes_at, double tolerance, O
   const at::Tensor one_hot = at::zeros_like(p).scatter_(1, target, 1.0);
   if (!(largest(p - gradient / curvature - one_hot) <= tolerance)) return false;
   const double value = -curvature * logarithm.gather(1, target).sum().item<double>();
-  if (!(std::abs(here.value - value) <= tolerance * std::abs(here.value))) return false;
+  // The logarithm of a probability near 1 is no more exact than the 1.
+  const double rounding = 8 * epsilon * curvature * static_cast<double>(counted.numel());
+  if (!(std::abs(here.value - value) <= tolerance * std::abs(here.value) + rounding)) return false;
   found->kind = OutputLoss::kCrossEntropy;
   found->value = here.value;
   found->curvature = curvature;
@@ -92,10 +95,13 @@ OutputLoss identify_output_loss(const at::Tensor& output,
   const double tolerance = output.scalar_type() == at::kDouble  ? 1e-6
                            : output.scalar_type() == at::kFloat ? 1e-3
                                                                 : 3e-2;
+  const double epsilon = output.scalar_type() == at::kDouble  ? 1.1e-16
+                         : output.scalar_type() == at::kFloat ? 6e-8
+                                                              : 4e-3;
   const Point here = evaluate_at(output, loss);
   if (output.dim() >= 2) {
-    if (is_cross_entropy(here, 1, tolerance, &found)) return found;
-    if (output.dim() > 2 && is_cross_entropy(here, output.dim() - 1, tolerance, &found)) {
+    if (is_cross_entropy(here, 1, tolerance, epsilon, &found)) return found;
+    if (output.dim() > 2 && is_cross_entropy(here, output.dim() - 1, tolerance, epsilon, &found)) {
       return found;
     }
   }
