@@ -21,6 +21,8 @@ constexpr double kLazyResidual = 0.1;
 constexpr double kLazyDistance = 0.05;
 constexpr double kLeastFall = 0.1;  // of the loss, for something to have been learned
 constexpr size_t kFewest = 3;       // observations
+constexpr double kSeen = 0.8;       // of the fall of the loss, since the first observation
+constexpr double kStartSteps = 3;   // whose mean loss is that of the start
 
 const LawDescription& law() {
   static const LawDescription description = {
@@ -36,7 +38,8 @@ const LawDescription& law() {
       "maximal-update parametrization. Rich: laws on features apply, and the initial kernel says "
       "nothing about what is learned",
       "Chizat, Oyallon and Bach 2019, arXiv:1812.07956; Fort et al. 2020, arXiv:2010.15110",
-      {"kernel_distance", "linearization_residual", "feature_change_relative", "probe_loss"},
+      {"kernel_distance", "linearization_residual", "feature_change_relative", "probe_loss",
+       "loss"},
       {"Between the two limits there is no sharp border: the numbers matter more than the label.",
        "The first observation counts as initialization: of a run that is resumed it is not."}};
   return description;
@@ -52,6 +55,7 @@ class LearningRegime : public Law {
     residual_ = context.column("linearization_residual", v1::SCOPE_RUN);
     change_ = context.column("feature_change_relative", v1::SCOPE_LAYER);
     probe_loss_ = context.column("probe_loss", v1::SCOPE_RUN);
+    loss_ = context.column("loss", v1::SCOPE_RUN);
     scope_.clear();
     for (const v1::Layer& layer : context.model().layer())
       scope_.push_back(context.scope_name(v1::SCOPE_LAYER, layer.id()));
@@ -60,6 +64,7 @@ class LearningRegime : public Law {
   void observe(const Frame& frame) override {
     const double loss = frame.column(probe_loss_)[0];
     if (std::isfinite(loss)) last_loss_ = loss;
+    take_start(frame);
     if (const ColumnValues change = frame.column(change_); change.present)
       last_change_.assign(change.value, change.value + change.size);
     const double distance = frame.column(distance_)[0];
@@ -105,13 +110,34 @@ class LearningRegime : public Law {
   }
 
  private:
+  /// The loss of the first steps, of batches where that is what was recorded.
+  void take_start(const Frame& frame) {
+    const double batch = frame.column(loss_)[0];
+    const double loss = std::isfinite(batch) ? batch : frame.column(probe_loss_)[0];
+    if (starts_ >= kStartSteps || !std::isfinite(loss)) return;
+    start_loss_ = (start_loss_ * starts_ + loss) / (starts_ + 1);
+    ++starts_;
+  }
+
+  /// The reference came when much had been learned: near it a network is linear in any regime.
+  bool late() const {
+    if (starts_ == 0 || !(start_loss_ > loss_then_)) return false;
+    return (first_loss_ - loss_then_) / (start_loss_ - loss_then_) < kSeen;
+  }
+
   void label(Finding* finding) const {
     const bool same_kernel = last_distance_ < kLazyDistance;
     const bool linear = last_residual_ < kLazyResidual;
     const std::string numbers =
         fmt::format("kernel distance {}, linearization residual {}{}",
                     format_number(last_distance_), format_number(last_residual_), most_changed());
-    if (same_kernel && linear) {
+    if ((same_kernel || linear) && late()) {
+      set_verdict(*finding, Verdict::kUnderpowered);
+      finding->gate = fmt::format(
+          "the kernel was first observed at step {}, when the loss had fallen from {} to {}: {} "
+          "since then",
+          first_step_, format_number(start_loss_), format_number(first_loss_), numbers);
+    } else if (same_kernel && linear) {
       set_verdict(*finding, Verdict::kHolds);
       finding->importance = 0.55;
       finding->gate = "lazy: " + numbers;
@@ -146,6 +172,9 @@ class LearningRegime : public Law {
   }
 
   const RunContext* context_ = nullptr;
+  ColumnIndex loss_ = kNoColumn;
+  double start_loss_ = 0;
+  double starts_ = 0;  // steps it is the mean of
   ColumnIndex distance_ = kNoColumn;
   ColumnIndex residual_ = kNoColumn;
   ColumnIndex change_ = kNoColumn;

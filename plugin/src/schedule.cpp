@@ -13,6 +13,9 @@ constexpr double kFixedPart = 0.5;  // of the budget, that fixed intervals may t
 constexpr double kBeyondPart = 0.25;
 // The first observation ranks as if it cost this part: it tells more than any further one.
 constexpr double kFirstObservation = 0.125;
+constexpr uint64_t kWarmingUp = 2;  // steps behind the first
+// Steps that an observation of a probe is taken to cost, once there was one, that is not expensive.
+constexpr double kCheap = 1;
 // Steps before one that had no value is tried again, doubled this often at most.
 constexpr int64_t kFirstRest = 16;
 constexpr int kMostRests = 40;
@@ -31,8 +34,8 @@ double RecentMedian::median() const {
   const size_t size = std::min(count_, kWindow);
   if (size == 0) return 0;
   std::array<double, kWindow> sorted = values_;
-  std::nth_element(sorted.begin(), sorted.begin() + size / 2, sorted.begin() + size);
-  return sorted[size / 2];
+  std::nth_element(sorted.begin(), sorted.begin() + (size - 1) / 2, sorted.begin() + size);
+  return sorted[(size - 1) / 2];
 }
 
 size_t Scheduler::add(ProbeSchedule schedule) {
@@ -99,8 +102,9 @@ void Scheduler::due_by_budget(int64_t step, std::vector<Due>* due) const {
   for (size_t i = 0; i < probes_.size(); ++i) {
     const Entry& entry = probes_[i];
     if (!open(i) || !behind(entry, step)) continue;
-    const double first = entry.observations == 0 ? kFirstObservation : 1;
-    queue.emplace_back(first * cost_of(entry) / entry.schedule.per_decade, i);
+    const bool first = entry.observations == 0;
+    const double part = first && entry.schedule.is_reference ? 0 : first ? kFirstObservation : 1;
+    queue.emplace_back(part * cost_of(entry) / entry.schedule.per_decade, i);
   }
   std::sort(queue.begin(), queue.end());
   bool saving = false;
@@ -143,7 +147,8 @@ void Scheduler::step_took(double outside, Hooks hooks, double in_hooks) {
   ++steps_;
   if (hooks == Hooks::kNone) bare_.add(outside);
   hooked_in_a_row_ = hooks == Hooks::kNone ? 0 : hooked_in_a_row_ + 1;
-  if (hooks != Hooks::kNone) {
+  // The first steps of a run compile and warm up what they use.
+  if (hooks != Hooks::kNone && steps_ > kWarmingUp) {
     Hooked& alike = hooked_[static_cast<size_t>(hooks)];
     ++alike.waiting;
     alike.outside.add(outside - in_hooks);
@@ -191,21 +196,20 @@ void Scheduler::observed(size_t probe, double seconds) {
   } else if (entry.last_beyond) {
     beyond_spent_ += seconds;
   }
-  // The first observations are slower than the rest: forget them. One that is expensive proves
-  // what it rests on, too.
-  double expected = seconds;
-  if (entry.schedule.expected_steps > 0 && steps_ > 0) {
-    expected = std::min(seconds, entry.schedule.expected_steps * bare_step());
-  }
-  entry.cost = entry.measured ? 0.7 * entry.cost + 0.3 * seconds : expected;
-  entry.measured = true;
+  // The first observations are slower than the rest: forget them.
+  entry.cost = entry.measured > 1 ? 0.7 * entry.cost + 0.3 * seconds : seconds;
+  ++entry.measured;
   plan();
 }
 
 double Scheduler::cost_of(const Entry& entry) const {
-  if (entry.measured || entry.schedule.expected_steps == 0) return entry.cost;
-  if (steps_ == 0) return std::numeric_limits<double>::infinity();
-  return entry.schedule.expected_steps * bare_step();
+  const double expected = entry.schedule.expected_steps;
+  if (entry.measured > 1 || (entry.measured == 0 && expected == 0)) return entry.cost;
+  if (steps_ == 0) {
+    return entry.measured > 0 ? entry.cost : std::numeric_limits<double>::infinity();
+  }
+  const double likely = std::max(expected, kCheap) * bare_step();
+  return entry.measured > 0 ? std::min(entry.cost, likely) : likely;
 }
 
 double Scheduler::bare_step() const {
@@ -226,28 +230,28 @@ void Scheduler::plan() {
   const double step = bare_step();
   const double share = share_now();
   double allowed = share * step;
-  std::vector<Entry*> open;
+  std::vector<std::pair<double, Entry*>> open;
   for (Entry& entry : probes_) {
     if (entry.disabled) continue;
-    if (!entry.measured) entry.cost = cost_of(entry);
-    if (entry.schedule.every) allowed -= entry.cost / static_cast<double>(*entry.schedule.every);
-    if (entry.free()) open.push_back(&entry);
+    if (entry.schedule.every) {
+      allowed -= cost_of(entry) / static_cast<double>(*entry.schedule.every);
+    }
+    if (entry.free()) open.emplace_back(cost_of(entry), &entry);
   }
   allowed = std::max(allowed, (1 - kFixedPart) * share * step);
   // Cheap ones first: what they leave of their shares is divided among the rest.
   std::sort(open.begin(), open.end(),
-            [](const Entry* a, const Entry* b) { return a->cost < b->cost; });
+            [](const auto& one, const auto& other) { return one.first < other.first; });
   size_t sharing = open.size();
   double left = allowed;
   constexpr int64_t kLongest = int64_t{1} << 40;
-  for (Entry* entry : open) {
+  for (const auto& [cost, entry] : open) {
     const double mine = left / static_cast<double>(sharing--);
     entry->interval = 1;
-    while (entry->interval < kLongest &&
-           !(entry->cost <= mine * static_cast<double>(entry->interval))) {
+    while (entry->interval < kLongest && !(cost <= mine * static_cast<double>(entry->interval))) {
       entry->interval *= 2;
     }
-    left -= entry->cost / static_cast<double>(entry->interval);
+    left -= cost / static_cast<double>(entry->interval);
   }
 }
 

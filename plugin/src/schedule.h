@@ -18,13 +18,15 @@ struct ProbeSchedule {
   double expected_steps = 0;
   /// Observations per factor of ten of steps that come before all further ones.
   double per_decade = 12;
+  /// Its first observation is what later ones are compared with: it comes before everything else.
+  bool is_reference = false;
   /// Also observed whenever another probe is, or one that evaluates the probe loss: what others
   /// are read against.
   enum class Accompanies { kNone, kProbeLoss, kAll } accompanies = Accompanies::kNone;
   bool evaluates_probe_loss = false;
 };
 
-/// Median of the last observations.
+/// Median of the last observations, the lower one of an even number.
 class RecentMedian {
  public:
   void add(double value);
@@ -103,8 +105,8 @@ class Scheduler {
   struct Entry {
     ProbeSchedule schedule;
     bool free() const { return !schedule.every && !schedule.log_spaced; }
-    double cost = 0;
-    bool measured = false;
+    double cost = 0;       // as measured
+    int64_t measured = 0;  // times
     bool disabled = false;
     int64_t interval = 1;
     uint64_t observations = 0;
@@ -120,7 +122,8 @@ class Scheduler {
   bool comparable() const { return bare_.count() >= kBareSteps; }
   /// Whether what is due by the budget only is left out, to have a bare step to compare with.
   bool wants_bare() const;
-  /// Measured, or expected.
+  /// Measured, or expected. What the first observation cost says little: it also proves what it
+  /// rests on, and warms up kernels and caches.
   double cost_of(const Entry& entry) const;
   /// Whether the last observations had no value, and it is too early to try again.
   bool rests(const Entry& entry, int64_t step) const;

@@ -150,8 +150,10 @@ TEST(Scheduler, ChargesTimeInHooksAtOnceAndTheRestWhenThereAreBareSteps) {
   const auto hooked = [&] {
     scheduler.step_took(kBare + kInHooks + kBeyond, Scheduler::Hooks::kOperators, kInHooks);
   };
+  // What the first steps take says nothing of those that follow.
+  for (int i = 0; i < 2; ++i) scheduler.step_took(kBare + 1, Scheduler::Hooks::kOperators, 1);
   for (int i = 0; i < 10; ++i) hooked();
-  EXPECT_NEAR(scheduler.bare_seconds(), 10 * (kBare + kBeyond), 1e-12);
+  EXPECT_NEAR(scheduler.bare_seconds(), 12 * kBare + 10 * kBeyond, 1e-12);
   EXPECT_EQ(scheduler.slowdown_seconds(), 0);
   EXPECT_FALSE(scheduler.slowdown_known());
   for (int i = 0; i < 5; ++i) scheduler.step_took(kBare);
@@ -160,7 +162,7 @@ TEST(Scheduler, ChargesTimeInHooksAtOnceAndTheRestWhenThereAreBareSteps) {
   hooked();
   EXPECT_NEAR(scheduler.slowdown_seconds(), 11 * kBeyond, 1e-12);
   EXPECT_NEAR(scheduler.last_slowdown(), kBeyond, 1e-12);
-  EXPECT_NEAR(scheduler.bare_seconds(), 16 * kBare, 1e-12);
+  EXPECT_NEAR(scheduler.bare_seconds(), 18 * kBare, 1e-12);
 }
 
 TEST(Scheduler, ABudgetThatAllowsEveryStepStillLeavesBareOnesToCompareWith) {
@@ -285,6 +287,28 @@ TEST(Scheduler, WhatHasNoValueIsTriedEverMoreRarely) {
   ASSERT_GE(tried.size(), 6U);
   for (size_t i = 2; i < tried.size(); ++i) {
     EXPECT_GE(tried[i] - tried[i - 1], 2 * (tried[i - 1] - tried[i - 2]) - 2);
+  }
+}
+
+TEST(Scheduler, AnExpensiveFirstObservationDoesNotKeepAProbeFromItsSecond) {
+  for (const double expected : {0.0, 4.0}) {
+    Scheduler scheduler(0.02);
+    ProbeSchedule schedule;
+    schedule.expected_steps = expected;
+    scheduler.add(schedule);
+    int64_t observations = 0;
+    std::vector<size_t> due;
+    for (int64_t step = 0; step < 20000; ++step) {
+      scheduler.due(step, step == 0, &due);
+      scheduler.take(step, due);
+      for (const size_t probe : due) {
+        const double cost = observations++ == 0 ? 0.1 : 0.5e-3;  // 100 steps, then half a step
+        scheduler.observed(probe, cost);
+        scheduler.spent(cost);
+      }
+      scheduler.step_took(1e-3);
+    }
+    EXPECT_GE(observations, 100) << expected;
   }
 }
 

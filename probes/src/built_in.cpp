@@ -30,7 +30,7 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_linear_modes_probe(), Tier::kBudgeted, 2});
   probes.push_back({make_features_probe(), Tier::kBudgeted, 3, 4});
   probes.push_back({make_representation_probe(), Tier::kFull, 3});
-  probes.push_back({make_tangent_kernel_probe(), Tier::kBudgeted, 15, 4});
+  probes.push_back({make_tangent_kernel_probe(), Tier::kBudgeted, 8, 4});
   probes.push_back({make_feature_ansatz_probe(), Tier::kBudgeted, 20, 6});
   probes.push_back({make_neural_collapse_probe(), Tier::kBudgeted, 3});
   probes.push_back({make_attention_probe(), Tier::kFull, 3});

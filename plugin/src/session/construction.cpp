@@ -162,8 +162,11 @@ void Session::Impl::add(std::unique_ptr<Probe> probe, ProbeSchedule schedule) {
   entry.name = probe->name();
   entry.needs = probe->needs();
   entry.needs.previous_weights = entry.needs.previous_weights || entry.needs.update;
-  schedule.evaluates_probe_loss = UserLosses::evaluates_probe(entry.needs);
   std::vector<v1::StatisticDefinition> definitions = probe->statistics();
+  schedule.is_reference = std::any_of(definitions.begin(), definitions.end(), [](const auto& each) {
+    return each.since_first_observation();
+  });
+  schedule.evaluates_probe_loss = UserLosses::evaluates_probe(entry.needs);
   for (const ProbeEntry& other : probes) {
     if (other.name == entry.name) {
       throw OptionError(fmt::format("tycho: there is a probe \"{}\" already", entry.name));
