@@ -95,11 +95,16 @@ std::string BatchRegime::describe() const {
 bool BatchRegime::excuse(Finding& finding, const std::string& why) const {
   const Kind is = kind();
   if (is == Kind::kLarge || is == Kind::kFull) return false;
-  set_not_applicable(finding, is == Kind::kSmall ? describe() + "; " + why : describe());
-  if (is == Kind::kUnknown) {
-    set_verdict(finding,
-                noise_.observations() == 0 ? Verdict::kNotMeasured : Verdict::kUnderpowered);
+  if (is == Kind::kUnknown && noise_.observations() > 0) {
+    // What was measured stands; only what it means depends on the batch.
+    finding.gate = describe();
+    finding.advice.clear();
+    finding.p_value = kUnknown;
+    set_verdict(finding, Verdict::kUnderpowered);
+    return true;
   }
+  set_not_applicable(finding, is == Kind::kSmall ? describe() + "; " + why : describe());
+  if (is == Kind::kUnknown) set_verdict(finding, Verdict::kNotMeasured);
   return true;
 }
 

@@ -71,8 +71,9 @@ bool is_cross_entropy(const Point& here, int64_t classes_at, double tolerance, d
   const at::Tensor one_hot = at::zeros_like(p).scatter_(1, target, 1.0);
   if (!(largest(p - gradient / curvature - one_hot) <= tolerance)) return false;
   const double value = -curvature * logarithm.gather(1, target).sum().item<double>();
-  // The logarithm of a probability near 1 is no more exact than the 1.
-  const double rounding = 8 * epsilon * curvature * static_cast<double>(counted.numel());
+  // Where it is nearly 0 the loss is a difference of logits, and rounds as they do.
+  const double rounding =
+      8 * epsilon * curvature * static_cast<double>(counted.numel()) * (1 + largest(here.output));
   if (!(std::abs(here.value - value) <= tolerance * std::abs(here.value) + rounding)) return false;
   found->kind = OutputLoss::kCrossEntropy;
   found->value = here.value;

@@ -17,9 +17,9 @@
 namespace tycho {
 namespace {
 
-// Steps that make the probe loss: as many as have kExamples together, at most kMostChunks. Each
-// chunk costs what a pass over a small network costs whatever the batch.
-constexpr int64_t kExamples = 128;
+// Steps that make the probe loss: as many as have this many examples, or labels, together, at most
+// kMostChunks. Each chunk costs what a pass over a small network costs whatever the batch.
+constexpr int64_t kTerms = 128;
 constexpr size_t kMostChunks = 4;
 // Steps without a tape through no fault of the loss, after which none is waited for.
 constexpr int kMostAttempts = 3;
@@ -153,10 +153,10 @@ void TapeLosses::end_step(const Step& step) {
 
 void TapeLosses::collect(Tape tape, int64_t examples) {
   bytes_ += tape->bytes();
+  terms_ += std::max(examples, tape->labels().defined() ? tape->labels().numel() : 0);
   chunks_.push_back(std::move(tape));
   examples_.push_back(examples);
-  const auto all = std::accumulate(examples_.begin(), examples_.end(), int64_t{0});
-  if (all >= kExamples || chunks_.size() == kMostChunks) offer_probe_loss();
+  if (terms_ >= kTerms || chunks_.size() == kMostChunks) offer_probe_loss();
 }
 
 void TapeLosses::offer_probe_loss() {

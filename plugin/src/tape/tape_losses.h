@@ -77,6 +77,7 @@ class TapeLosses {
   std::unordered_set<const c10::TensorImpl*> copied_at_once_;
   std::vector<Tape> chunks_;
   std::vector<int64_t> examples_;
+  int64_t terms_ = 0;  // examples, or labels where there are more
   int64_t bytes_ = 0;
   int attempts_ = 0;
   bool collected_ = false;
