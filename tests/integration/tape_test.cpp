@@ -7,6 +7,7 @@
 #include <cmath>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -197,6 +198,64 @@ TEST_F(TapeSession, SeveralBackwardPassesAreNotOneLoss) {
   EXPECT_NE(run.events.at("tape_refused").message().find("several backward passes"),
             std::string::npos);
   EXPECT_FALSE(run.has("sharpness"));
+}
+
+// The loss of a step is the sum of its parts', whether given as a number or a tensor.
+TEST_F(TapeSession, MicrobatchesAreOneLoss) {
+  const auto part_of = [](nn::Sequential& model, int step, int part) {
+    return cross_entropy(model, 3 * step + part) / 3;
+  };
+  const auto accuracy = [](nn::Sequential& model) {
+    return model->forward(torch::ones({2, 3}, at::kDouble)).gt(0).to(at::kDouble).mean();
+  };
+  std::vector<std::map<std::string, double>> found;
+  for (const bool given : {false, true}) {
+    for (const bool as_number : {true, false}) {
+      auto model = network();
+      torch::optim::SGD optimizer(model->parameters(), 0.1);
+      std::filesystem::remove_all(directory_);
+      {
+        Session session(*model, optimizer, every_step(directory_).tape(!given));
+        ProbeLoss probe;
+        probe.weights = std::vector<double>(kChunks, 1.0 / kChunks);
+        probe.loss = [&](const at::Tensor&, int64_t chunk) {
+          at::Tensor sum;
+          for (int part = 0; part < 3; ++part) {
+            const auto each = part_of(model, static_cast<int>(chunk), part);
+            sum = sum.defined() ? sum + each : each;
+          }
+          return sum;
+        };
+        if (given) session.set_probe_loss(probe);
+        for (int step = 0; step < 8; ++step) {
+          optimizer.zero_grad();
+          at::Tensor total = torch::zeros({}, at::kDouble);
+          for (int part = 0; part < 3; ++part) {
+            const auto loss = part_of(model, step, part);
+            loss.backward();
+            total = total + loss.detach();
+          }
+          (void)accuracy(model);  // a scalar that is no part of the loss
+          optimizer.step();
+          if (as_number) {
+            session.step(total.item<double>(), 24);
+          } else {
+            session.step(total, 24);
+          }
+        }
+      }
+      const RunContents run(directory_);
+      EXPECT_EQ(run.events.count("tape_refused"), 0u);
+      ASSERT_TRUE(run.has("sharpness"));
+      found.push_back(
+          {{"sharpness", run.at("sharpness", 7)}, {"trace", run.at("hessian_trace", 7)}});
+    }
+  }
+  for (size_t i = 1; i < found.size(); ++i) {
+    for (const auto& [name, value] : found[0]) {
+      EXPECT_NEAR(found[i].at(name), value, 1e-9 * std::abs(value)) << name << " " << i;
+    }
+  }
 }
 
 TEST_F(TapeSession, ABatchThatIsTooLargeIsSaid) {

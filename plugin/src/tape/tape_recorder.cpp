@@ -8,6 +8,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "error_text.h"
@@ -30,6 +31,13 @@ const c10::StorageImpl* memory_of(const at::Tensor& tensor) {
 bool same_bytes(const at::Tensor& one, const at::Tensor& other) {
   return one.defined() && one.nbytes() == other.nbytes() &&
          std::memcmp(one.data_ptr(), other.data_ptr(), one.nbytes()) == 0;
+}
+
+/// Whether a call returns what it is given, with or without its graph.
+bool passes_on(const Call& call) {
+  if (!call.operation) return false;
+  const std::string& name = call.operation->operator_name().name;
+  return name == "aten::detach" || name == "aten::clone" || name == "aten::to";
 }
 
 /// All tensors of an argument.
@@ -67,6 +75,7 @@ void TapeRecorder::refuse(std::string why) {
 ValueId TapeRecorder::add(Value value, const at::Tensor& seen_as) {
   const auto id = static_cast<ValueId>(values_.size());
   values_.push_back(std::move(value));
+  has_gradient_.push_back(seen_as.requires_grad());
   numbers_[seen_as.unsafeGetTensorImpl()] = id;
   tensors_.emplace_back(seen_as.getIntrusivePtr());
   const c10::StorageImpl* memory = memory_of(seen_as);
@@ -268,7 +277,46 @@ void TapeRecorder::writes(const c10::IValue& target) {
   }
 }
 
-std::optional<ValueId> TapeRecorder::root_of(const at::Tensor& loss, double value) const {
+std::optional<ValueId> TapeRecorder::sum_of_ends(double value) {
+  std::vector<bool> used(values_.size());
+  for (const Call& call : calls_) {
+    const bool counts =
+        std::any_of(call.results.begin(), call.results.end(),
+                    [&](const auto& result) { return result && has_gradient_[*result]; });
+    for (const Argument& argument : call.arguments) {
+      if (const auto* one = std::get_if<ValueId>(&argument); one && counts) used[*one] = true;
+      const auto* list = std::get_if<TensorList>(&argument);
+      for (size_t i = 0; list != nullptr && counts && i < list->values.size(); ++i) {
+        if (list->values[i]) used[*list->values[i]] = true;
+      }
+    }
+  }
+  std::vector<ValueId> ends;
+  double sum = 0;
+  for (const auto& [id, number] : scalars_) {
+    if (!has_gradient_[id] || used[id]) continue;
+    ends.push_back(id);
+    sum += number.item<double>();
+  }
+  constexpr double kRounding = 1e-6;
+  if (ends.size() < 2 || !(std::abs(sum - value) <= kRounding * std::abs(value))) {
+    return std::nullopt;
+  }
+  const auto add_operator = c10::Dispatcher::singleton().findSchemaOrThrow("aten::add", "Tensor");
+  ValueId total = ends[0];
+  for (size_t i = 1; i < ends.size(); ++i) {
+    Call call;
+    call.operation = add_operator;
+    call.arguments = {Argument(total), Argument(ends[i]), Argument(c10::IValue(1))};
+    total = static_cast<ValueId>(values_.size());
+    values_.emplace_back();
+    call.results.emplace_back(total);
+    calls_.push_back(std::move(call));
+  }
+  return total;
+}
+
+std::optional<ValueId> TapeRecorder::root_of(const at::Tensor& loss, double value) {
   ValueId root = kNoValue;
   if (loss.defined()) {
     const auto found = numbers_.find(loss.unsafeGetTensorImpl());
@@ -280,14 +328,14 @@ std::optional<ValueId> TapeRecorder::root_of(const at::Tensor& loss, double valu
   for (auto scalar = scalars_.rbegin(); root == kNoValue && scalar != scalars_.rend(); ++scalar) {
     if (scalar->second.item<double>() == value) root = scalar->first;
   }
-  if (root == kNoValue) return std::nullopt;
+  if (root == kNoValue) return sum_of_ends(value);
   // What was detached for the record is not what was minimised.
   for (auto call = calls_.rbegin(); call != calls_.rend(); ++call) {
-    if (call->results.empty() || call->results[0] != root || !call->operation) continue;
-    const std::string& name = call->operation->operator_name().name;
-    if (name != "aten::detach" && name != "aten::clone" && name != "aten::to") continue;
+    if (call->results.empty() || call->results[0] != root || !passes_on(*call)) continue;
     if (const auto* from = std::get_if<ValueId>(&call->arguments[0])) root = *from;
   }
+  // The sum of microbatches' losses, kept for the record, has no gradient of its own.
+  if (!has_gradient_[root]) return sum_of_ends(value);
   return root;
 }
 

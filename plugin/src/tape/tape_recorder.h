@@ -38,7 +38,7 @@ class TapeRecorder : public OperatorListener {
   void set_paused(bool paused) { paused_ = paused; }
 
   /// Ends the recording. The loss is `loss`, or where that is not on the tape or not defined the
-  /// last scalar with this value.
+  /// last scalar with this value, or the sum of the losses of microbatches.
   Recording finish(const at::Tensor& loss, double value);
   /// Inputs that were written to after they were used: their next recording copies them when they
   /// are used. Only compared, never read.
@@ -64,9 +64,13 @@ class TapeRecorder : public OperatorListener {
   ValueId add(Value value, const at::Tensor& seen_as);
   ValueId add_view(ValueId base, const at::Tensor& tensor, const at::Tensor& of);
   void check_hidden_write();
-  std::optional<ValueId> root_of(const at::Tensor& loss, double value) const;
+  std::optional<ValueId> root_of(const at::Tensor& loss, double value);
+  /// The sum of the scalars that no other value is made of, provided it is this; they are what
+  /// several backward passes begin at.
+  std::optional<ValueId> sum_of_ends(double value);
 
   std::vector<Value> values_;
+  std::vector<bool> has_gradient_;  // by value
   std::vector<Call> calls_;
   std::unordered_map<const c10::TensorImpl*, ValueId> numbers_;
   // Addresses are not used again while these live.
