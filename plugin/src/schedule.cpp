@@ -82,13 +82,27 @@ void Scheduler::recorded(size_t probe, bool anything) {
   entry.barren = barren ? entry.barren + 1 : 0;
 }
 
-bool Scheduler::behind(const Entry& entry, int64_t step) const {
+double Scheduler::wanted(const Entry& entry, int64_t step) const {
   const auto since = static_cast<double>(first_step_ < 0 ? 0 : step - first_step_);
-  const double wanted = entry.schedule.per_decade * std::log10(1 + since);
-  if (static_cast<double>(entry.observations) >= wanted) return false;
+  return entry.schedule.per_decade * std::log10(1 + since);
+}
+
+bool Scheduler::behind(const Entry& entry, int64_t step) const {
+  if (static_cast<double>(entry.observations) >= wanted(entry, step)) return false;
   // One that catches up does so over a stretch of the run too.
+  const auto since = static_cast<double>(step - first_step_);
   const double distance = since * (std::log(10.0) / entry.schedule.per_decade) * kCatchingUp;
   return entry.observations == 0 || static_cast<double>(step - entry.last) >= distance;
+}
+
+double Scheduler::rank(const Entry& entry, int64_t step) const {
+  double part = 1;
+  if (entry.observations == 0) {
+    part = entry.schedule.is_reference ? 0 : kFirstObservation;
+  } else if (entry.schedule.per_decade < ProbeSchedule::kForAVerdict) {
+    part = static_cast<double>(entry.observations) / wanted(entry, step);
+  }
+  return part * cost_of(entry) / entry.schedule.per_decade;
 }
 
 void Scheduler::due_by_budget(int64_t step, std::vector<Due>* due) const {
@@ -102,9 +116,7 @@ void Scheduler::due_by_budget(int64_t step, std::vector<Due>* due) const {
   for (size_t i = 0; i < probes_.size(); ++i) {
     const Entry& entry = probes_[i];
     if (!open(i) || !behind(entry, step)) continue;
-    const bool first = entry.observations == 0;
-    const double part = first && entry.schedule.is_reference ? 0 : first ? kFirstObservation : 1;
-    queue.emplace_back(part * cost_of(entry) / entry.schedule.per_decade, i);
+    queue.emplace_back(rank(entry, step), i);
   }
   std::sort(queue.begin(), queue.end());
   bool saving = false;

@@ -16,8 +16,11 @@ struct ProbeSchedule {
   /// What the first observation may cost, in bare training steps. Above 0 a budget does not let it
   /// happen at the first step, but when that much is there to be spent.
   double expected_steps = 0;
-  /// Observations per factor of ten of steps that come before all further ones.
-  double per_decade = 12;
+  static constexpr double kForAVerdict = 12;
+  /// Observations per factor of ten of steps that come before all further ones. A verdict takes
+  /// kForAVerdict, and little can be said before there are that many; of a description the first
+  /// few tell most.
+  double per_decade = kForAVerdict;
   /// Its first observation is what later ones are compared with: it comes before everything else.
   bool is_reference = false;
   /// Also observed whenever another probe is, or one that evaluates the probe loss: what others
@@ -127,6 +130,11 @@ class Scheduler {
   double cost_of(const Entry& entry) const;
   /// Whether the last observations had no value, and it is too early to try again.
   bool rests(const Entry& entry, int64_t step) const;
+  /// Observations that it is to have by `step`.
+  double wanted(const Entry& entry, int64_t step) const;
+  /// Of those that are behind the lowest goes first: what an observation costs for each that is
+  /// needed, less where it tells more.
+  double rank(const Entry& entry, int64_t step) const;
   /// Whether it has fewer observations than it is to have by `step`, and the last is not just past.
   bool behind(const Entry& entry, int64_t step) const;
   enum class Due : char { kNot, kYes, kCannot };

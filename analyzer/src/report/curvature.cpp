@@ -1,7 +1,11 @@
 #include "curvature.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
+
+#include "text_layout.h"
 
 namespace tycho::analyzer {
 namespace {
@@ -47,6 +51,37 @@ Curvature curvature(const Report& report) {
     if (finding.law == "edge_of_stability") result.headroom = finding.advice;
   }
   return result;
+}
+
+std::vector<std::string> curvature_lines(const Curvature& seen) {
+  std::vector<std::string> lines;
+  if (std::isfinite(seen.sharpness)) {
+    std::string line = "sharpness for this optimizer " + short_number(seen.sharpness);
+    if (std::isfinite(seen.sharpness_error)) line += " +- " + short_number(seen.sharpness_error);
+    if (std::isfinite(seen.threshold)) {
+      line += fmt::format(", edge of stability at {} (ratio {})", short_number(seen.threshold),
+                          short_number(seen.sharpness / seen.threshold));
+    }
+    lines.push_back(line);
+  }
+  if (!seen.layer_share.empty()) {
+    constexpr size_t kMost = 5;
+    std::string shares;
+    for (size_t i = 0; i < seen.layer_share.size() && i < kMost; ++i) {
+      shares += fmt::format("{}{} {:.0f} %", i == 0 ? "" : ", ", seen.layer_share[i].first,
+                            100 * seen.layer_share[i].second);
+    }
+    lines.push_back("top eigenvector by layer: " + shares);
+  }
+  if (!seen.eigenvalues.empty()) {
+    constexpr size_t kMost = 12;
+    std::string list;
+    for (size_t i = 0; i < seen.eigenvalues.size() && i < kMost; ++i)
+      list += " " + short_number(seen.eigenvalues[i]);
+    if (seen.eigenvalues.size() > kMost) list += " ...";
+    lines.push_back("largest eigenvalues:" + list);
+  }
+  return lines;
 }
 
 std::string density_picture(const Spectrum& spectrum, size_t width) {

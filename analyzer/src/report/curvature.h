@@ -21,6 +21,10 @@ struct Curvature {
 
 Curvature curvature(const Report& report);
 
+/// One line each for the sharpness and the edge, the layers of its eigenvector, and the largest
+/// eigenvalues, of those that were measured.
+std::vector<std::string> curvature_lines(const Curvature& seen);
+
 /// The spectral density on `width` columns between its outermost nodes, as characters that stand
 /// for orders of magnitude; empty where it was not measured.
 std::string density_picture(const Spectrum& spectrum, size_t width);

@@ -219,6 +219,8 @@ std::string curvature_section(const Report& report) {
   if (!seen.any() && report.spectrum.node.empty()) return "";
   std::string out = "<section id=\"curvature\"><h2>Curvature</h2>\n";
   if (!seen.headroom.empty()) out += "<p>" + escape(seen.headroom) + "</p>\n";
+  if (const std::vector<std::string> lines = curvature_lines(seen); !lines.empty())
+    out += "<p class=\"muted\">As measured last:</p>\n" + list(lines);
   return out + "<div class=\"multiples wide\" id=\"curves\"></div></section>\n";
 }
 

@@ -167,8 +167,9 @@
     drawChart();
   }
   // Small charts of what is worth a first look; only of what was recorded.
-  var overview = ['loss', 'grad_norm_sq', 'weight_norm_sq', 'update_norm_sq', 'angular_update', 'noise_scale',
-    'activation_rms', 'activation_grad_rms', 'dead_fraction', 'adam_update_rms', 'learning_rate', 'sharpness'];
+  var overview = ['loss', 'probe_loss', 'learning_rate', 'grad_norm_sq', 'weight_norm_sq', 'update_norm_sq', 'angular_update',
+    'noise_scale', 'activation_rms', 'activation_grad_rms', 'dead_fraction', 'adam_update_rms', 'feature_change_relative',
+    'batch_sharpness', 'critical_sharpness', 'sharpness', 'probe_error'];
   function drawOverview() {
     var place = document.getElementById('multiples');
     overview.forEach(function (name) {

@@ -19,31 +19,8 @@ std::string curvature_section(const Report& report, size_t columns) {
   const Curvature seen = curvature(report);
   if (!seen.any() && report.spectrum.node.empty()) return "";
   std::string out = "\nCurvature, as measured last\n";
-  if (std::isfinite(seen.sharpness)) {
-    out += "  sharpness for this optimizer " + short_number(seen.sharpness);
-    if (std::isfinite(seen.sharpness_error)) out += " +- " + short_number(seen.sharpness_error);
-    if (std::isfinite(seen.threshold)) {
-      out += fmt::format(", edge of stability at {} (ratio {})", short_number(seen.threshold),
-                         short_number(seen.sharpness / seen.threshold));
-    }
-    out += "\n";
-  }
-  if (!seen.layer_share.empty()) {
-    constexpr size_t kMost = 5;
-    std::string shares;
-    for (size_t i = 0; i < seen.layer_share.size() && i < kMost; ++i) {
-      shares += fmt::format("{}{} {:.0f} %", i == 0 ? "" : ", ", seen.layer_share[i].first,
-                            100 * seen.layer_share[i].second);
-    }
-    out += "  " + wrap("top eigenvector by layer: " + shares, 4, columns) + "\n";
-  }
-  if (!seen.eigenvalues.empty()) {
-    constexpr size_t kMost = 12;
-    std::string list;
-    for (size_t i = 0; i < seen.eigenvalues.size() && i < kMost; ++i)
-      list += " " + short_number(seen.eigenvalues[i]);
-    if (seen.eigenvalues.size() > kMost) list += " ...";
-    out += "  " + wrap("largest eigenvalues:" + list, 4, columns) + "\n";
+  for (const std::string& line : curvature_lines(seen)) {
+    out += "  " + wrap(line, 4, columns) + "\n";
   }
   if (!report.spectrum.node.empty()) {
     const auto [low, high] =

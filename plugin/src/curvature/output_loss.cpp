@@ -67,7 +67,8 @@ bool is_cross_entropy(const Point& here, int64_t classes_at, double tolerance, d
   const double curvature =
       (gradient * p * others).sum().item<double>() / (p.square() * others).sum().item<double>();
   if (!(curvature > 0)) return false;
-  const at::Tensor target = std::get<1>(gradient.min(1)).unsqueeze(1);
+  // Gradients that are exactly 0 do not tell the target; that its probability is missing does.
+  const at::Tensor target = std::get<1>((gradient - curvature * p).min(1)).unsqueeze(1);
   const at::Tensor one_hot = at::zeros_like(p).scatter_(1, target, 1.0);
   if (!(largest(p - gradient / curvature - one_hot) <= tolerance)) return false;
   const double value = -curvature * logarithm.gather(1, target).sum().item<double>();
