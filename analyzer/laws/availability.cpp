@@ -64,6 +64,13 @@ const v1::StatisticDefinition* definition_of(const RunContext& context, const st
   return nullptr;
 }
 
+const v1::Event* event_of(const RunContext& context, std::string_view code) {
+  for (const v1::Event& event : context.events()) {
+    if (event.code() == code) return &event;
+  }
+  return nullptr;
+}
+
 /// What the session said about it; nullptr: nothing.
 const v1::Event* said_about(const RunContext& context, const v1::StatisticDefinition& definition) {
   const std::array<std::string, 8> codes = {definition.name() + "_not_observed",
@@ -84,10 +91,7 @@ const v1::Event* said_about(const RunContext& context, const v1::StatisticDefini
     if (found != nullptr) return found;
   }
   if (definition.probe() != "noise") return nullptr;
-  for (const v1::Event& event : context.events()) {
-    if (event.code() == "noise_needs_two_examples") return &event;
-  }
-  return nullptr;
+  return event_of(context, "noise_needs_two_examples");
 }
 
 std::string without_full_stop(std::string text) {
@@ -105,11 +109,10 @@ std::string why_not_recorded(const RunContext& context, const std::vector<std::s
   }
   const Loss loss = loss_of(definition != nullptr ? definition->name() : wanted);
   const bool has_probe_loss = context.recorded("probe_loss");
-  for (const v1::Event& event : context.events()) {
-    if (loss != Loss::kNone && loss != Loss::kBatch && event.code() == "probe_loss_failed")
-      return without_full_stop(event.message());
-    if (loss == Loss::kBatch && event.code() == "batch_loss_failed")
-      return without_full_stop(event.message());
+  if (loss != Loss::kNone) {
+    const v1::Event* failed =
+        event_of(context, loss == Loss::kBatch ? "batch_loss_failed" : "probe_loss_failed");
+    if (failed != nullptr) return without_full_stop(failed->message());
   }
   if (definition == nullptr) {
     std::string text = fmt::format(
@@ -121,8 +124,14 @@ std::string why_not_recorded(const RunContext& context, const std::vector<std::s
   }
   if (const v1::Event* event = said_about(context, *definition); event != nullptr)
     return without_full_stop(event->message());
-  if (loss != Loss::kNone && loss != Loss::kBatch && !has_probe_loss)
-    return fmt::format("{} needs {}", definition->name(), words_of(loss));
+  if (loss != Loss::kNone && loss != Loss::kBatch && !has_probe_loss) {
+    std::string text = fmt::format("{} needs {}", definition->name(), words_of(loss));
+    if (const v1::Event* refused = event_of(context, "tape_refused"); refused != nullptr) {
+      const std::string& message = refused->message();
+      text += ": " + message.substr(0, message.find(". "));
+    }
+    return text;
+  }
   if (context.recorded(definition->name()))
     return fmt::format("{} was recorded, but not where the law needs it", definition->name());
   const auto& options = context.run().options();
@@ -134,8 +143,9 @@ std::string why_not_recorded(const RunContext& context, const std::vector<std::s
                     "the statistic with SessionOptions::every(\"{}\", 50)",
                     definition->name(), budget->second, definition->name())
               : fmt::format("{} was not recorded at any observed step", definition->name());
-  if (loss == Loss::kBatch || loss == Loss::kFeatures || loss == Loss::kLabels ||
-      loss == Loss::kExamples)
+  const bool taped = event_of(context, "probe_loss_from_tape") != nullptr;
+  if (!taped && (loss == Loss::kBatch || loss == Loss::kFeatures || loss == Loss::kLabels ||
+                 loss == Loss::kExamples))
     text += fmt::format("; it needs {}", words_of(loss));
   return text;
 }

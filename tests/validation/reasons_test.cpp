@@ -103,6 +103,25 @@ TEST(ReasonsTest, WhatTheSessionSaidIsTheReason) {
   EXPECT_THAT(scale.gate, HasSubstr("aten::lstm takes a list of parameters"));
 }
 
+TEST(ReasonsTest, WhoseTapeServesIsNotAskedForALoss) {
+  Options taped;
+  taped.statistics = {"kernel_distance", "batch_sharpness"};
+  taped.events = {{"probe_loss_from_tape", "the probe loss is that of the first batch"}};
+  for (const char* law : {"learning_regime", "batch_sharpness"}) {
+    const Finding finding = find(simulate(taped), law, "run");
+    EXPECT_EQ(verdict(finding), "NOT_MEASURED") << law;
+    EXPECT_THAT(finding.gate, Not(HasSubstr("needs"))) << law;
+  }
+  Options refused;
+  refused.probe_loss = false;
+  refused.statistics = {"sharpness"};
+  refused.events = {
+      {"tape_refused", "the loss cannot be evaluated again: autocast. What needs it"}};
+  const Finding edge = find(simulate(refused), "edge_of_stability", "run");
+  EXPECT_THAT(edge.gate, HasSubstr("cannot be evaluated again: autocast"));
+  EXPECT_THAT(edge.gate, Not(HasSubstr("What needs it")));
+}
+
 // Of every law: no number where nothing was judged, and never NOT_APPLICABLE for want of
 // statistics.
 TEST(ReasonsTest, NoLawSpeaksOrExcusesItselfFalsely) {

@@ -209,7 +209,19 @@ std::vector<ProbeLossSurface::Parameter> Session::Impl::parameters_of_losses(
 }
 
 v1::RunDescription Session::Impl::run_description() const {
-  v1::RunDescription run;
+  auto run = std::make_unique<v1::RunDescription>();
+  try {
+    describe_run(run.get());
+  } catch (...) {
+    // A map that could not grow is not whole any more: protobuf would destroy what is not there.
+    (void)run.release();
+    throw;
+  }
+  return std::move(*run);
+}
+
+void Session::Impl::describe_run(v1::RunDescription* description) const {
+  v1::RunDescription& run = *description;
   run.set_run_id(random_id());
   run.set_run_name(valid_text(options.run_name()));
   for (const std::string& tag : options.tags()) run.add_tags(valid_text(tag));
@@ -237,7 +249,6 @@ v1::RunDescription Session::Impl::run_description() const {
   run.set_optimizer(optimizer_name(optimizers));
   run.set_seed(options.seed());
   run.set_loss_reduction(options.loss_reduction() == Reduction::mean ? "mean" : "sum");
-  return run;
 }
 
 }  // namespace tycho

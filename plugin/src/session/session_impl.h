@@ -140,6 +140,7 @@ struct Session::Impl {
   /// Losses depend on layers that are not selected too.
   std::vector<ProbeLossSurface::Parameter> parameters_of_losses(const ModelInfo& all) const;
   v1::RunDescription run_description() const;
+  void describe_run(v1::RunDescription* description) const;
 
   // step.cpp
 
