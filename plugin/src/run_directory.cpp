@@ -6,9 +6,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
+
+#include "tycho/trace/file_system.h"
 
 namespace tycho {
 namespace {
@@ -22,11 +26,13 @@ constexpr int kMostNeighbours = 100000;
 
 /// Any segment, be it empty or damaged: what a run that died has left is not written over.
 bool holds_run(const std::string& directory) {
-  std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
-    if (entry.path().extension() == ".mcap") return true;
-  }
-  return false;
+  const auto names = trace::list_directory(directory);
+  if (!names.ok()) return false;
+  return std::any_of(names.value().begin(), names.value().end(), [](const std::string& name) {
+    constexpr std::string_view kSegment = ".mcap";
+    return name.size() > kSegment.size() &&
+           name.compare(name.size() - kSegment.size(), kSegment.size(), kSegment) == 0;
+  });
 }
 
 void create(const std::string& directory) {

@@ -1,5 +1,6 @@
 #include "tycho/trace/file_system.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <pthread.h>
@@ -12,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <utility>
 
 namespace tycho::trace {
@@ -243,21 +245,37 @@ Status ReadableFile::read(uint64_t offset, uint64_t size, std::string* out) cons
   return Status();
 }
 
+// Not std::filesystem::directory_iterator, which ends the process where memory runs out.
+Result<std::vector<std::string>> list_directory(const std::string& directory) {
+  struct Close {
+    void operator()(DIR* open) const { ::closedir(open); }
+  };
+  const std::unique_ptr<DIR, Close> entries(::opendir(directory.c_str()));
+  if (!entries) return from_errno("cannot open directory", directory, errno);
+  std::vector<std::string> names;
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(entries.get());
+    if (entry == nullptr) break;
+    const std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(name);
+  }
+  if (errno != 0) return from_errno("cannot read directory", directory, errno);
+  return names;
+}
+
 Result<std::vector<std::string>> list_segments(const std::string& directory) {
-  std::error_code error;
-  std::filesystem::directory_iterator entries(directory, error);
-  if (error) return from_errno("cannot open directory", directory, error.value());
+  auto listed = list_directory(directory);
+  if (!listed.ok()) return listed.status();
   constexpr size_t kMostDigits = 18;  // As many as a number of 64 bits holds.
   std::vector<std::string> names;
-  for (const std::filesystem::directory_iterator end; entries != end; entries.increment(error)) {
-    const std::string name = entries->path().filename().string();
+  for (std::string& name : listed.value()) {
     const bool numbered =
         name.size() > 5 && name.size() <= kMostDigits + 5 &&
         name.compare(name.size() - 5, 5, ".mcap") == 0 &&
         std::all_of(name.begin(), name.end() - 5, [](char c) { return c >= '0' && c <= '9'; });
-    if (numbered) names.push_back(name);
+    if (numbered) names.push_back(std::move(name));
   }
-  if (error) return from_errno("cannot read directory", directory, error.value());
   // Six digits at least: by length first, so that segment 1000000 follows 999999.
   std::sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
     return a.size() != b.size() ? a.size() < b.size() : a < b;

@@ -69,6 +69,9 @@ class ReadableFile {
   std::string path_;
 };
 
+/// Names of all entries of a directory, in no order.
+Result<std::vector<std::string>> list_directory(const std::string& directory);
+
 /// Names of the segments in a run directory, in order; empty if there are none.
 Result<std::vector<std::string>> list_segments(const std::string& directory);
 
