@@ -18,7 +18,9 @@ namespace tycho::analyzer {
 namespace {
 
 constexpr double kTolerance = 0.05;
-constexpr double kLowFlag = 0.9;     // of sqrt(k): oscillation
+// Of sqrt(k): oscillation. Entries whose gradients shrink while others' do not, and bursts, make U
+// smaller too: 0.77 of it was seen in healthy networks, where |g|^2 as a whole told nothing.
+constexpr double kLowFlag = 0.65;
 constexpr double kHighFlag = 1.2;    // stale second moment
 constexpr double kStale = 0.9;       // of |g|^2 over its average with Adam's memory: v lags behind
 constexpr double kStaleSlack = 0.8;  // of U^2, where it does: entries differ in how much

@@ -73,8 +73,9 @@ class Unobserved {
   std::optional<at::RecordFunctionGuard> guard_;
 };
 
-/// Forgets watches that ended on other threads; the callback too, where none is left.
-void forget_ended() {
+/// Forgets watches that ended on other threads; the callback too, where none is left. Where memory
+/// runs out the callback stays, and is used again.
+void forget_ended() noexcept {
   auto& listeners = state.listeners;
   const auto ended = [](const std::shared_ptr<Registration>& registration) {
     const std::lock_guard<std::mutex> lock(registration->mutex);
@@ -82,8 +83,12 @@ void forget_ended() {
   };
   listeners.erase(std::remove_if(listeners.begin(), listeners.end(), ended), listeners.end());
   if (!listeners.empty() || state.exclusive || state.handle == 0) return;
-  at::removeCallback(state.handle);
-  state.handle = 0;
+  try {
+    at::removeCallback(state.handle);
+    state.handle = 0;
+  } catch (const std::exception&) {
+    return;
+  }
 }
 
 std::unique_ptr<at::ObserverContext> start(const at::RecordFunction& function) {
@@ -91,7 +96,8 @@ std::unique_ptr<at::ObserverContext> start(const at::RecordFunction& function) {
   if (state.inside) return nullptr;
   auto context = std::make_unique<Context>();
   context->wants_outputs.reserve(state.listeners.size());
-  state.inside = true;  // Nothing below throws.
+  // Nothing below throws: without a context the end of the operator would not be told.
+  state.inside = true;
   if (function.scope() != at::RecordScope::FUNCTION) return context;
   const std::string_view name = function.name();
   const bool in_place = !name.empty() && name.back() == '_';
@@ -115,9 +121,13 @@ std::unique_ptr<at::ObserverContext> start(const at::RecordFunction& function) {
     any_ended = any_ended || listener == nullptr;
     if (listener == nullptr) continue;
     const WorkMeter::Stretch stretch(registration->meter);
-    if (in_place && !own.empty()) listener->writes(own[0]);
-    if (hidden_write) continue;
-    if (listener->before_call(function, own)) context->wants_outputs.push_back(registration);
+    try {
+      if (in_place && !own.empty()) listener->writes(own[0]);
+      if (hidden_write) continue;
+      if (listener->before_call(function, own)) context->wants_outputs.push_back(registration);
+    } catch (const std::exception&) {
+      continue;  // Memory is out: this listener misses an operator.
+    }
   }
   if (any_ended) forget_ended();
   return context;
@@ -127,6 +137,9 @@ void finish(const at::RecordFunction& function, at::ObserverContext* context) {
   if (context == nullptr) return;
   auto* own = static_cast<Context*>(context);
   if (own->quiet) at::enableRecordFunction(true);
+  struct Outside {
+    ~Outside() { state.inside = false; }
+  } const outside;
   if (!own->wants_outputs.empty()) {
     const Unobserved unobserved;
     for (const auto& registration : own->wants_outputs) {
@@ -136,11 +149,11 @@ void finish(const at::RecordFunction& function, at::ObserverContext* context) {
       registration->listener->after(function.outputs());
     }
   }
-  state.inside = false;
 }
 
 void install() {
   state.inside = false;
+  if (state.handle != 0) return;
   state.handle = at::addThreadLocalCallback(
       at::RecordFunctionCallback(&start, &finish)
           .needsInputs(true)
@@ -158,7 +171,12 @@ bool OperatorListener::before_call(const at::RecordFunction& call,
 OperatorWatch::OperatorWatch(OperatorListener* listener, WorkMeter* meter)
     : registration_(register_listener(listener, meter)) {
   state.listeners.push_back(registration_);
-  if (state.listeners.size() == 1) install();
+  try {
+    if (state.listeners.size() == 1 || state.handle == 0) install();
+  } catch (...) {
+    state.listeners.pop_back();
+    throw;
+  }
 }
 
 OperatorWatch::~OperatorWatch() {
@@ -167,12 +185,7 @@ OperatorWatch::~OperatorWatch() {
     registration_->listener = nullptr;
   }
   // Another thread forgets it at its next operator.
-  if (!on_this_thread()) return;
-  try {
-    forget_ended();
-  } catch (const std::exception&) {
-    return;  // Memory is out: the callback stays, without a listener, until the next operator.
-  }
+  if (on_this_thread()) forget_ended();
 }
 
 bool OperatorWatch::on_this_thread() const {
@@ -186,17 +199,33 @@ struct ExclusiveOperatorWatch::Saved {
 
 ExclusiveOperatorWatch::ExclusiveOperatorWatch(OperatorListener* listener)
     : saved_(std::make_unique<Saved>(Saved{state, at::get_record_function_tls_()})) {
-  at::set_record_function_tls_({});
-  state = ThreadState();
-  state.listeners.push_back(register_listener(listener, nullptr));
-  state.exclusive = true;
-  install();
+  ThreadState exclusive;
+  exclusive.listeners.push_back(register_listener(listener, nullptr));
+  exclusive.exclusive = true;
+  at::RecordFunctionTLS none;
+  try {
+    at::set_record_function_tls_(none);
+    state = std::move(exclusive);
+    install();
+  } catch (...) {
+    restore();
+    throw;
+  }
 }
 
-ExclusiveOperatorWatch::~ExclusiveOperatorWatch() {
-  at::removeCallback(state.handle);
-  state = saved_->watched;
-  at::set_record_function_tls_(saved_->callbacks);
+void ExclusiveOperatorWatch::restore() noexcept {
+  std::swap(state, saved_->watched);
+  constexpr int kAttempts = 3;
+  for (int i = 0; i < kAttempts; ++i) {
+    try {
+      return at::set_record_function_tls_(saved_->callbacks);
+    } catch (const std::exception&) {
+      continue;  // It copies them, and memory is out.
+    }
+  }
+  state.handle = 0;  // The next watch installs it anew.
 }
+
+ExclusiveOperatorWatch::~ExclusiveOperatorWatch() { restore(); }
 
 }  // namespace tycho

@@ -62,6 +62,8 @@ class ExclusiveOperatorWatch {
   ExclusiveOperatorWatch& operator=(const ExclusiveOperatorWatch&) = delete;
 
  private:
+  void restore() noexcept;
+
   struct Saved;
   std::unique_ptr<Saved> saved_;
 };

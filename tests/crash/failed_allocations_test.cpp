@@ -179,6 +179,10 @@ TEST_P(FailedAllocations, LeaveTheRunAsItIsWithoutTycho) {
     }
   }
   EXPECT_GT(reached, static_cast<int64_t>(numbers.size()) * 9 / 10);
+  failing::arm(phase, -1);
+  (void)observed();
+  failing::disarm();
+  EXPECT_GT(failing::count(failing::kHooks), 10) << "a later session of this thread observes";
   std::printf("%s: %lld allocations, %lld of them failed\n", name_of(phase),
               static_cast<long long>(all), static_cast<long long>(reached));
 }
