@@ -99,9 +99,13 @@ std::string without_full_stop(std::string text) {
   return text;
 }
 
-}  // namespace
+/// Why, in words, and the statistic that waited for the budget.
+struct Reason {
+  std::string text;
+  std::string deferred;
+};
 
-std::string why_not_recorded(const RunContext& context, const std::vector<std::string>& any_of) {
+Reason reason_of(const RunContext& context, const std::vector<std::string>& any_of) {
   const std::string& wanted = any_of.front();
   const v1::StatisticDefinition* definition = nullptr;
   for (const std::string& name : any_of) {
@@ -112,7 +116,7 @@ std::string why_not_recorded(const RunContext& context, const std::vector<std::s
   if (loss != Loss::kNone) {
     const v1::Event* failed =
         event_of(context, loss == Loss::kBatch ? "batch_loss_failed" : "probe_loss_failed");
-    if (failed != nullptr) return without_full_stop(failed->message());
+    if (failed != nullptr) return {without_full_stop(failed->message()), ""};
   }
   if (definition == nullptr) {
     std::string text = fmt::format(
@@ -120,20 +124,20 @@ std::string why_not_recorded(const RunContext& context, const std::vector<std::s
         wanted, wanted);
     if (loss != Loss::kNone && (loss == Loss::kBatch || !has_probe_loss))
       text += fmt::format(", together with {}", words_of(loss));
-    return text;
+    return {text, ""};
   }
   if (const v1::Event* event = said_about(context, *definition); event != nullptr)
-    return without_full_stop(event->message());
+    return {without_full_stop(event->message()), ""};
   if (loss != Loss::kNone && loss != Loss::kBatch && !has_probe_loss) {
     std::string text = fmt::format("{} needs {}", definition->name(), words_of(loss));
     if (const v1::Event* refused = event_of(context, "tape_refused"); refused != nullptr) {
       const std::string& message = refused->message();
       text += ": " + message.substr(0, message.find(". "));
     }
-    return text;
+    return {text, ""};
   }
   if (context.recorded(definition->name()))
-    return fmt::format("{} was recorded, but not where the law needs it", definition->name());
+    return {fmt::format("{} was recorded, but not where the law needs it", definition->name()), ""};
   const auto& options = context.run().options();
   const auto budget = options.find("overhead_budget");
   const bool limited = budget != options.end() && budget->second != "none";
@@ -147,13 +151,21 @@ std::string why_not_recorded(const RunContext& context, const std::vector<std::s
   if (!taped && (loss == Loss::kBatch || loss == Loss::kFeatures || loss == Loss::kLabels ||
                  loss == Loss::kExamples))
     text += fmt::format("; it needs {}", words_of(loss));
-  return text;
+  return {text, limited ? definition->name() : std::string()};
+}
+
+}  // namespace
+
+std::string why_not_recorded(const RunContext& context, const std::vector<std::string>& any_of) {
+  return reason_of(context, any_of).text;
 }
 
 void set_not_measured(Finding& finding, const RunContext& context, const std::string& what,
                       const std::vector<std::string>& any_of) {
   set_verdict(finding, Verdict::kNotMeasured);
-  finding.gate = fmt::format("{} not measured: {}", what, why_not_recorded(context, any_of));
+  const Reason reason = reason_of(context, any_of);
+  finding.gate = fmt::format("{} not measured: {}", what, reason.text);
+  finding.deferred = reason.deferred;
 }
 
 void set_no_settings(Finding& finding) {

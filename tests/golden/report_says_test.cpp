@@ -130,6 +130,23 @@ TEST(ReportSaysTest, NothingToDoNamesHowManyLawsItRestsOn) {
   EXPECT_THAT(analyzer::what_is_missing(report), ElementsAre("Law c, Law d: too few steps."));
 }
 
+TEST(ReportSaysTest, WhatTheBudgetDeferredIsOneSentence) {
+  Report report = report_of(healthy_losses());
+  (*report.run.mutable_options())["overhead_budget"] = "0.02";
+  add_law(&report, "a", Verdict::kNotMeasured, "the sharpness was not measured: ...");
+  add_law(&report, "b", Verdict::kNotMeasured, "the sharpness was not measured: ...");
+  add_law(&report, "c", Verdict::kNotMeasured, "the spectrum was not measured: ...");
+  add_law(&report, "d", Verdict::kNotYet, "too few steps");
+  report.findings[0].deferred = report.findings[1].deferred = "sharpness";
+  report.findings[2].deferred = "hessian_eigenvalue";
+  EXPECT_THAT(
+      analyzer::what_is_missing(report),
+      ElementsAre("Law d: too few steps.",
+                  "Not due within the overhead budget of 0.02: sharpness (Law a, Law b), "
+                  "hessian_eigenvalue (Law c). A longer run or a larger budget has them; "
+                  "SessionOptions::every(\"sharpness\", 50) asks for one whatever it costs."));
+}
+
 TEST(ReportSaysTest, WhereNothingWasTestedThereIsNoAllClear) {
   Report report = report_of({2.3, 2.2});
   for (int i = 0; i < 28; ++i)

@@ -39,14 +39,26 @@ std::vector<std::string> untested_clauses(const Coverage& seen, const std::strin
   return clauses;
 }
 
-/// Why a law with this verdict was not tested.
-std::string reason_of(const Report& report, const LawDescription& law, Verdict verdict) {
+/// What says why a law with this verdict was not tested; nullptr: nothing.
+const Finding* reason_of(const Report& report, const LawDescription& law, Verdict verdict) {
   const Finding* chosen = nullptr;
   for (const Finding& finding : report.findings) {
     if (finding.law != law.id || finding.verdict != verdict || finding.gate.empty()) continue;
     if (chosen == nullptr || finding.scope == "run") chosen = &finding;
   }
-  return chosen != nullptr ? chosen->gate : "nothing was recorded for it";
+  return chosen;
+}
+
+/// Adds a title to the entry of a list that `is` finds, or to a new one.
+template <typename Entry, typename Is>
+void add_title(std::vector<Entry>* list, const Is& is, const std::string& key,
+               const std::string& title) {
+  const auto known = std::find_if(list->begin(), list->end(), is);
+  if (known != list->end()) {
+    known->laws.push_back(title);
+  } else {
+    list->push_back({key, {title}});
+  }
 }
 
 }  // namespace
@@ -83,14 +95,16 @@ Coverage coverage(const Report& report) {
       ++result.not_applicable;
       continue;
     }
-    const std::string reason = reason_of(report, law, verdict);
-    const auto known = std::find_if(result.untested.begin(), result.untested.end(),
-                                    [&](const Untested& each) { return each.reason == reason; });
-    if (known != result.untested.end()) {
-      known->laws.push_back(law.title);
-    } else {
-      result.untested.push_back({reason, {law.title}});
+    const Finding* finding = reason_of(report, law, verdict);
+    if (finding != nullptr && !finding->deferred.empty()) {
+      const std::string& statistic = finding->deferred;
+      const auto is = [&](const Deferred& each) { return each.statistic == statistic; };
+      add_title(&result.deferred, is, statistic, law.title);
+      continue;
     }
+    const std::string reason = finding != nullptr ? finding->gate : "nothing was recorded for it";
+    const auto is = [&](const Untested& each) { return each.reason == reason; };
+    add_title(&result.untested, is, reason, law.title);
   }
   return result;
 }
@@ -118,8 +132,20 @@ std::string laws_sentence(const Report& report) {
 
 std::vector<std::string> what_is_missing(const Report& report) {
   std::vector<std::string> result;
-  for (const Untested& each : coverage(report).untested)
+  const Coverage seen = coverage(report);
+  for (const Untested& each : seen.untested)
     result.push_back(fmt::format("{}: {}.", joined(each.laws), each.reason));
+  if (!seen.deferred.empty()) {
+    std::vector<std::string> statistics;
+    for (const Deferred& each : seen.deferred)
+      statistics.push_back(fmt::format("{} ({})", each.statistic, joined(each.laws)));
+    const auto budget = report.run.options().find("overhead_budget");
+    result.push_back(fmt::format(
+        "Not due within the overhead budget{}: {}. A longer run or a larger budget has them; "
+        "SessionOptions::every(\"{}\", 50) asks for one whatever it costs.",
+        budget == report.run.options().end() ? "" : " of " + budget->second, joined(statistics),
+        seen.deferred.front().statistic));
+  }
   if (report.other_reference > 0) {
     result.push_back(
         fmt::format("Resumed: {} records of changes since the first observation are relative to "

@@ -13,6 +13,12 @@ struct Untested {
   std::vector<std::string> laws;  ///< titles
 };
 
+/// Laws that wait for a statistic which the overhead budget did not allow.
+struct Deferred {
+  std::string statistic;
+  std::vector<std::string> laws;  ///< titles
+};
+
 /// How much of what could be known is known.
 struct Coverage {
   size_t laws = 0;
@@ -20,6 +26,7 @@ struct Coverage {
   size_t not_applicable = 0;          ///< theory does not speak about this run
   std::vector<std::string> violated;  ///< titles
   std::vector<Untested> untested;     ///< those that more steps or statistics could test, by reason
+  std::vector<Deferred> deferred;     ///< those that a longer run or a larger budget could test
 };
 
 Coverage coverage(const Report& report);

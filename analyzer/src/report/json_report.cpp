@@ -33,11 +33,12 @@ json coverage_json(const Coverage& seen) {
   json untested = json::array();
   for (const Untested& each : seen.untested)
     untested.push_back({{"reason", each.reason}, {"laws", each.laws}});
-  return {{"laws", seen.laws},
-          {"tested", seen.tested},
-          {"not_applicable", seen.not_applicable},
-          {"violated", seen.violated},
-          {"untested", untested}};
+  json deferred = json::array();
+  for (const Deferred& each : seen.deferred)
+    deferred.push_back({{"statistic", each.statistic}, {"laws", each.laws}});
+  return {
+      {"laws", seen.laws},         {"tested", seen.tested}, {"not_applicable", seen.not_applicable},
+      {"violated", seen.violated}, {"untested", untested},  {"deferred", deferred}};
 }
 
 json happenings_json(const Report& report) {

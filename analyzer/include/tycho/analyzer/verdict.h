@@ -48,6 +48,8 @@ struct Finding {
   /// The assumptions, in words; for NOT_APPLICABLE the one that failed, for NOT_MEASURED what is
   /// missing and how to have it.
   std::string gate;
+  /// Of NOT_MEASURED: the statistic that the overhead budget did not allow; empty: another reason.
+  std::string deferred;
   std::string advice;  ///< what a practitioner does about it; empty: nothing
   std::string source;
   /// 0..1: how much this deserves the reader's attention. From 0.8: something is wrong or a setting
