@@ -21,6 +21,8 @@ constexpr double kTolerance = 0.05;
 // Of sqrt(k): oscillation. Entries whose gradients shrink while others' do not, and bursts, make U
 // smaller too: 0.77 of it was seen in healthy networks, where |g|^2 as a whole told nothing.
 constexpr double kLowFlag = 0.65;
+constexpr double kFewestEntries = 16;  // below: U is no average, and small by chance or by one
+                                       // shrunk gradient
 constexpr double kHighFlag = 1.2;    // stale second moment
 constexpr double kStale = 0.9;       // of |g|^2 over its average with Adam's memory: v lags behind
 constexpr double kStaleSlack = 0.8;  // of U^2, where it does: entries differ in how much
@@ -204,8 +206,10 @@ class AdamUpdateRms : public Law {
     // Entries on epsilon's floor hardly move: where their share is not known, a small U may be
     // theirs.
     const bool blind = finding.measured < floor && !std::isfinite(last_share_[i]);
-    const bool outside = !blind && judge_band(square, low_flag * low_flag, kHighFlag * kHighFlag) ==
-                                       Verdict::kViolated;
+    const bool few = finding.measured < floor && elements_[i] < kFewestEntries;
+    const bool outside =
+        !blind && !few &&
+        judge_band(square, low_flag * low_flag, kHighFlag * kHighFlag) == Verdict::kViolated;
     set_verdict(finding, inside    ? Verdict::kHolds
                          : outside ? Verdict::kViolated
                                    : Verdict::kUnderpowered);
@@ -219,6 +223,9 @@ class AdamUpdateRms : public Law {
       if (!inside)
         finding.gate = "U is small, and the share of entries on epsilon's floor is not known: " +
                        why_not_recorded(*context_, {"epsilon_floor_share"});
+    } else if (few) {
+      if (!inside)
+        finding.gate = fmt::format("U is small, and no average: {:.0f} entries", elements_[i]);
     } else {
       finding.p_value = band_p_value(square, low_flag * low_flag, kHighFlag * kHighFlag);
     }
