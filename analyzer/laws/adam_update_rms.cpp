@@ -23,7 +23,7 @@ constexpr double kTolerance = 0.05;
 constexpr double kLowFlag = 0.65;
 constexpr double kFewestEntries = 16;  // below: U is no average, and small by chance or by one
                                        // shrunk gradient
-constexpr double kHighFlag = 1.2;    // stale second moment
+constexpr double kHighFlag = 1.2;      // stale second moment
 constexpr double kStale = 0.9;       // of |g|^2 over its average with Adam's memory: v lags behind
 constexpr double kStaleSlack = 0.8;  // of U^2, where it does: entries differ in how much
 constexpr double kLargestEpsilonShare = 0.1;  // of entries whose sqrt(v) is near epsilon
