@@ -109,6 +109,7 @@ void Scheduler::due_by_budget(int64_t step, std::vector<Due>* due) const {
   // What fixed intervals cost beyond their part of the budget is the user's wish.
   const double wished = std::max(fixed_spent_ - kFixedPart * allowance(), 0.0);
   double left = allowance() - (spent_ - wished + excess_ + reserved_);
+  if (left < 0) return;  // In debt, as at most steps after an expensive observation.
   const auto open = [&](size_t i) {
     return (*due)[i] == Due::kNot && probes_[i].free() && !rests(probes_[i], step);
   };

@@ -36,18 +36,6 @@ c10::IValue argument_of(const Argument& argument, const std::vector<at::Tensor>&
   return tensors;
 }
 
-template <typename Visit>
-void visit_arguments(const Call& call, const Visit& visit) {
-  for (const Argument& argument : call.arguments) {
-    if (const auto* value = std::get_if<ValueId>(&argument)) visit(*value);
-    if (const auto* list = std::get_if<TensorList>(&argument)) {
-      for (const auto& each : list->values) {
-        if (each) visit(*each);
-      }
-    }
-  }
-}
-
 void run_call(const Call& call, std::vector<at::Tensor>* values) {
   if (!call.operation) {
     const at::Tensor& base = (*values)[std::get<ValueId>(call.arguments[0])];

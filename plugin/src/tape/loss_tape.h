@@ -53,6 +53,19 @@ struct Call {
   at::Tensor generator;
 };
 
+/// All tensors among its arguments.
+template <typename Visit>
+void visit_arguments(const Call& call, const Visit& visit) {
+  for (const Argument& argument : call.arguments) {
+    if (const auto* value = std::get_if<ValueId>(&argument)) visit(*value);
+    if (const auto* list = std::get_if<TensorList>(&argument)) {
+      for (const auto& each : list->values) {
+        if (each) visit(*each);
+      }
+    }
+  }
+}
+
 /// The loss of one batch as a function of the model's parameters: the trainer's own operators,
 /// called again. Twice differentiable as far as the operators are. Constant but for scratch copies
 /// of its own; of one thread at a time.

@@ -283,13 +283,7 @@ std::optional<ValueId> TapeRecorder::sum_of_ends(double value) {
     const bool counts =
         std::any_of(call.results.begin(), call.results.end(),
                     [&](const auto& result) { return result && has_gradient_[*result]; });
-    for (const Argument& argument : call.arguments) {
-      if (const auto* one = std::get_if<ValueId>(&argument); one && counts) used[*one] = true;
-      const auto* list = std::get_if<TensorList>(&argument);
-      for (size_t i = 0; list != nullptr && counts && i < list->values.size(); ++i) {
-        if (list->values[i]) used[*list->values[i]] = true;
-      }
-    }
+    if (counts) visit_arguments(call, [&](ValueId value) { used[value] = true; });
   }
   std::vector<ValueId> ends;
   double sum = 0;
