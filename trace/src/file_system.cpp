@@ -58,6 +58,10 @@ class OpenDescriptors {
   static inline std::array<Slot, 256> slots_{};
 };
 
+FileIdentity identity_of(const struct stat& facts) {
+  return {static_cast<uint64_t>(facts.st_dev), static_cast<uint64_t>(facts.st_ino)};
+}
+
 bool take_write_lock(int descriptor) {
   struct flock lock {};
   lock.l_type = F_WRLCK;
@@ -190,8 +194,13 @@ Status FileSystem::remove(const std::string& path) {
   return Status();
 }
 
-ReadableFile::ReadableFile(int descriptor, uint64_t size, bool locked, std::string path)
-    : descriptor_(descriptor), size_(size), locked_(locked), path_(std::move(path)) {}
+ReadableFile::ReadableFile(int descriptor, FileIdentity identity, uint64_t size, bool locked,
+                           std::string path)
+    : descriptor_(descriptor),
+      identity_(identity),
+      size_(size),
+      locked_(locked),
+      path_(std::move(path)) {}
 
 ReadableFile::~ReadableFile() { ::close(descriptor_); }
 
@@ -216,8 +225,29 @@ Result<std::unique_ptr<ReadableFile>> ReadableFile::open(const std::string& path
     ::close(descriptor);
     return Status(Status::Code::kNotATrace, fmt::format("{} is not a regular file", path));
   }
-  return std::unique_ptr<ReadableFile>(
-      new ReadableFile(descriptor, static_cast<uint64_t>(facts.st_size), locked, path));
+  return std::unique_ptr<ReadableFile>(new ReadableFile(
+      descriptor, identity_of(facts), static_cast<uint64_t>(facts.st_size), locked, path));
+}
+
+Status ReadableFile::refresh() {
+  const bool locked = has_writer(descriptor_);
+  struct stat facts {};
+  if (::fstat(descriptor_, &facts) != 0) return from_errno("cannot read", path_, errno);
+  const auto named = look_at(path_);
+  if (!named.ok()) return named.status();
+  if (!(named.value().first == identity_)) {
+    return Status(Status::Code::kNotFound,
+                  fmt::format("{} was replaced by another file while it was read", path_));
+  }
+  locked_ = locked;
+  size_ = static_cast<uint64_t>(facts.st_size);
+  return Status();
+}
+
+Result<std::pair<FileIdentity, uint64_t>> look_at(const std::string& path) {
+  struct stat facts {};
+  if (::stat(path.c_str(), &facts) != 0) return from_errno("cannot read", path, errno);
+  return std::make_pair(identity_of(facts), static_cast<uint64_t>(facts.st_size));
 }
 
 Status ReadableFile::read(uint64_t offset, uint64_t size, std::string* out) const {

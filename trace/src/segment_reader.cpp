@@ -73,21 +73,50 @@ Result<std::unique_ptr<SegmentReader>> SegmentReader::open(const std::string& pa
       }
     }
   }
-  // The footer and the magic behind it: either is enough, so that damage to one does not make a
-  // sealed segment look like one whose writer died.
+  reader->look_at_end();
+  if (reader->sealed_) reader->load_step_index();
+  return reader;
+}
+
+// The footer and the magic behind it: either is enough, so that damage to one does not make a
+// sealed segment look like one whose writer died.
+void SegmentReader::look_at_end() {
+  const uint64_t size = file_->size();
   std::string tail;
+  sealed_ = false;
   if (size >= mcap::kMagic.size() + kFooterBytes + mcap::kMagic.size() &&
-      reader->file_
+      file_
           ->read(size - kFooterBytes - mcap::kMagic.size(), kFooterBytes + mcap::kMagic.size(),
                  &tail)
           .ok()) {
     Decoder footer(tail);
     const bool is_footer = footer.number<uint8_t>() == static_cast<uint8_t>(Opcode::kFooter) &&
                            footer.number<uint64_t>() == 20;
-    reader->sealed_ = is_footer || std::string_view(tail).substr(kFooterBytes) == mcap::kMagic;
+    sealed_ = is_footer || std::string_view(tail).substr(kFooterBytes) == mcap::kMagic;
   }
-  if (reader->sealed_) reader->load_step_index();
-  return reader;
+}
+
+Status SegmentReader::refresh() {
+  if (Status status = file_->refresh(); !status.ok()) return status;
+  std::string now;
+  if (file_->size() < at_ ||
+      (!read_last_.empty() &&
+       (!file_->read(at_ - read_last_.size(), read_last_.size(), &now).ok() ||
+        now != read_last_))) {
+    return Status(Status::Code::kCorrupt,
+                  fmt::format("{} no longer holds what was read of it, at byte {}", path_, at_));
+  }
+  // The head may have been written in part.
+  head_read_ = false;
+  look_at_end();
+  return Status();
+}
+
+// A Seal is this long and has the checksum of its chunk; so the bytes stand for all before them.
+void SegmentReader::remember_end() {
+  constexpr uint64_t kBytes = 96;
+  const uint64_t bytes = std::min(kBytes, at_);
+  if (!file_->read(at_ - bytes, bytes, &read_last_).ok()) read_last_.clear();
 }
 
 bool SegmentReader::starts_with_magic() const {

@@ -46,7 +46,24 @@ class SegmentReader {
   /// iteration goes forward, and what chunks may decompress to is limited (mcap.h).
   Status walk(const Callbacks& callbacks);
 
+  /// The next advance() begins at the beginning.
+  void rewind();
+  /// Goes on where the last advance() ended, with the same callbacks, and stops behind the record
+  /// with which `most_bytes` were passed. Not to be called after a callback wanted to stop.
+  /// `more_to_come`: the file may still grow, so what cannot be read at its end is left for the
+  /// next call (position()); otherwise it is given to on_skipped.
+  void advance(const Callbacks& callbacks, bool more_to_come, uint64_t most_bytes);
+  /// Sees what was appended, and lock and footer as they are now. Fails with kNotFound where the
+  /// file is gone or another one has its name, and with kCorrupt where what was passed is no longer
+  /// there: the writer took it back, or another one overwrote it. A reader that failed is to be
+  /// opened anew.
+  Status refresh();
+  uint64_t position() const { return at_; }  ///< everything before was passed
+  /// Why what stands at position() could not be read; empty where it was not tried.
+  const std::string& tail_why() const { return tail_why_; }
+
   uint64_t size() const { return file_->size(); }
+  FileIdentity identity() const { return file_->identity(); }
   bool sealed() const { return sealed_; }
   /// Whether a writer held the file's lock when it was opened.
   bool locked() const { return file_->locked(); }
@@ -61,13 +78,17 @@ class SegmentReader {
   SegmentReader(std::unique_ptr<ReadableFile> file, std::string path);
   /// What is known on the way through the file.
   struct Walk {
-    const Callbacks& callbacks;
+    const Callbacks* callbacks = nullptr;
+    uint64_t allowed_size = 0;  ///< the file's size when the next two were computed last
     uint64_t passed_to = 0;   ///< chunks that begin before were delivered, not wanted, or given up
     uint64_t bytes_left = 0;  ///< that chunks may still decompress to
     uint64_t messages_left = 0;  ///< that may still be delivered
+    bool more_to_come = false;
     bool counts_gaps = true;
     bool stopped = false;
   };
+  void look_at_end();
+  void remember_end();
   bool starts_with_magic() const;
   bool read_head(uint64_t offset, RecordHead* head) const;
   uint64_t find_seal(uint64_t from, uint64_t until, mcap::Seal* seal, uint64_t* seal_offset) const;
@@ -88,6 +109,10 @@ class SegmentReader {
   std::unique_ptr<ReadableFile> file_;
   std::string path_;
   bool sealed_ = false;
+  uint64_t at_ = 0;
+  Walk walk_;
+  std::string tail_why_;
+  std::string read_last_;  ///< the last bytes before at_, by which they are recognised
   uint64_t chunks_ = 0;
   std::string compression_;
   bool head_read_ = false;

@@ -2,6 +2,7 @@
 #include <zstd.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "segment_reader.h"
 
@@ -12,23 +13,49 @@ using mcap::Decoder;
 using mcap::Opcode;
 
 Status SegmentReader::walk(const Callbacks& callbacks) {
+  rewind();
+  advance(callbacks, false, std::numeric_limits<uint64_t>::max());
+  return Status();
+}
+
+void SegmentReader::rewind() {
   topics_.clear();
   next_sequence_.clear();
   chunks_ = 0;
+  at_ = 0;
+  read_last_.clear();
+  tail_why_.clear();
+  walk_ = Walk();
+  walk_.bytes_left = mcap::kFreeSegmentBytes;
+  walk_.messages_left = mcap::kFreeMessages;
+}
+
+void SegmentReader::advance(const Callbacks& callbacks, bool more_to_come, uint64_t most_bytes) {
   const uint64_t size = file_->size();
-  Walk walk{callbacks};
-  walk.bytes_left = mcap::kFreeSegmentBytes + mcap::kMaxSegmentRatio * size;
-  walk.messages_left = mcap::kFreeMessages + size / mcap::kIndexEntryBytes;
-  // Without the magic, nothing can be read before the first Seal is found.
-  uint64_t at = starts_with_magic() ? mcap::kMagic.size() : 0;
-  while (at < size && !walk.stopped) {
-    std::string why;
-    uint64_t end = take_record(at, &walk, &why);
-    if (end <= at && !walk.stopped) end = resynchronise(at, why, &walk);
-    if (end <= at) break;  // Every iteration goes forward, or is the last.
-    at = end;
+  tail_why_.clear();
+  walk_.callbacks = &callbacks;
+  walk_.more_to_come = more_to_come;
+  if (size > walk_.allowed_size) {
+    walk_.bytes_left += mcap::kMaxSegmentRatio * (size - walk_.allowed_size);
+    walk_.messages_left +=
+        size / mcap::kIndexEntryBytes - walk_.allowed_size / mcap::kIndexEntryBytes;
+    walk_.allowed_size = size;
   }
-  return Status();
+  if (at_ == 0) {
+    if (more_to_come && size < mcap::kMagic.size()) return;
+    // Without the magic, nothing can be read before the first Seal is found.
+    if (starts_with_magic()) at_ = mcap::kMagic.size();
+  }
+  const uint64_t begin = at_;
+  while (at_ < size && !walk_.stopped && at_ - begin < most_bytes) {
+    std::string why;
+    uint64_t end = take_record(at_, &walk_, &why);
+    if (end <= at_ && !walk_.stopped) end = resynchronise(at_, why, &walk_);
+    if (end <= at_) break;  // Every iteration goes forward, or is the last.
+    at_ = end;
+  }
+  walk_.callbacks = nullptr;
+  if (at_ > begin) remember_end();
 }
 
 // The end of the record at `at`; 0 and why, where it cannot be read or its length not be trusted.
@@ -56,8 +83,8 @@ uint64_t SegmentReader::take_record(uint64_t at, Walk* walk, std::string* why) {
       }
       std::string magic;
       if ((!file_->read(end, mcap::kMagic.size(), &magic).ok() || magic != mcap::kMagic) &&
-          walk->callbacks.on_skipped) {
-        walk->callbacks.on_skipped(end, file_->size(), "the closing magic is damaged");
+          walk->callbacks->on_skipped) {
+        walk->callbacks->on_skipped(end, file_->size(), "the closing magic is damaged");
       }
       walk->stopped = true;
       return file_->size();
@@ -101,8 +128,8 @@ uint64_t SegmentReader::take_chunk(uint64_t at, const RecordHead& head, Walk* wa
   const uint64_t end = at + mcap::kRecordHeaderBytes + head.length;
   const auto known = step_index_.find(at);
   if (known != step_index_.end() && known->second.first <= known->second.second &&
-      walk->callbacks.wanted &&
-      !walk->callbacks.wanted(known->second.first, known->second.second)) {
+      walk->callbacks->wanted &&
+      !walk->callbacks->wanted(known->second.first, known->second.second)) {
     walk->counts_gaps = false;  // Numbers skipped on purpose prove nothing.
     walk->passed_to = end;
     return end;
@@ -136,14 +163,18 @@ uint64_t SegmentReader::take_seal(uint64_t at, const RecordHead& head, Walk* wal
 }
 
 // Searches for the next Seal; the chunk it vouches for may be intact although what stands before
-// is not. Returns the end of the Seal, or of the file.
+// is not. Returns the end of the Seal, or of the file; `at` where the file may still grow.
 uint64_t SegmentReader::resynchronise(uint64_t at, const std::string& why, Walk* walk) {
   mcap::Seal seal;
   uint64_t seal_offset = 0;
   const uint64_t size = file_->size();
   const uint64_t end = find_seal(std::max<uint64_t>(at, 1), size, &seal, &seal_offset);
   if (end == 0) {
-    if (walk->callbacks.on_skipped) walk->callbacks.on_skipped(at, size, why);
+    if (walk->more_to_come) {
+      tail_why_ = why;
+      return at;
+    }
+    if (walk->callbacks->on_skipped) walk->callbacks->on_skipped(at, size, why);
     return size;
   }
   take_sealed_chunk(seal, seal_offset, end, at, why, walk);
@@ -167,18 +198,19 @@ void SegmentReader::take_sealed_chunk(const mcap::Seal& seal, uint64_t seal_offs
                       decode_chunk(std::string_view(record).substr(mcap::kRecordHeaderBytes), walk,
                                    &messages, &chunk_why);
   walk->passed_to = std::max(walk->passed_to, seal_end);
-  if (walk->callbacks.on_skipped) {
+  if (walk->callbacks->on_skipped) {
     if (intact) {
-      walk->callbacks.on_skipped(std::min(damaged_from, seal.chunk_offset), seal.chunk_offset, why);
+      walk->callbacks->on_skipped(std::min(damaged_from, seal.chunk_offset), seal.chunk_offset,
+                                  why);
     } else {
-      walk->callbacks.on_skipped(damaged_from, seal_end, why);
+      walk->callbacks->on_skipped(damaged_from, seal_end, why);
     }
   }
   if (!intact) return;
   ++chunks_;
-  if (!deliver(messages, walk) && walk->callbacks.on_skipped) {
-    walk->callbacks.on_skipped(seal.chunk_offset, seal_end,
-                               "the segment has more messages than its size allows");
+  if (!deliver(messages, walk) && walk->callbacks->on_skipped) {
+    walk->callbacks->on_skipped(seal.chunk_offset, seal_end,
+                                "the segment has more messages than its size allows");
   }
 }
 
@@ -268,11 +300,11 @@ void SegmentReader::take_message(std::string_view content, Walk* walk) {
   const auto publish_time = record.number<uint64_t>();
   if (!record.ok() || id >= topics_.size() || topics_[id].empty()) return;
   const int64_t expected = next_sequence_[id] < 0 ? 0 : next_sequence_[id];
-  if (sequence > expected && walk->counts_gaps && walk->callbacks.on_gap) {
-    walk->callbacks.on_gap(static_cast<uint64_t>(sequence - expected));
+  if (sequence > expected && walk->counts_gaps && walk->callbacks->on_gap) {
+    walk->callbacks->on_gap(static_cast<uint64_t>(sequence - expected));
   }
   next_sequence_[id] = int64_t{sequence} + 1;
-  walk->stopped = !walk->callbacks.on_message(
+  walk->stopped = !walk->callbacks->on_message(
       {&topics_[id], record.rest(), static_cast<int64_t>(publish_time)});
 }
 

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "remarks.h"
+#include "report_builder.h"
 
 namespace tycho::analyzer {
 
@@ -21,67 +22,22 @@ std::string Report::layer_path(uint32_t id) const {
   return path.empty() ? "(root)" : path;
 }
 
-namespace {
-
-class SpectrumKeeper {
- public:
-  void observe(const RunContext& context, const Frame& frame, Spectrum* spectrum) {
-    if (node_ == kNoColumn) {
-      node_ = context.column("spectral_density_node", v1::SCOPE_INDEX);
-      weight_ = context.column("spectral_density_weight", v1::SCOPE_INDEX);
-    }
-    const ColumnValues node = frame.column(node_);
-    const ColumnValues weight = frame.column(weight_);
-    if (!node.present || !weight.present) return;
-    spectrum->step = frame.step();
-    spectrum->node.clear();
-    spectrum->weight.clear();
-    for (size_t i = 0; i < node.size; ++i) {
-      if (!std::isfinite(node[i]) || !std::isfinite(weight[i]) || weight[i] < 0) continue;
-      spectrum->node.push_back(node[i]);
-      spectrum->weight.push_back(weight[i]);
-    }
-  }
-
- private:
-  ColumnIndex node_ = kNoColumn;
-  ColumnIndex weight_ = kNoColumn;
-};
-
-}  // namespace
-
 Result<Report> read_report(const std::string& path,
                            const std::function<void(uint64_t frames)>& progress) {
   auto reader = trace::RunReader::open(path);
   if (!reader.ok()) return reader.status();
-  Report report;
-  report.path = path;
-  Engine engine;
-  SpectrumKeeper spectrum;
-  engine.add_consumer([&](const RunContext& context, const Frame& frame) {
-    report.series.observe(context, frame);
-    report.loss.observe(context, frame);
-    spectrum.observe(context, frame, &report.spectrum);
-    if (progress && ++report.frames % 1000 == 0) progress(report.frames);
-  });
-  if (Status status = reader.value()->read(engine); !status.ok()) return status;
-  engine.finish();
-  report.series.finish();
-  report.run = reader.value()->run();
-  report.model = reader.value()->model();
-  report.registry = reader.value()->registry();
-  report.segments = reader.value()->segments();
-  report.skipped = reader.value()->skipped();
-  for (const auto& law : make_laws()) report.laws.push_back(law->description());
-  report.findings = engine.findings();
-  report.events = engine.events();
-  report.other_reference = engine.ignored().other_reference;
-  report.health = engine.health();
-  report.first_step = engine.first_step();
-  report.last_step = engine.last_step();
-  report.frames = engine.frames();
-  for (const auto& segment : report.segments) report.bytes += segment.bytes;
-  return report;
+  ReportBuilder builder(path);
+  uint64_t frames = 0;
+  if (progress) {
+    builder.engine().add_consumer([&](const RunContext&, const Frame&) {
+      if (++frames % 1000 == 0) progress(frames);
+    });
+  }
+  if (Status status = reader.value()->read(builder.engine()); !status.ok()) return status;
+  builder.engine().finish();
+  builder.update(reader.value()->run(), reader.value()->model(), reader.value()->registry(),
+                 reader.value()->segments(), reader.value()->skipped());
+  return std::move(builder.report());
 }
 
 std::vector<const Finding*> what_to_do(const Report& report) {

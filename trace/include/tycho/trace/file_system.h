@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "tycho/trace/status.h"
@@ -44,7 +45,16 @@ class FileSystem {
   static FileSystem* system();
 };
 
-/// A file read at arbitrary offsets. Thread-safe.
+/// What tells a file from another one that has taken its name.
+struct FileIdentity {
+  uint64_t device = 0;
+  uint64_t inode = 0;
+  bool operator==(const FileIdentity& other) const {
+    return device == other.device && inode == other.inode;
+  }
+};
+
+/// A file read at arbitrary offsets. Thread-safe, but for refresh().
 class ReadableFile {
  public:
   /// Fails at once, without waiting, for whatever is no regular file.
@@ -53,21 +63,28 @@ class ReadableFile {
   ReadableFile(const ReadableFile&) = delete;
   ReadableFile& operator=(const ReadableFile&) = delete;
 
-  /// Size when it was opened: what is appended later is not seen.
+  /// Size when it was opened or refreshed: what is appended later is not seen.
   uint64_t size() const { return size_; }
   /// Whether a WritableFile of a living process had it open, just before its size was taken: a file
   /// that is not locked is as long as it will ever be.
   bool locked() const { return locked_; }
+  FileIdentity identity() const { return identity_; }
+  /// Takes lock and size anew. Fails with kNotFound where its name is gone or names another file.
+  Status refresh();
   /// Reads `size` bytes at `offset` into `out` (resized); fails if the file ends before.
   Status read(uint64_t offset, uint64_t size, std::string* out) const;
 
  private:
-  ReadableFile(int descriptor, uint64_t size, bool locked, std::string path);
+  ReadableFile(int descriptor, FileIdentity identity, uint64_t size, bool locked, std::string path);
   int descriptor_;
+  FileIdentity identity_;
   uint64_t size_;
   bool locked_;
   std::string path_;
 };
+
+/// Size and identity of what a name stands for, without opening it.
+Result<std::pair<FileIdentity, uint64_t>> look_at(const std::string& path);
 
 /// Names of all entries of a directory, in no order.
 Result<std::vector<std::string>> list_directory(const std::string& directory);

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "report.h"
+#include "tycho/analyzer/engine.h"
+
+namespace tycho::analyzer {
+
+/// Keeps the last spectral density of the Hessian.
+class SpectrumKeeper {
+ public:
+  void observe(const RunContext& context, const Frame& frame, Spectrum* spectrum);
+
+ private:
+  ColumnIndex node_ = kNoColumn;
+  ColumnIndex weight_ = kNoColumn;
+};
+
+/// A Report as the messages of a run come: at once, or while the run is written. Memory as that of
+/// Engine and, with series, of SeriesStore. One thread at a time.
+class ReportBuilder {
+ public:
+  /// Without series: no charts, and no remark that rests on them (dead units).
+  explicit ReportBuilder(const std::string& path, bool keep_series = true);
+  ReportBuilder(const ReportBuilder&) = delete;
+  ReportBuilder& operator=(const ReportBuilder&) = delete;
+
+  /// Takes the messages.
+  Engine& engine() { return engine_; }
+  /// Brings report() up to date with all complete frames; the last step of a run that goes on is
+  /// complete when the next one has begun. Judges all laws: costs most of what a report does.
+  void update(const v1::RunDescription& run, const v1::ModelDescription& model,
+              const v1::StatisticRegistry& registry, std::vector<trace::SegmentInfo> segments,
+              std::vector<trace::SkippedRegion> skipped);
+  /// From now on without series; those there are are given up.
+  void drop_series();
+  /// As of the last update().
+  Report& report() { return report_; }
+  const Report& report() const { return report_; }
+
+ private:
+  Report report_;
+  Engine engine_;
+  SpectrumKeeper spectrum_;
+  bool keep_series_;
+};
+
+}  // namespace tycho::analyzer
