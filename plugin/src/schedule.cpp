@@ -22,6 +22,14 @@ constexpr int kMostRests = 40;
 // Least distance of observations that catch up, relative to that of per_decade of them.
 constexpr double kCatchingUp = 0.25;
 constexpr uint64_t kMostHookedInARow = 63;
+constexpr double kFloorPart = 0.5;  // of the budget, that cheap probes have whatever was spent
+constexpr double kGuaranteedPerDecade = 24;
+
+/// Whether `step` is one of about `number` steps per factor of ten.
+bool log_spaced_at(int64_t step, double number) {
+  return step <= 1 || std::floor(number * std::log10(static_cast<double>(step))) >
+                          std::floor(number * std::log10(static_cast<double>(step - 1)));
+}
 
 }  // namespace
 
@@ -56,16 +64,16 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes, const
     }
     bool now = false;
     if (entry.schedule.every) now = step % *entry.schedule.every == 0;
-    if (entry.schedule.log_spaced && !now) {
-      const auto number = static_cast<double>(*entry.schedule.log_spaced);
-      now = step <= 1 || std::floor(number * std::log10(static_cast<double>(step))) >
-                             std::floor(number * std::log10(static_cast<double>(step - 1)));
-    }
+    if (entry.schedule.log_spaced && !now)
+      now = log_spaced_at(step, static_cast<double>(*entry.schedule.log_spaced));
     const bool expensive = !entry.measured && entry.schedule.expected_steps > 0;
     now = now || (entry.free() && ((first && !expensive) || !budget_));
     if (now) due[i] = Due::kYes;
   }
-  if (budget_ && (first || !wants_bare())) due_by_budget(step, &due);
+  if (budget_ && (first || !wants_bare())) {
+    due_by_floor(step, &due);
+    due_by_budget(step, &due);
+  }
   for (size_t i = 0; i < due.size(); ++i) {
     if (due[i] == Due::kYes) probes->push_back(i);
   }
@@ -103,6 +111,21 @@ double Scheduler::rank(const Entry& entry, int64_t step) const {
     part = static_cast<double>(entry.observations) / wanted(entry, step);
   }
   return part * cost_of(entry) / entry.schedule.per_decade;
+}
+
+void Scheduler::due_by_floor(int64_t step, std::vector<Due>* due) const {
+  const auto since = first_step_ < 0 ? 0 : step - first_step_;
+  double left = kFloorPart * allowance() - floor_spent_;
+  for (size_t i = 0; i < probes_.size(); ++i) {
+    const Entry& entry = probes_[i];
+    if ((*due)[i] != Due::kNot || !entry.cheap()) continue;
+    const double cost = cost_of(entry);
+    const bool affordable = step % entry.floor_interval == 0 && cost <= left;
+    const bool guaranteed = entry.schedule.guaranteed && log_spaced_at(since, kGuaranteedPerDecade);
+    if (!affordable && !guaranteed) continue;
+    (*due)[i] = Due::kYes;
+    left -= cost;
+  }
 }
 
 void Scheduler::due_by_budget(int64_t step, std::vector<Due>* due) const {
@@ -206,9 +229,10 @@ void Scheduler::observed(size_t probe, double seconds) {
   Entry& entry = probes_[probe];
   if (!entry.free()) {
     fixed_spent_ += seconds;
-  } else if (entry.last_beyond) {
-    beyond_spent_ += seconds;
+  } else if (entry.cheap() && entry.measured > 0) {
+    floor_spent_ += seconds;
   }
+  if (entry.free() && entry.last_beyond) beyond_spent_ += seconds;
   // The first observations are slower than the rest: forget them.
   entry.cost = entry.measured > 1 ? 0.7 * entry.cost + 0.3 * seconds : seconds;
   ++entry.measured;
@@ -243,28 +267,31 @@ void Scheduler::plan() {
   const double step = bare_step();
   const double share = share_now();
   double allowed = share * step;
-  std::vector<std::pair<double, Entry*>> open;
+  std::vector<std::pair<double, int64_t*>> open;
+  std::vector<std::pair<double, int64_t*>> cheap;
   for (Entry& entry : probes_) {
     if (entry.disabled) continue;
     if (entry.schedule.every) {
       allowed -= cost_of(entry) / static_cast<double>(*entry.schedule.every);
     }
-    if (entry.free()) open.emplace_back(cost_of(entry), &entry);
+    if (entry.free()) open.emplace_back(cost_of(entry), &entry.interval);
+    if (entry.cheap()) cheap.emplace_back(cost_of(entry), &entry.floor_interval);
   }
-  allowed = std::max(allowed, (1 - kFixedPart) * share * step);
-  // Cheap ones first: what they leave of their shares is divided among the rest.
+  Scheduler::share(std::move(open), std::max(allowed, (1 - kFixedPart) * share * step));
+  Scheduler::share(std::move(cheap), kFloorPart * share * step);
+}
+
+void Scheduler::share(std::vector<std::pair<double, int64_t*>> open, double allowed) {
   std::sort(open.begin(), open.end(),
             [](const auto& one, const auto& other) { return one.first < other.first; });
   size_t sharing = open.size();
   double left = allowed;
   constexpr int64_t kLongest = int64_t{1} << 40;
-  for (const auto& [cost, entry] : open) {
+  for (const auto& [cost, interval] : open) {
     const double mine = left / static_cast<double>(sharing--);
-    entry->interval = 1;
-    while (entry->interval < kLongest && !(cost <= mine * static_cast<double>(entry->interval))) {
-      entry->interval *= 2;
-    }
-    left -= cost / static_cast<double>(entry->interval);
+    *interval = 1;
+    while (*interval < kLongest && !(cost <= mine * static_cast<double>(*interval))) *interval *= 2;
+    left -= cost / static_cast<double>(*interval);
   }
 }
 

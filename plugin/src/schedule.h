@@ -21,6 +21,9 @@ struct ProbeSchedule {
   /// kForAVerdict, and little can be said before there are that many; of a description the first
   /// few tell most.
   double per_decade = kForAVerdict;
+  /// Observed kGuaranteedPerDecade times per factor of ten of steps whatever was spent: what every
+  /// report begins with.
+  bool guaranteed = false;
   /// Its first observation is what later ones are compared with: it comes before everything else.
   bool is_reference = false;
   /// Also observed whenever another probe is, or one that evaluates the probe loss: what others
@@ -55,7 +58,12 @@ class RecentMedian {
 ///   step is an equal share; what cheap ones leave is given to the others. While a probe is saved
 ///   for, this takes at most kBeyondPart of the budget.
 ///
-/// The first step is always observed: what it costs is worked off before the next observation.
+/// Cheap probes, those that are expected to cost no more than a part of a step, have a floor: up to
+/// kFloorPart of the budget is theirs whatever the others have spent, each evenly thinned to its
+/// equal share of that; their first observations, which warm up and prove, do not count. A
+/// guaranteed one is observed at logarithmically spaced steps even beyond.
+///
+/// The first step is always observed: what it costs is worked off before expensive observations.
 /// Probes with an interval of their own take at most half of the budget from the others. Where
 /// every step would have hooks, a budget leaves one in 64 bare, to compare with.
 class Scheduler {
@@ -111,7 +119,9 @@ class Scheduler {
     double cost = 0;       // as measured
     int64_t measured = 0;  // times
     bool disabled = false;
+    bool cheap() const { return free() && schedule.expected_steps == 0; }
     int64_t interval = 1;
+    int64_t floor_interval = 1;  // of a cheap one, within the floor
     uint64_t observations = 0;
     int64_t last = 0;          // step of the last of them
     int barren = 0;            // observations without a value, since the last with one
@@ -138,11 +148,16 @@ class Scheduler {
   /// Whether it has fewer observations than it is to have by `step`, and the last is not just past.
   bool behind(const Entry& entry, int64_t step) const;
   enum class Due : char { kNot, kYes, kCannot };
+  /// Adds those that the floor lets be observed, debt or not.
+  void due_by_floor(int64_t step, std::vector<Due>* due) const;
   /// Adds those due by the budget to `due`, by probe.
   void due_by_budget(int64_t step, std::vector<Due>* due) const;
   /// Seconds of a step without Tycho; there was one.
   double bare_step() const;
   void plan();
+  /// Divides `allowed` seconds per step among `open`, whose costs are given: cheap ones first, so
+  /// that what they leave of their shares goes to the rest. Sets powers of two as intervals.
+  static void share(std::vector<std::pair<double, int64_t*>> open, double allowed);
   /// Seconds that may have been spent so far, and the share of the time that goes by now.
   double allowance() const;
   double share_now() const;
@@ -160,6 +175,7 @@ class Scheduler {
   double last_slowdown_ = 0;
   double spent_ = 0;
   double fixed_spent_ = 0;   // of that, by probes with an interval of their own
+  double floor_spent_ = 0;   // of that, by cheap probes after their first observation
   double beyond_spent_ = 0;  // of that, for observations that nobody was behind with
   double reserved_ = 0;      // for the step that runs now
   int64_t first_step_ = -1;

@@ -312,5 +312,62 @@ TEST(Scheduler, AnExpensiveFirstObservationDoesNotKeepAProbeFromItsSecond) {
   }
 }
 
+// An expensive first observation, as a proof of second derivatives is, leaves a debt of hundreds of
+// steps. A report of a short run is made of what is observed meanwhile.
+TEST(Scheduler, CheapProbesHaveAFloorWhateverTheOthersHaveSpent) {
+  constexpr double kBare = 1e-3;
+  constexpr double kEarly = 0.3;
+  constexpr int64_t kSteps = 1000;
+  Scheduler scheduler(0.02, kEarly, 60);
+  ProbeSchedule guaranteed;
+  guaranteed.guaranteed = true;
+  const size_t loss = scheduler.add(guaranteed);
+  const size_t norms = scheduler.add(guaranteed);
+  const size_t noise = scheduler.add({});
+  ProbeSchedule expensive;
+  expensive.expected_steps = 5;
+  const size_t proof = scheduler.add(expensive);
+  const double cost[] = {30e-6, 300e-6, 1e-3, 0.5};
+  int observations[4] = {};
+  std::vector<size_t> due;
+  for (int64_t step = 0; step < kSteps; ++step) {
+    scheduler.due(step, step == 0, &due);
+    scheduler.take(step, due);
+    for (const size_t probe : due) {
+      ++observations[probe];
+      scheduler.observed(probe, cost[probe]);
+      scheduler.spent(cost[probe]);
+    }
+    scheduler.step_took(kBare);
+  }
+  EXPECT_GE(observations[loss], kSteps / 4);
+  EXPECT_GE(observations[norms], 72);
+  EXPECT_GE(observations[noise], 24);
+  EXPECT_GE(observations[proof], 1);
+  const double of_cheap = scheduler.spent_seconds() - cost[proof] * observations[proof];
+  EXPECT_LE(of_cheap, 0.5 * kEarly * kBare * kSteps + 72 * cost[norms]);
+}
+
+TEST(Scheduler, AGuaranteedProbeIsObservedHoweverExpensiveItIs) {
+  Scheduler scheduler(0.02);
+  ProbeSchedule guaranteed;
+  guaranteed.guaranteed = true;
+  scheduler.add(guaranteed);
+  std::vector<int64_t> steps;
+  std::vector<size_t> due;
+  for (int64_t step = 1000; step < 101000; ++step) {  // a resumed run
+    scheduler.due(step, step == 1000, &due);
+    scheduler.take(step, due);
+    for (const size_t probe : due) {
+      steps.push_back(step);
+      scheduler.observed(probe, 1);
+      scheduler.spent(1);
+    }
+    scheduler.step_took(1e-3);
+  }
+  EXPECT_GE(steps.size(), 100U);
+  EXPECT_LE(steps.size(), 130U);
+}
+
 }  // namespace
 }  // namespace tycho

@@ -23,6 +23,8 @@ struct BuiltInProbe {
   /// Observations per factor of ten of steps that its laws need: for a verdict 16 in the recent
   /// half of them, which 12 per factor of ten are after 500 steps; for a description fewer.
   double per_decade = 12;
+  /// Observed now and then whatever the budget says.
+  bool guaranteed = false;
 };
 
 /// Every built-in probe, in the order in which they are observed and recorded.

@@ -131,6 +131,7 @@ void Session::Impl::add_built_in_probes() {
     if (name == "probe_loss") schedule.accompanies = Accompanies::kProbeLoss;
     schedule.expected_steps = built_in.expected_steps;
     schedule.per_decade = built_in.per_decade;
+    schedule.guaranteed = built_in.guaranteed;
     for (const std::string& each : names) {
       asked = asked || wanted.count(each) > 0;
       wanted.erase(each);
