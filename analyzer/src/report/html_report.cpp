@@ -6,6 +6,7 @@
 
 #include "coverage.h"
 #include "curvature.h"
+#include "decisions/decision.h"
 #include "html_parts.h"
 #include "html_sections.h"
 #include "remarks.h"
@@ -95,11 +96,27 @@ std::string remark_card(const Report& report, const Remark& remark) {
       escape(remark.text), chart_link(report, remark.statistic, remark.scope));
 }
 
+std::string decision_card(const Report& report, const Decision& decision, int number) {
+  const std::string laws = titles_of(report, decision.laws);
+  return fmt::format(
+      "<article class=\"card {}\" id=\"decision-{}\"><h3>{}. {}</h3><p>{}</p><p><b>Expected:</b> "
+      "{}</p><p class=\"muted\"><b>Refuted by:</b> {}</p><p "
+      "class=\"evidence\">{}{}</p></article>\n",
+      to_string(decision.severity), escape(decision.code), number, escape(decision.title),
+      escape(decision.because), escape(decision.expect), escape(decision.refuted_by),
+      laws.empty() ? "" : "Laws: " + escape(laws) + ".",
+      chart_link(report, decision.statistic, decision.scope));
+}
+
 std::string what_to_do_section(const Report& report) {
   std::string out = "<section><h2>What to do</h2>\n";
   const auto important = what_to_do(report);
   const auto known = remarks(report);
-  if (!important.empty() || !known.empty()) out += "<div class=\"cards\">\n";
+  const auto decided = decisions(report);
+  const bool nothing = important.empty() && known.empty() && decided.empty();
+  if (!nothing) out += "<div class=\"cards\">\n";
+  for (size_t i = 0; i < decided.size(); ++i)
+    out += decision_card(report, decided[i], static_cast<int>(i) + 1);
   for (const Remark& remark : known) out += remark_card(report, remark);
   for (const Finding* finding : important) {
     out += fmt::format(
@@ -109,12 +126,12 @@ std::string what_to_do_section(const Report& report) {
         escape(finding->advice), badge(finding->verdict), escape(evidence(*finding)),
         chart_link(report, finding->evidence_statistic, finding->scope));
   }
-  if (!important.empty() || !known.empty()) out += "</div>\n";
+  if (!nothing) out += "</div>\n";
   if (is_broken(known)) {
     out +=
         "<p>The laws below were judged on what was recorded, broken steps included: no advice is "
         "taken from them.</p>\n";
-  } else if (important.empty() && known.empty()) {
+  } else if (nothing) {
     out += "<p>" + escape(nothing_to_do(report)) + "</p>\n";
   }
   const auto missing = what_is_missing(report);

@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coverage.h"
+#include "decisions/decision.h"
 #include "happenings.h"
 #include "remarks.h"
 #include "report.h"
@@ -118,12 +119,29 @@ std::string json_report(const Report& report) {
                      {"statistic", remark.statistic},
                      {"scope", remark.scope}});
   }
+  json decided = json::array();
+  for (const Decision& each : decisions(report)) {
+    decided.push_back({{"code", each.code},
+                       {"title", each.title},
+                       {"because", each.because},
+                       {"expect", each.expect},
+                       {"refuted_by", each.refuted_by},
+                       {"severity", to_string(each.severity)},
+                       {"gain", each.gain},
+                       {"laws", each.laws},
+                       {"setting", each.setting},
+                       {"factor", number(each.factor)},
+                       {"step", each.step < 0 ? json(nullptr) : json(each.step)},
+                       {"statistic", each.statistic},
+                       {"scope", each.scope}});
+  }
   json laws = json::array();
   for (const Finding& finding : report.findings) laws.push_back(finding_json(finding));
   // Names come from the user's program and need not be UTF-8.
   return json{{"run", run},
               {"in_short", in_short(report)},
               {"loss", loss_json(report.loss)},
+              {"decisions", decided},
               {"remarks", known},
               {"coverage", coverage_json(coverage(report))},
               {"happenings", happenings_json(report)},

@@ -64,6 +64,15 @@ std::vector<const Finding*> what_to_do(const Report& report) {
   return chosen;
 }
 
+std::string titles_of(const Report& report, const std::vector<std::string>& laws) {
+  std::string text;
+  for (const std::string& id : laws) {
+    const LawDescription* law = report.law(id);
+    text += (text.empty() ? "" : ", ") + (law != nullptr ? law->title : id);
+  }
+  return text;
+}
+
 std::string short_number(double value) {
   if (std::isnan(value)) return "not known";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";

@@ -25,6 +25,7 @@ struct Report {
   v1::RunDescription run;
   v1::ModelDescription model;
   v1::StatisticRegistry registry;
+  v1::OptimizerSettings settings;  ///< those used last
   std::vector<LawDescription> laws;
   std::vector<Finding> findings;  ///< by importance
   std::vector<v1::Event> events;
@@ -54,6 +55,9 @@ Result<Report> read_report(const std::string& path,
 /// The findings a reader should see first: those that ask for something to be done. None where the
 /// run is broken: what was measured of it is no ground for advice.
 std::vector<const Finding*> what_to_do(const Report& report);
+
+/// Titles of the laws with these ids, separated by commas.
+std::string titles_of(const Report& report, const std::vector<std::string>& laws);
 
 std::string text_report(const Report& report, bool colour, int width);
 std::string json_report(const Report& report);

@@ -29,6 +29,10 @@ ReportBuilder::ReportBuilder(const std::string& path, bool keep_series)
   engine_.add_consumer([this](const RunContext& context, const Frame& frame) {
     if (keep_series_) report_.series.observe(context, frame);
     report_.loss.observe(context, frame);
+    if (frame.optimizer() != nullptr && frame.optimizer_version() != settings_version_) {
+      report_.settings = *frame.optimizer();
+      settings_version_ = frame.optimizer_version();
+    }
     spectrum_.observe(context, frame, &report_.spectrum);
   });
 }

@@ -46,6 +46,7 @@ class ReportBuilder {
   Report report_;
   Engine engine_;
   SpectrumKeeper spectrum_;
+  uint64_t settings_version_ = static_cast<uint64_t>(-1);
   bool keep_series_;
 };
 

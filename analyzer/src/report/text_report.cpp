@@ -7,6 +7,7 @@
 #include "cost_text.h"
 #include "coverage.h"
 #include "curvature.h"
+#include "decisions/decision.h"
 #include "happenings.h"
 #include "remarks.h"
 #include "report.h"
@@ -51,6 +52,25 @@ std::string happenings_section(const Report& report, size_t columns) {
   return out;
 }
 
+std::string decisions_section(const Report& report, const std::vector<Decision>& decided,
+                              bool colour, size_t columns) {
+  std::string out;
+  int number = 0;
+  for (const Decision& each : decided) {
+    const bool loud = each.severity != Severity::kNote;
+    out += fmt::format(
+        "  {} {}\n",
+        paint(fmt::format("{}.", ++number), loud ? Verdict::kViolated : Verdict::kHolds, colour),
+        wrap(clean(each.title), 5, columns));
+    out += "     " + wrap(clean(each.because), 5, columns) + "\n";
+    out += "     " + wrap("Expected: " + clean(each.expect), 5, columns) + "\n";
+    out += "     " + wrap("Refuted by: " + clean(each.refuted_by), 5, columns) + "\n";
+    if (const std::string laws = titles_of(report, each.laws); !laws.empty())
+      out += "     " + wrap("Laws: " + laws, 5, columns) + "\n";
+  }
+  return out;
+}
+
 }  // namespace
 
 std::string text_report(const Report& report, bool colour, int width) {
@@ -69,7 +89,9 @@ std::string text_report(const Report& report, bool colour, int width) {
   out += "\nWhat to do\n";
   const auto important = what_to_do(report);
   const auto known = remarks(report);
-  if (important.empty() && known.empty())
+  const auto decided = decisions(report);
+  out += decisions_section(report, decided, colour, columns);
+  if (important.empty() && known.empty() && decided.empty())
     out += "  " + wrap(nothing_to_do(report), 2, columns) + "\n";
   for (const Remark& remark : known) {
     const bool loud = remark.severity != Severity::kNote;

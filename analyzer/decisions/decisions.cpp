@@ -1,0 +1,31 @@
+#include <algorithm>
+
+#include "decisions/rules.h"
+
+namespace tycho::analyzer {
+
+std::vector<Decision> decisions(const Report& report) {
+  constexpr size_t kMost = 5;
+  const Signs signs(report);
+  std::vector<Decision> result;
+  if (!signs.enough()) return result;
+  for (const auto& rule :
+       {no_gradient, not_in_optimizer, silent_layer, gradients_kept, large_inputs, large_start,
+        single_examples, weight_decay, learning_rate_high, learning_rate_low, adam_epsilon,
+        early_decay, batch_size}) {
+    if (auto decision = rule(signs)) result.push_back(std::move(*decision));
+  }
+  std::stable_sort(result.begin(), result.end(),
+                   [](const Decision& a, const Decision& b) { return a.gain > b.gain; });
+  std::vector<Decision> kept;
+  for (Decision& each : result) {
+    const bool again =
+        !each.setting.empty() && std::any_of(kept.begin(), kept.end(), [&](const Decision& other) {
+          return other.setting == each.setting;
+        });
+    if (!again && kept.size() < kMost) kept.push_back(std::move(each));
+  }
+  return kept;
+}
+
+}  // namespace tycho::analyzer

@@ -1,0 +1,56 @@
+// First weights that are too large: the last layer put out values of kLarge or more (root mean
+// square) at the first observed step, and the loss began at kHigher times what it had after a
+// twentieth of the run, or more: the first steps only undo the initialisation. Outputs of a
+// regression may be large by right; then the loss does not fall that fast.
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "decisions/rules.h"
+
+namespace tycho::analyzer {
+namespace {
+
+constexpr double kLarge = 4;
+constexpr double kHigher = 2.5;
+
+}  // namespace
+
+std::optional<Decision> large_start(const Signs& signs) {
+  Samples first;
+  Samples last;
+  std::string output;
+  for (int i = 0; i < signs.report.model.layer_size(); ++i) {
+    Samples rms = signs.layer("activation_rms", static_cast<size_t>(i));
+    if (rms.empty()) continue;
+    if (first.empty()) first = rms;
+    output = signs.report.layer_path(static_cast<uint32_t>(i));
+    last = std::move(rms);
+  }
+  if (last.empty() || last.front().step > signs.report.first_step + 2) return std::nullopt;
+  const double start = last.front().value;
+  const double then = signs.mean_loss(0.05, 0.15);
+  if (!(start >= kLarge) || !(signs.first_loss() >= kHigher * then)) return std::nullopt;
+  Decision decision;
+  decision.code = "large_start";
+  decision.title = "Start with smaller weights";
+  decision.because = fmt::format(
+      "At step {} the last layer, {}, put out values of {} (root mean square) and the loss was {}; "
+      "it was {} soon after, so the first steps had to undo the initialisation.",
+      last.front().step, output, short_number(start), short_number(signs.first_loss()),
+      short_number(then));
+  decision.expect =
+      "Layers that keep the size of their inputs (Kaiming's initialisation), and a last layer that "
+      "starts near 0: the run begins at the loss of a guess, with units that can still learn.";
+  decision.refuted_by = "Targets that are as large as the first outputs.";
+  decision.gain = 0.92;
+  decision.laws = {"signal_propagation"};
+  decision.statistic = "activation_rms";
+  decision.scope = "layer:" + output;
+  decision.step = last.front().step;
+  decision.setting = "gain";
+  decision.factor = 0.2;
+  return decision;
+}
+
+}  // namespace tycho::analyzer
