@@ -20,8 +20,9 @@ struct Decision {
   /// 0..1, by which decisions are ranked: from 0.9 nothing or next to nothing is learned without
   /// it; from 0.5 a large part of the run's progress is at stake; below, steps or time are.
   double gain = 0;
-  std::vector<std::string> laws;  ///< ids of the laws that it rests on; may be empty
-  std::string statistic;          ///< of the chart that shows it; may be empty
+  /// Ids of laws that were tested in this run and belong to it; often none.
+  std::vector<std::string> laws;
+  std::string statistic;  ///< of the chart that shows it; may be empty
   std::string scope;
   int64_t step = -1;         ///< where it shows first; -1: no step of its own
   std::string setting;       ///< what to change: learning_rate, batch_size, ...; empty: no number

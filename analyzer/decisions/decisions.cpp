@@ -3,6 +3,20 @@
 #include "decisions/rules.h"
 
 namespace tycho::analyzer {
+namespace {
+
+/// Laws that had no say in this run are no ground for a decision.
+void keep_laws_that_spoke(const Report& report, std::vector<std::string>* laws) {
+  const auto silent = [&](const std::string& law) {
+    return std::none_of(report.findings.begin(), report.findings.end(), [&](const Finding& each) {
+      return each.law == law &&
+             (each.verdict == Verdict::kHolds || each.verdict == Verdict::kViolated);
+    });
+  };
+  laws->erase(std::remove_if(laws->begin(), laws->end(), silent), laws->end());
+}
+
+}  // namespace
 
 std::vector<Decision> decisions(const Report& report) {
   constexpr size_t kMost = 5;
@@ -23,7 +37,9 @@ std::vector<Decision> decisions(const Report& report) {
         !each.setting.empty() && std::any_of(kept.begin(), kept.end(), [&](const Decision& other) {
           return other.setting == each.setting;
         });
-    if (!again && kept.size() < kMost) kept.push_back(std::move(each));
+    if (again || kept.size() == kMost) continue;
+    keep_laws_that_spoke(report, &each.laws);
+    kept.push_back(std::move(each));
   }
   return kept;
 }

@@ -116,6 +116,8 @@ Reason reason_of(const RunContext& context, const std::vector<std::string>& any_
   if (loss != Loss::kNone) {
     const v1::Event* failed =
         event_of(context, loss == Loss::kBatch ? "batch_loss_failed" : "probe_loss_failed");
+    if (failed == nullptr && loss != Loss::kBatch)
+      failed = event_of(context, "probe_loss_not_replayed");
     if (failed != nullptr) return {without_full_stop(failed->message()), ""};
   }
   if (definition == nullptr) {

@@ -326,6 +326,16 @@ void UserLosses::suspend(const LossError& error) {
   for (size_t kind = 0; kind < kKinds; ++kind) {
     if (error.loss() != name_of(kind) || entries_[kind].suspended) continue;
     entries_[kind].suspended = true;
+    // A tape that cannot be replayed is no fault: some executors change their code as they go.
+    const bool taped = (kind == kProbe && probe_from_tape_) || (kind == kStep && step_from_tape_);
+    if (taped) {
+      say_(
+          v1::Event::NOT_OBSERVED, fmt::format("{}_not_replayed", name_of(kind)),
+          fmt::format("{} on its tape can no longer be replayed and is not evaluated any more: {}. "
+                      "Session::set_{} gives another one",
+                      words_of(name_of(kind)), error.what(), name_of(kind)));
+      continue;
+    }
     say_(v1::Event::FAULT, fmt::format("{}_failed", name_of(kind)),
          fmt::format("{} failed and is not evaluated any more: {}", words_of(name_of(kind)),
                      error.what()));
