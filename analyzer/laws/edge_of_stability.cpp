@@ -217,6 +217,7 @@ class EdgeOfStability : public Law {
     if (finding->ci_low > 1 + tolerance && (median > kCatapult || rising)) {
       if (rising) {
         finding->gate += "; above the edge, and the loss rises (catapult)";
+        if (&stretch == &current_) finding->alarm = "edge_passed";
         finding->importance = 0.85;
         finding->advice = fmt::format(
             "The sharpness is {} times what this optimizer can stand{}, and the loss rises: lower "

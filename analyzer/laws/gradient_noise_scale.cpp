@@ -26,8 +26,9 @@ namespace {
 
 constexpr double kTolerance = 0.15;       // of tr(Sigma) between batch sizes
 constexpr double kDistinctBatches = 1.5;  // batch sizes closer than this test nothing
-constexpr uint64_t kLongRun = 8;  // observations in a row that make another size the main one
-constexpr double kFarFactor = 4;  // beyond it the advice calls the batch small or large
+constexpr uint64_t kLongRun = 8;     // observations in a row that make another size the main one
+constexpr double kFarFactor = 4;     // beyond it the advice calls the batch small or large
+constexpr double kAlarmFactor = 16;  // batches so much larger raise an alarm while the run goes on
 
 const LawDescription& law() {
   static const LawDescription description = {
@@ -256,6 +257,7 @@ class GradientNoiseScale : public Law {
                     "by noise, and a larger batch needs almost proportionally fewer of them.",
                     format_number(batch), format_number(finding.ci_low));
     } else if (finding.ci_high < batch / kFarFactor) {
+      if (finding.ci_high < batch / kAlarmFactor) finding.alarm = "batch_far_past_noise_scale";
       finding.advice =
           known ? fmt::format(
                       "Batch {} is {}x above the noise scale {}: a step makes {:.0f} % of the "

@@ -5,8 +5,10 @@
 #include <deque>
 #include <limits>
 #include <map>
+#include <optional>
 #include <tuple>
 #include <utility>
+#include <variant>
 
 #include "src/statistics/false_discoveries.h"
 
@@ -21,6 +23,8 @@ constexpr size_t kScopes = 5;
 /// Positions of a list come from a file too: no list is longer.
 constexpr uint32_t kLongestList = 4096;
 constexpr size_t kMostEvents = 4096;
+/// Of messages that wait for the open frame to be complete.
+constexpr size_t kMostHeldBytes = size_t{1} << 20;
 
 /// Values of one column at the current frame.
 struct ColumnStore {
@@ -155,6 +159,20 @@ struct Engine::Impl {
     for (const auto& law : laws) law->begin(context);
   }
   void complete_frame();
+  void apply(const v1::Event& event);
+  void apply(const v1::Health& health);
+  void apply(const v1::ModelStructure& structure);
+  /// What comes while a frame is open is applied before the next record of its step, or else behind
+  /// the frame: so it does not matter when it becomes known that the frame is complete.
+  template <typename Message>
+  void hold(const Message& message) {
+    if (!frame_open) return apply(message);
+    const size_t size = message.ByteSizeLong() + sizeof(Message);
+    if (held_bytes + size > kMostHeldBytes) apply_held();
+    held.emplace_back(message);
+    held_bytes += size;
+  }
+  void apply_held();
   void open_frame(int64_t step);
   void adopt_settings(std::shared_ptr<const v1::OptimizerSettings> settings);
 
@@ -163,6 +181,7 @@ struct Engine::Impl {
   std::vector<std::unique_ptr<Law>> laws;
   std::vector<FrameConsumer> consumers;
 
+  bool begun = false;  // there was a segment
   bool frame_open = false;
   bool context_changed = true;
   uint64_t frames = 0;
@@ -172,7 +191,9 @@ struct Engine::Impl {
   std::deque<std::shared_ptr<const v1::OptimizerSettings>> settings_to_come;
   IgnoredRecords ignored;
 
-  std::string described;  // the model of the segment before, as it stands there
+  // Of the segment before, as they stand there.
+  std::string described;
+  std::string registered;
   // Of the current segment: its ids in terms of the run's.
   std::vector<uint32_t> layer_of;
   std::vector<uint32_t> parameter_of;
@@ -186,6 +207,9 @@ struct Engine::Impl {
   std::map<std::string, uint32_t> statistic_index;
 
   std::map<std::tuple<std::string, int, uint32_t>, size_t> event_index;
+  std::vector<std::variant<v1::Event, v1::Health>> held;
+  size_t held_bytes = 0;
+  std::optional<v1::ModelStructure> held_structure;
 
   v1::Health health;          // what is shown
   v1::Health past_sessions;   // totals of sessions that ended
@@ -404,6 +428,14 @@ void Engine::Impl::complete_frame() {
   if (frames == 1 || frame.step_ > last_step) last_step = frame.step_;
   for (const auto& law : laws) law->observe(frame);
   for (const FrameConsumer& consumer : consumers) consumer(context, frame);
+  apply_held();
+}
+
+void Engine::Impl::apply_held() {
+  held_bytes = 0;
+  for (const auto& message : std::exchange(held, {}))
+    std::visit([this](const auto& each) { apply(each); }, message);
+  if (held_structure) apply(*std::exchange(held_structure, std::nullopt));
 }
 
 Engine::Engine(std::vector<std::unique_ptr<Law>> laws)
@@ -420,15 +452,25 @@ void Engine::add_consumer(FrameConsumer consumer) {
 bool Engine::on_segment(const trace::SegmentInfo& info, const v1::RunDescription& run,
                         const v1::ModelDescription& model, const v1::StatisticRegistry& registry) {
   Impl& impl = *impl_;
+  const v1::RunDescription& known = impl.context.run_;
+  const bool same_session = impl.begun && !info.resumed && known.run_id() == run.run_id() &&
+                            known.start_time_ns() == run.start_time_ns() &&
+                            known.resumed() == run.resumed() &&
+                            known.resume_step() == run.resume_step();
+  std::string described = model.SerializeAsString();
+  std::string registered = registry.SerializeAsString();
+  // A segment that was opened for its size says nothing new, not even that a step is complete.
+  if (same_session && described == impl.described && registered == impl.registered) return true;
   impl.complete_frame();
+  impl.begun = true;
   impl.context.run_ = run;
   impl.merge_model(model);
   // A session that goes back to the start has the run's reference; one whose model has changed
   // since its last segment has not.
-  const bool resumed = info.resumed || run.resumed();
-  std::string described = model.SerializeAsString();
+  const bool resumed = (info.resumed || run.resumed()) && !same_session;
   const bool changed = !info.resumed && described != impl.described;
   impl.described = std::move(described);
+  impl.registered = std::move(registered);
   impl.merge_registry(registry, impl.first_step >= 0 &&
                                     (changed || (resumed && run.resume_step() > impl.first_step)));
   impl.context_changed = true;
@@ -455,6 +497,7 @@ bool Engine::on_record(const std::string&, const v1::Record& record, int64_t) {
     impl.complete_frame();
     impl.open_frame(record.step());
   }
+  impl.apply_held();
   for (const v1::Column& column : record.column()) impl.accept(column);
   return true;
 }
@@ -486,62 +529,76 @@ bool Engine::on_optimizer(const v1::OptimizerSettings& settings, int64_t) {
 }
 
 bool Engine::on_event(const v1::Event& event, int64_t) {
-  Impl& impl = *impl_;
-  v1::Event translated = event;
-  if (event.scope() == v1::SCOPE_LAYER) {
-    translated.set_entity(translate(impl.layer_of, event.entity()));
-  } else if (event.scope() == v1::SCOPE_PARAMETER) {
-    translated.set_entity(translate(impl.parameter_of, event.entity()));
-  }
-  const auto key =
-      std::make_tuple(event.code(), static_cast<int>(event.scope()), translated.entity());
-  const auto found = impl.event_index.find(key);
-  if (found != impl.event_index.end()) {
-    v1::Event& known = impl.context.events_[found->second];
-    known.set_count(std::max(known.count(), event.count()));
-    return true;
-  }
-  if (impl.context.events_.size() >= kMostEvents) return true;
-  impl.event_index.emplace(key, impl.context.events_.size());
-  impl.context.events_.push_back(std::move(translated));
+  impl_->hold(event);
   return true;
 }
 
 bool Engine::on_health(const v1::Health& health, int64_t) {
-  Impl& impl = *impl_;
-  for (const v1::ProbeCost& cost : health.cost()) {
-    v1::ProbeCost& total = impl.probe_cost[cost.probe()];
-    total.set_probe(cost.probe());
-    total.set_seconds(total.seconds() + cost.seconds());
-    total.set_observations(total.observations() + cost.observations());
-  }
-  impl.session_totals = health;
-  impl.health.clear_cost();
-  for (const auto& [name, cost] : impl.probe_cost) *impl.health.add_cost() = cost;
-  impl.health.set_step(health.step());
-  if (!health.last_write_failure().empty()) {
-    impl.health.set_last_write_failure(health.last_write_failure());
-  }
-  impl.fold_health();
+  impl_->hold(health);
   return true;
 }
 
 bool Engine::on_structure(const v1::ModelStructure& structure, int64_t) {
-  Impl& impl = *impl_;
-  v1::ModelStructure& target = impl.context.structure_;
+  if (impl_->frame_open) {
+    impl_->held_structure = structure;
+  } else {
+    impl_->apply(structure);
+  }
+  return true;
+}
+
+void Engine::Impl::apply(const v1::Event& event) {
+  v1::Event translated = event;
+  if (event.scope() == v1::SCOPE_LAYER) {
+    translated.set_entity(translate(layer_of, event.entity()));
+  } else if (event.scope() == v1::SCOPE_PARAMETER) {
+    translated.set_entity(translate(parameter_of, event.entity()));
+  }
+  const auto key =
+      std::make_tuple(event.code(), static_cast<int>(event.scope()), translated.entity());
+  const auto found = event_index.find(key);
+  if (found != event_index.end()) {
+    v1::Event& known = context.events_[found->second];
+    known.set_count(std::max(known.count(), event.count()));
+    return;
+  }
+  if (context.events_.size() >= kMostEvents) return;
+  event_index.emplace(key, context.events_.size());
+  context.events_.push_back(std::move(translated));
+}
+
+void Engine::Impl::apply(const v1::Health& message) {
+  for (const v1::ProbeCost& cost : message.cost()) {
+    v1::ProbeCost& total = probe_cost[cost.probe()];
+    total.set_probe(cost.probe());
+    total.set_seconds(total.seconds() + cost.seconds());
+    total.set_observations(total.observations() + cost.observations());
+  }
+  session_totals = message;
+  health.clear_cost();
+  for (const auto& [name, cost] : probe_cost) *health.add_cost() = cost;
+  health.set_step(message.step());
+  if (!message.last_write_failure().empty()) {
+    health.set_last_write_failure(message.last_write_failure());
+  }
+  fold_health();
+}
+
+void Engine::Impl::apply(const v1::ModelStructure& structure) {
+  v1::ModelStructure& target = context.structure_;
   target.Clear();
   for (const v1::SymmetryGroup& group : structure.symmetry_group()) {
     v1::SymmetryGroup* copy = target.add_symmetry_group();
     *copy = group;
     copy->clear_parameter();
     for (const uint32_t parameter : group.parameter()) {
-      const uint32_t mapped = translate(impl.parameter_of, parameter);
+      const uint32_t mapped = translate(parameter_of, parameter);
       if (mapped != kNoEntity) copy->add_parameter(mapped);
     }
   }
   for (const v1::LayerEdge& edge : structure.edge()) {
-    const uint32_t from = translate(impl.layer_of, edge.from());
-    const uint32_t to = translate(impl.layer_of, edge.to());
+    const uint32_t from = translate(layer_of, edge.from());
+    const uint32_t to = translate(layer_of, edge.to());
     if (from == kNoEntity || to == kNoEntity) continue;
     v1::LayerEdge* copy = target.add_edge();
     *copy = edge;
@@ -549,15 +606,14 @@ bool Engine::on_structure(const v1::ModelStructure& structure, int64_t) {
     copy->set_to(to);
   }
   for (const v1::LayerFact& fact : structure.fact()) {
-    const uint32_t layer = translate(impl.layer_of, fact.layer());
+    const uint32_t layer = translate(layer_of, fact.layer());
     if (layer == kNoEntity) continue;
     v1::LayerFact* copy = target.add_fact();
     *copy = fact;
     copy->set_layer(layer);
   }
-  impl.context.has_structure_ = true;
-  impl.context_changed = true;
-  return true;
+  context.has_structure_ = true;
+  context_changed = true;
 }
 
 bool Engine::on_skipped(const trace::SkippedRegion&) { return true; }

@@ -384,6 +384,63 @@ TEST_F(EngineTest, HealthAddsUpOverSessions) {
   EXPECT_EQ(engine_.health().cost(0).seconds(), 3);
 }
 
+TEST_F(EngineTest, OfAResumedSessionALaterSegmentAddsNoHealthTwice) {
+  run_.open();
+  v1::Health health;
+  health.set_messages_written(30);
+  engine_.on_health(health, 0);
+  run_.run().set_resumed(true);
+  run_.run().set_resume_step(100);
+  run_.open(true);
+  health.set_messages_written(5);
+  engine_.on_health(health, 0);
+  run_.open();  // It was opened for its size, or
+  run_.add_layer("c");
+  run_.open();  // because the model has changed.
+  health.set_messages_written(8);
+  engine_.on_health(health, 0);
+  EXPECT_EQ(engine_.health().messages_written(), 38u);
+}
+
+TEST_F(EngineTest, ASegmentOpenedWithinAStepDoesNotEndIt) {
+  run_.open();
+  run_.step(3);
+  run_.put("loss", 0.5);
+  run_.send();
+  run_.open();
+  run_.step(3);
+  run_.put("weight_norm_sq", v1::SCOPE_LAYER, {4, 9});
+  run_.finish();
+  ASSERT_EQ(seen_.size(), 1u);
+  EXPECT_EQ(seen_[0].loss, 0.5);
+  EXPECT_THAT(seen_[0].norm, ::testing::ElementsAre(4, 9));
+  EXPECT_EQ(engine_.ignored().late, 0u);
+}
+
+TEST_F(EngineTest, WhatFollowsTheRecordsOfAStepCountsFromTheNextOn) {
+  std::vector<size_t> events;
+  engine_.add_consumer(
+      [&](const RunContext& context, const Frame&) { events.push_back(context.events().size()); });
+  run_.open();
+  v1::Event event;
+  event.set_code("before");
+  engine_.on_event(event, 0);
+  run_.step(0);
+  run_.put("loss", 1);
+  run_.send();
+  event.set_code("within");
+  engine_.on_event(event, 0);
+  run_.step(0);
+  run_.put("loss", 1);
+  run_.send();
+  event.set_code("behind");
+  engine_.on_event(event, 0);
+  run_.step(1);
+  run_.put("loss", 1);
+  run_.finish();
+  EXPECT_THAT(events, ::testing::ElementsAre(2, 3));
+}
+
 TEST_F(EngineTest, StructureIsTranslatedAndLawsAreTold) {
   run_.add_parameter(0, "weight", {2, 2});
   run_.open();

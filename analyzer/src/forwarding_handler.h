@@ -32,6 +32,9 @@ class ForwardingHandler : public trace::MessageHandler {
   bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override {
     return next_->on_structure(structure, time_ns);
   }
+  bool on_finding(const v1::Finding& finding, int64_t time_ns) override {
+    return next_->on_finding(finding, time_ns);
+  }
   bool on_skipped(const trace::SkippedRegion& region) override { return next_->on_skipped(region); }
 
  private:

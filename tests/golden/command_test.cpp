@@ -1,8 +1,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
 
 #include "tests/golden/command_run.h"
 
@@ -142,6 +148,72 @@ TEST_F(CommandTest, ReplayTakesARangeOfSteps) {
   EXPECT_NE(part.out, run("replay " + sample()).out);
   EXPECT_EQ(run("replay --from 60 --to 50 " + sample()).exit_code, 2);
   EXPECT_EQ(run("replay --speed -1 " + sample()).exit_code, 2);
+}
+
+/// 40 steps, a nanosecond apart, of a loss that is not finite at step 0 and from step 25 to 29.
+std::string write_faltering_run(const std::string& directory) {
+  trace::RunWriterOptions options;
+  options.directory = directory;
+  auto writer =
+      trace::RunWriter::open(options, sample_run("faltering"), sample_model(1), sample_registry());
+  EXPECT_TRUE(writer.ok());
+  for (int64_t step = 0; step < 40; ++step) {
+    v1::Record record;
+    record.set_step(step);
+    v1::Column* column = record.add_column();
+    column->set_scope(v1::SCOPE_RUN);
+    column->add_value(step == 0 || (step >= 25 && step < 30) ? std::nan("") : 1.0);
+    writer.value()->write("loss", record, step + 1);
+  }
+  EXPECT_TRUE(writer.value()->close().ok());
+  return directory;
+}
+
+TEST_F(CommandTest, ReplaySaysWhatWasKnownAtTheStepsAtWhichItWas) {
+  const Outcome all = run("replay " + write_faltering_run(scratch_.path("faltering")));
+  EXPECT_EQ(all.exit_code, 0) << all.err;
+  EXPECT_THAT(all.out, HasSubstr("step 25: alarm: loss_not_finite run: The loss is not finite\n"));
+  EXPECT_THAT(all.out, HasSubstr("step 30: warning: loss_not_finite run: The loss was not finite"));
+  EXPECT_EQ(run("replay --speed 1e9 " + scratch_.path("faltering")).out, all.out);
+  std::istringstream lines(all.out);
+  int64_t last = 0;
+  std::string word;
+  for (std::string line; std::getline(lines, line);) {
+    int64_t step = -1;
+    if (line.rfind("end: ", 0) == 0) {
+      EXPECT_EQ(line.rfind("end: step 39: ", 0), 0u) << line;
+      EXPECT_FALSE(std::getline(lines, line)) << line;
+      break;
+    }
+    std::istringstream(line) >> word >> step;
+    EXPECT_GE(step, last) << line;
+    last = step;
+  }
+}
+
+TEST_F(CommandTest, ReplayWritesLineByLineAndEndsWhenItIsInterrupted) {
+  const std::string directory = write_faltering_run(scratch_.path("faltering"));
+  for (const int signal : {SIGINT, SIGTERM}) {
+    int ends[2];
+    ASSERT_EQ(::pipe(ends), 0);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::dup2(ends[1], STDOUT_FILENO);
+      // The next step comes in an hour.
+      ::execl(TYCHO_COMMAND, "tycho", "replay", "--speed", "1e-12", directory.c_str(), nullptr);
+      ::_exit(99);
+    }
+    ::close(ends[1]);
+    char first = 0;
+    EXPECT_EQ(::read(ends[0], &first, 1), 1)
+        << "what is known at the first step is written at once";
+    EXPECT_EQ(::kill(child, signal), 0);
+    int status = 0;
+    EXPECT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status));
+    EXPECT_EQ(WEXITSTATUS(status), 128 + signal);
+    ::close(ends[0]);
+  }
 }
 
 TEST_F(CommandTest, ThePageOnLawsSaysWhatTheCommandSays) {

@@ -61,6 +61,10 @@ class RunContents : public trace::MessageHandler {
     health = message;
     return true;
   }
+  bool on_finding(const v1::Finding& finding, int64_t) override {
+    findings.push_back(finding);
+    return true;
+  }
 
   double at(const std::string& key, int64_t step) const {
     const auto series = values.find(key);
@@ -78,6 +82,7 @@ class RunContents : public trace::MessageHandler {
   std::map<std::string, std::map<int64_t, double>> values;
   std::map<std::string, std::map<int64_t, double>> standard_errors;
   std::vector<v1::OptimizerSettings> optimizer;
+  std::vector<v1::Finding> findings;
   std::map<std::string, v1::Event> events;
   v1::Health health;
   size_t segments = 0;

@@ -120,6 +120,10 @@ bool Collector::on_structure(const v1::ModelStructure& structure, int64_t) {
   structures.push_back(structure);
   return true;
 }
+bool Collector::on_finding(const v1::Finding& finding, int64_t) {
+  findings.push_back(finding);
+  return true;
+}
 bool Collector::on_skipped(const trace::SkippedRegion& region) {
   skipped.push_back(region);
   return true;

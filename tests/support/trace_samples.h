@@ -42,6 +42,7 @@ struct Collector : trace::MessageHandler {
   bool on_health(const v1::Health& health, int64_t time_ns) override;
   bool on_optimizer(const v1::OptimizerSettings& settings, int64_t time_ns) override;
   bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override;
+  bool on_finding(const v1::Finding& finding, int64_t time_ns) override;
   bool on_skipped(const trace::SkippedRegion& region) override;
 
   std::vector<v1::RunDescription> runs;
@@ -52,6 +53,7 @@ struct Collector : trace::MessageHandler {
   std::vector<v1::Health> healths;
   std::vector<v1::OptimizerSettings> optimizers;
   std::vector<v1::ModelStructure> structures;
+  std::vector<v1::Finding> findings;
   std::vector<trace::SkippedRegion> skipped;
 };
 

@@ -47,6 +47,7 @@ struct BackgroundWriter::Impl {
   Status close_status;
   double cpu_at_end = 0;
   std::optional<QueuedMessage> owed;  // a model that could not be written; the thread's own
+  std::shared_ptr<const Listener> listener;
   std::thread thread;
 
   static double seconds_of(clockid_t clock) {
@@ -56,16 +57,25 @@ struct BackgroundWriter::Impl {
   }
 
   static size_t size_of(const QueuedMessage& message) {
-    return std::visit([](const auto& m) { return m.ByteSizeLong(); }, message.message) +
+    return std::visit(
+               [](const auto& m) {
+                 if constexpr (std::is_same_v<std::decay_t<decltype(m)>, StepEnd>) {
+                   return sizeof(m);
+                 } else {
+                   return m.ByteSizeLong();
+                 }
+               },
+               message.message) +
            message.probe.size() + sizeof(QueuedMessage);
   }
 
   void store(const QueuedMessage& message) {
     std::visit(
         [&](const auto& m) {
-          if constexpr (std::is_same_v<std::decay_t<decltype(m)>, v1::Record>) {
+          using Message = std::decay_t<decltype(m)>;
+          if constexpr (std::is_same_v<Message, v1::Record>) {
             writer->write(message.probe, m, message.time_ns);
-          } else {
+          } else if constexpr (!std::is_same_v<Message, StepEnd>) {
             writer->write(m, message.time_ns);
           }
         },
@@ -74,7 +84,7 @@ struct BackgroundWriter::Impl {
 
   /// What comes after a model that could not be written has ids that nobody could read: that is
   /// tried first.
-  Status take(QueuedMessage message) {
+  Status take(const QueuedMessage& message) {
     const auto attempt = [this](const QueuedMessage& stored) {
       return contain([&] {
         store(stored);
@@ -87,8 +97,14 @@ struct BackgroundWriter::Impl {
       if (status.ok()) owed.reset();
       return status;
     };
+    if (std::holds_alternative<StepEnd>(message.message)) return Status();
     if (std::holds_alternative<v1::ModelDescription>(message.message)) {
-      owed = std::move(message);
+      if (Status status = contain([&] {
+            owed = message;
+            return Status();
+          });
+          !status.ok())
+        return status;
       return pay();
     }
     if (Status status = pay(); !status.ok()) return status;
@@ -136,12 +152,14 @@ struct BackgroundWriter::Impl {
       while (!queue.empty()) {
         std::vector<std::pair<QueuedMessage, size_t>> batch;
         batch.swap(queue);  // Allocates nothing: an exception here would end the process.
+        const std::shared_ptr<const Listener> hearing = listener;
         lock.unlock();
         size_t freed = 0;
         uint64_t lost = 0;
         for (auto& entry : batch) {
-          lost += take(std::move(entry.first)).ok() ? 0 : 1;
+          lost += take(entry.first).ok() ? 0 : 1;
           freed += entry.second;
+          if (hearing) (*hearing)(std::move(entry.first));
           if (freed < capacity / 8 && &entry != &batch.back()) continue;
           const std::lock_guard relock(mutex);
           lost_to_them += std::exchange(lost, 0);
@@ -214,6 +232,7 @@ bool BackgroundWriter::push(QueuedMessage message) try {
     impl_->space.wait(lock, [&] { return fits() || impl_->stopping; });
   }
   if (impl_->stopping || !fits()) {
+    if (std::holds_alternative<StepEnd>(message.message)) return false;
     ++impl_->dropped;
     ++impl_->counters.messages_dropped;
     return false;
@@ -230,6 +249,14 @@ bool BackgroundWriter::push(QueuedMessage message) try {
   ++impl_->dropped;
   ++impl_->counters.messages_dropped;
   return false;
+}
+
+void BackgroundWriter::set_listener(Listener listener) {
+  if (impl_->abandoned) return;
+  std::shared_ptr<const Listener> hearing;
+  if (listener) hearing = std::make_shared<const Listener>(std::move(listener));
+  const std::lock_guard lock(impl_->mutex);
+  impl_->listener.swap(hearing);
 }
 
 Status BackgroundWriter::flush() {

@@ -50,6 +50,10 @@ class Copier : public MessageHandler {
     writer_->write(structure, time_ns);
     return stored(time_ns);
   }
+  bool on_finding(const v1::Finding& finding, int64_t time_ns) override {
+    writer_->write(finding, time_ns);
+    return stored(time_ns);
+  }
 
   /// Says in the new run what is missing in it: it will be sealed, and look as if nothing were.
   void tell(const std::vector<std::string>& losses, int64_t last_step) {

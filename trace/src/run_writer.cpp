@@ -86,6 +86,9 @@ class Writer : public RunWriter {
   void write(const v1::Health& health, int64_t time_ns) override {
     store("/health", health, true, health.step(), time_ns);
   }
+  void write(const v1::Finding& finding, int64_t time_ns) override {
+    store("/findings", finding, true, finding.step(), time_ns);
+  }
   void write(const v1::ModelStructure& structure, int64_t time_ns) override {
     structure_ = structure;
     have_structure_ = true;

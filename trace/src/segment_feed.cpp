@@ -149,6 +149,9 @@ void SegmentFeed::take_message(const SegmentReader::Message& message, MessageHan
   } else if (topic == "/health") {
     if (parse(&health_) && takes(options, health_.step()))
       *stopped = !handler.on_health(health_, time);
+  } else if (topic == "/findings") {
+    if (parse(&finding_) && takes(options, finding_.step()))
+      *stopped = !handler.on_finding(finding_, time);
   } else if (topic == "/structure") {
     ++info.messages;
     if (parse(&structure_)) *stopped = !handler.on_structure(structure_, time);

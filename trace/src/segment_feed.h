@@ -70,6 +70,7 @@ class SegmentFeed {
   v1::Event event_;
   v1::Health health_;
   v1::ModelStructure structure_;
+  v1::Finding finding_;
 };
 
 /// What is said of a segment that cannot be opened.

@@ -246,6 +246,7 @@ class FailingWriter : public RunWriter {
   void write(const v1::Event&, int64_t) override { throw std::bad_alloc(); }
   void write(const v1::Health&, int64_t) override { throw std::bad_alloc(); }
   void write(const v1::ModelStructure&, int64_t) override { throw 1; }
+  void write(const v1::Finding&, int64_t) override { throw 1; }
   void write(const v1::ModelDescription&, int64_t) override { throw std::bad_alloc(); }
   Status flush() override { throw std::bad_alloc(); }
   void tick() override { throw std::bad_alloc(); }
@@ -286,6 +287,40 @@ TEST(BackgroundWriter, WritesNothingBetweenAModelThatFailsAndItsNextAttempt) {
   (void)writer.close();
   EXPECT_EQ(seen->attempts, 2);
   EXPECT_EQ(seen->seen, (std::vector<int>{0, 3}));
+}
+
+TEST(BackgroundWriter, AListenerHearsEveryMessageInOrderAndTheEndOfStepsIsNotWritten) {
+  const ScratchDirectory scratch;
+  RunWriterOptions options;
+  options.directory = scratch.path("run");
+  std::vector<std::string> heard;
+  {
+    BackgroundWriter writer(open_writer(options, sample_run("a"), 2), QueuePolicy::kBlock, 1 << 20);
+    EXPECT_TRUE(writer.push({sample_record(0, 2), "scalars", 0}));
+    (void)writer.flush();
+    writer.set_listener([&](QueuedMessage message) {
+      if (const auto* record = std::get_if<v1::Record>(&message.message))
+        heard.push_back(message.probe + " " + std::to_string(record->step()));
+      if (const auto* end = std::get_if<StepEnd>(&message.message))
+        heard.push_back("end " + std::to_string(end->step));
+      if (const auto* finding = std::get_if<v1::Finding>(&message.message))
+        heard.push_back(finding->law());
+    });
+    v1::Finding finding;
+    finding.set_step(1);
+    finding.set_law("a_law");
+    EXPECT_TRUE(writer.push({sample_record(1, 2), "scalars", 0}));
+    EXPECT_TRUE(writer.push({StepEnd{1}, "", 0}));
+    EXPECT_TRUE(writer.push({finding, "", 0}));
+    ASSERT_TRUE(writer.close().ok());
+    EXPECT_EQ(writer.counters().messages_written, 3U);
+    EXPECT_EQ(writer.counters().messages_dropped, 0U);
+  }
+  EXPECT_EQ(heard, (std::vector<std::string>{"scalars 1", "end 1", "a_law"}));
+  const auto contents = collect(options.directory);
+  EXPECT_EQ(contents.records.size(), 2U);
+  ASSERT_EQ(contents.findings.size(), 1U);
+  EXPECT_EQ(contents.findings[0].law(), "a_law");
 }
 
 TEST(BackgroundWriter, ContainsWhatItsWriterThrows) {

@@ -2,14 +2,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
+#include <cstdio>
 #include <limits>
 #include <map>
+#include <string>
 #include <thread>
 
 #include "command.h"
 #include "src/forwarding_handler.h"
-#include "src/printable.h"
-#include "tycho/analyzer/engine.h"
+#include "tycho/analyzer/live_judge.h"
 
 namespace tycho::analyzer::command {
 namespace {
@@ -21,74 +23,84 @@ struct Options {
   int64_t to = std::numeric_limits<int64_t>::max();
 };
 
-// Passes messages on at the pace at which they were recorded, times `speed`.
+/// The signal that asked to stop; 0: none.
+volatile std::sig_atomic_t stop_signal = 0;
+
+extern "C" void ask_to_stop(int signal) { stop_signal = signal; }
+
+// Passes messages on at the pace at which they were recorded, times `speed`, until it is asked to
+// stop or the output cannot be written.
 class Pacer : public ForwardingHandler {
  public:
-  /// `broken`: set where the output cannot be written, which ends the reading.
-  Pacer(Engine* engine, double speed, const bool* broken)
-      : ForwardingHandler(engine), speed_(speed), broken_(broken) {}
+  Pacer(LiveJudge* judge, double speed, const bool* broken)
+      : ForwardingHandler(judge), judge_(judge), speed_(speed), broken_(broken) {}
   bool on_record(const std::string& probe, const v1::Record& record, int64_t time_ns) override {
-    if (*broken_) return false;
+    if (record.step() != step_) {
+      judge_->finish_step();  // What is known of it is said before the next one is waited for.
+      step_ = record.step();
+    }
     wait(time_ns);
-    return ForwardingHandler::on_record(probe, record, time_ns);
+    return !stops() && ForwardingHandler::on_record(probe, record, time_ns);
   }
+  bool stops() const { return *broken_ || stop_signal != 0; }
 
  private:
   void wait(int64_t time_ns) {
     if (speed_ <= 0) return;
     if (last_ns_ != 0 && time_ns > last_ns_) {
       constexpr double kLongest = 3600e9;  // A damaged time must not stop it for ever.
-      const double pause = (static_cast<double>(time_ns) - static_cast<double>(last_ns_)) / speed_;
-      std::this_thread::sleep_for(
-          std::chrono::duration<double, std::nano>(std::min(pause, kLongest)));
+      constexpr double kSlice = 50e6;      // between looks at the signal
+      double left = std::min(
+          (static_cast<double>(time_ns) - static_cast<double>(last_ns_)) / speed_, kLongest);
+      for (; left > 0 && !stops(); left -= kSlice) {
+        std::this_thread::sleep_for(
+            std::chrono::duration<double, std::nano>(std::min(left, kSlice)));
+      }
     }
     last_ns_ = time_ns;
   }
+  LiveJudge* judge_;
   double speed_;
   const bool* broken_;
   int64_t last_ns_ = 0;
+  int64_t step_ = -1;
 };
+
+/// What is known at the end: how many verdicts of each kind.
+std::string at_the_end(const LiveJudge& judge) {
+  if (judge.engine().frames() == 0) return "end: no step was observed";
+  std::map<Verdict, int> count;
+  for (const LiveFinding& finding : judge.last_findings())
+    count[finding.verdict] += finding.kind == LiveFinding::Kind::kVerdict;
+  std::string text = fmt::format("end: step {}:", judge.engine().last_step());
+  const char* separator = " ";
+  for (const auto& [verdict, number] : count) {
+    if (number == 0) continue;
+    text += fmt::format("{}{} {}", separator, number, to_string(verdict));
+    separator = ", ";
+  }
+  return text;
+}
 
 int run_replay(const Options& options) {
   auto reader = trace::RunReader::open(options.run);
   if (!reader.ok()) return fail(reader.status());
-  Engine engine;
-  std::map<std::string, Verdict> verdicts;
-  uint64_t frames = 0;
-  uint64_t next_look = 1;
+  std::signal(SIGINT, ask_to_stop);
+  std::signal(SIGTERM, ask_to_stop);
   bool broken = false;
-  const auto look = [&](int64_t step) {
-    for (const Finding& finding : engine.findings()) {
-      const std::string key = finding.law + " " + finding.scope;
-      const auto known = verdicts.find(key);
-      if (known != verdicts.end() && known->second == finding.verdict) continue;
-      if (known != verdicts.end() || finding.verdict != Verdict::kNotYet) {
-        broken = broken ||
-                 std::printf(
-                     "%s", fmt::format("step {}: {}: {} -> {}\n", step, printable(key),
-                                       known == verdicts.end() ? "(new)" : to_string(known->second),
-                                       to_string(finding.verdict))
-                               .c_str()) < 0;
-      }
-      verdicts[key] = finding.verdict;
-    }
+  const auto write = [&](const std::string& line) {
+    broken = broken || std::fputs((line + "\n").c_str(), stdout) < 0 || std::fflush(stdout) != 0;
   };
-  engine.add_consumer([&](const RunContext&, const Frame& frame) {
-    // Verdicts cost more than a frame: looked at after every frame at first, then every few per
-    // cent.
-    if (++frames < next_look) return;
-    next_look = frames + 1 + frames / 50;
-    look(frame.step());
-  });
-  Pacer pacer(&engine, options.speed, &broken);
+  LiveJudge judge([&](const LiveFinding& finding) { write(describe(finding)); });
+  Pacer pacer(&judge, options.speed, &broken);
   trace::ReadOptions range;
   range.from_step = options.from;
   range.to_step = options.to;
   if (Status status = reader.value()->read(pacer, range); !status.ok()) return fail(status);
-  engine.finish();
-  look(engine.last_step());
-  if (broken || std::fflush(stdout) != 0)
-    return fail(Status(Status::Code::kIoError, "cannot write the output"));
+  if (stop_signal != 0) return 128 + stop_signal;
+  judge.finish();
+  write(at_the_end(judge));
+  if (broken) return fail(Status(Status::Code::kIoError, "cannot write the output"));
   return tell_losses(trace::losses(reader.value()->segments(), reader.value()->skipped()));
 }
 
@@ -97,7 +109,8 @@ int run_replay(const Options& options) {
 void add_replay(CLI::App* app, Action* action) {
   auto options = std::make_shared<Options>();
   auto* command = app->add_subcommand(
-      "replay", "Feed a trace through the live analyzer and tell how verdicts changed");
+      "replay",
+      "Feed a trace through the live analyzer and say what it said, at the steps it was known");
   command->add_option("RUN", options->run, "Run directory, or one segment")->required();
   command
       ->add_option("--speed", options->speed,

@@ -4,14 +4,9 @@
 #include <vector>
 
 #include "src/loss/loss_course.h"
+#include "tycho/analyzer/alarm.h"
 
 namespace tycho::analyzer {
-
-/// How much something asks for. Alarm: the run is broken, a gate may stop it. Warning: look at it.
-/// Note: steps or time could be saved.
-enum class Severity { kAlarm, kWarning, kNote };
-/// alarm, warning, note.
-const char* to_string(Severity severity);
 
 /// Something about the course of the loss, in words, with the step and the size.
 struct LossAlarm {

@@ -22,9 +22,11 @@ struct IgnoredRecords {
 
 /// Turns messages into frames and feeds them to laws and to other consumers. It is a
 /// MessageHandler: hand it to RunReader::read, or call it live. A frame is complete when a record
-/// of a later step or a new segment arrives, or at finish(). Of values recorded twice at a step,
-/// the later one counts. Memory depends on the numbers of layers, parameters and statistics, not on
-/// the number of steps. One thread at a time.
+/// of a later step or a new session arrives, or at finish(). Events, health and structure that
+/// arrive while a frame is open count from its next record on, or else from the next frame on: what
+/// is known at a step does not depend on when it was found to be complete. Of values recorded twice
+/// at a step, the later one counts. Memory depends on the numbers of layers, parameters and
+/// statistics, not on the number of steps. One thread at a time.
 class Engine : public trace::MessageHandler {
  public:
   using FrameConsumer = std::function<void(const RunContext&, const Frame&)>;
@@ -43,7 +45,8 @@ class Engine : public trace::MessageHandler {
   bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override;
   bool on_skipped(const trace::SkippedRegion& region) override;
 
-  /// Completes the last frame.
+  /// Completes the open frame: the trace is at its end, or no record of that step will come.
+  /// Records of later steps may follow.
   void finish();
 
   const RunContext& context() const;

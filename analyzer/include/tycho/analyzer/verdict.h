@@ -62,6 +62,9 @@ struct Finding {
   /// (NaN: none).
   std::string evidence_statistic;
   double evidence_level = kUnknown;
+  /// While the run goes on, this finding is an alarm of this code (see LiveFinding); empty: it is
+  /// none.
+  std::string alarm;
 };
 
 /// The importance of a finding by its verdict: a violation 0.9, a confirmed law 0.4, underpowered

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <variant>
@@ -16,11 +17,16 @@ enum class QueuePolicy {
   kBlock,  ///< wait: the trace is complete and the producer pays
 };
 
+/// All records of a step were pushed. It is not written: it is for who listens.
+struct StepEnd {
+  int64_t step = 0;
+};
+
 /// A message on its way to the disk.
 struct QueuedMessage {
   /// A ModelDescription changes what the ids of later messages mean: it is never dropped.
   std::variant<v1::Record, v1::OptimizerSettings, v1::Event, v1::Health, v1::ModelStructure,
-               v1::ModelDescription>
+               v1::ModelDescription, v1::Finding, StepEnd>
       message;
   std::string probe;  ///< for a Record
   int64_t time_ns = 0;
@@ -45,6 +51,10 @@ class BackgroundWriter {
   BackgroundWriter& operator=(const BackgroundWriter&) = delete;
 
   bool push(QueuedMessage message);  ///< false: dropped
+  /// From now on each message is handed to `listener` once the writer has had it, stored or not, in
+  /// order and on the writer's thread: it must not wait, and must not throw. Empty: to nobody.
+  using Listener = std::function<void(QueuedMessage message)>;
+  void set_listener(Listener listener);
   /// Waits until everything pushed before is in the hands of the operating system.
   Status flush();
   /// Drains the queue, seals the trace and ends the thread. Idempotent.

@@ -68,6 +68,7 @@ class MessageHandler {
   virtual bool on_event(const v1::Event&, int64_t) { return true; }
   virtual bool on_health(const v1::Health&, int64_t) { return true; }
   virtual bool on_structure(const v1::ModelStructure&, int64_t) { return true; }
+  virtual bool on_finding(const v1::Finding&, int64_t) { return true; }
   virtual bool on_skipped(const SkippedRegion&) { return true; }
 };
 

@@ -54,6 +54,7 @@ class RunWriter {
   virtual void write(const v1::Event& event, int64_t time_ns) = 0;
   virtual void write(const v1::Health& health, int64_t time_ns) = 0;
   virtual void write(const v1::ModelStructure& structure, int64_t time_ns) = 0;
+  virtual void write(const v1::Finding& finding, int64_t time_ns) = 0;
   /// From now on ids are those of this model: a new segment is opened with it. A structure that was
   /// written before does not count any more. Where that fails nothing is stored until it succeeds.
   virtual void write(const v1::ModelDescription& model, int64_t time_ns) = 0;
