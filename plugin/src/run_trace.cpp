@@ -40,14 +40,34 @@ void RunTrace::push(trace::QueuedMessage message) {
       const auto policy = durability_ == Durability::complete ? trace::QueuePolicy::kBlock
                                                               : trace::QueuePolicy::kDrop;
       writer_ =
-          std::make_unique<trace::BackgroundWriter>(std::move(opened).value(), policy, kQueueBytes);
+          std::make_shared<trace::BackgroundWriter>(std::move(opened).value(), policy, kQueueBytes);
     } else {
       print_once("trace_not_opened", "nothing is recorded: " + opened.status().message());
     }
+    if (begin_) std::exchange(begin_, nullptr)();
   }
-  if (!writer_) return;
   if (message.time_ns == 0) message.time_ns = wall_clock_ns();
-  writer_->push(std::move(message));
+  if (writer_) {
+    writer_->push(std::move(message));
+  } else if (listener_) {
+    listener_(std::move(message));
+  }
+}
+
+void RunTrace::set_listener(trace::BackgroundWriter::Listener listener) {
+  if (writer_) {
+    writer_->set_listener(std::move(listener));
+  } else {
+    listener_ = std::move(listener);
+  }
+}
+
+trace::BackgroundWriter::Listener RunTrace::inlet() const {
+  if (!writer_) return {};
+  return [writer = writer_](trace::QueuedMessage message) {
+    if (message.time_ns == 0) message.time_ns = wall_clock_ns();
+    writer->push(std::move(message));
+  };
 }
 
 void RunTrace::event(int64_t step, v1::Event::Kind kind, const std::string& code,
@@ -110,10 +130,13 @@ void RunTrace::change_model(const v1::ModelDescription& model,
     kept.emplace(std::make_tuple(code, scope, id->first), event);
   }
   events_ = std::move(kept);
-  if (!writer_) return;
   trace::QueuedMessage queued;
   queued.message = model;
   queued.time_ns = wall_clock_ns();
+  if (!writer_) {
+    if (listener_) listener_(std::move(queued));
+    return;
+  }
   if (!writer_->push(std::move(queued))) throw std::bad_alloc();
 }
 
@@ -132,6 +155,7 @@ double RunTrace::writer_cpu_seconds() const { return writer_ ? writer_->cpu_seco
 void RunTrace::close() {
   if (!writer_) return;
   const Status status = writer_->close();
+  writer_->set_listener({});
   if (!status.ok()) print_once("write_failure", "the trace cannot be sealed: " + status.message());
 }
 

@@ -8,6 +8,7 @@
 #include <set>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "tycho/session_options.h"
 #include "tycho/trace/background_writer.h"
@@ -32,6 +33,18 @@ class RunTrace {
   /// Whether a message came already.
   bool begun() const { return begun_; }
   void push(trace::QueuedMessage message);
+  /// `begin` is called when the trace is open and nothing is written yet.
+  void on_begin(std::function<void()> begin) { begin_ = std::move(begin); }
+  /// Who is handed each message once it is written, see BackgroundWriter; where the trace could not
+  /// be opened, at once.
+  void set_listener(trace::BackgroundWriter::Listener listener);
+  /// Takes messages from any thread; empty where the trace could not be opened.
+  trace::BackgroundWriter::Listener inlet() const;
+  /// The events so far, each with its count.
+  template <typename Action>
+  void for_each_event(const Action& action) const {
+    for (const auto& [key, event] : events_) action(event);
+  }
   template <typename Message>
   void push(Message message, std::string probe = {}, int64_t time_ns = 0) {
     trace::QueuedMessage queued;
@@ -66,7 +79,9 @@ class RunTrace {
   Durability durability_;
   Open open_;
   bool begun_ = false;
-  std::unique_ptr<trace::BackgroundWriter> writer_;
+  std::function<void()> begin_;
+  std::shared_ptr<trace::BackgroundWriter> writer_;
+  trace::BackgroundWriter::Listener listener_;  // where there is no writer
   std::map<std::tuple<std::string, int, uint32_t>, v1::Event> events_;
   std::set<std::string> printed_;
 };

@@ -210,7 +210,13 @@ Session::Pause Session::pause() { return Pause(this); }
 std::string Session::directory() const { return impl_ ? impl_->directory->path() : std::string(); }
 
 void Session::close() {
-  if (impl_) impl_->close();
+  if (!impl_) return;
+  if (impl_->live && impl_->live->on_its_thread()) {
+    // A call of the trainer's may be running: its next one ends the run.
+    impl_->close_wanted = true;
+    return;
+  }
+  impl_->close();
 }
 
 }  // namespace tycho

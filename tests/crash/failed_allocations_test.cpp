@@ -43,7 +43,9 @@ tycho::SessionOptions everything(const std::string& directory) {
 
 /// What two steps leave behind; observed where there is a directory. `given`: the losses; else they
 /// are made from the steps.
-std::vector<at::Tensor> train(const std::optional<std::string>& directory, bool given) {
+/// `listens`: there is a listener to findings.
+std::vector<at::Tensor> train(const std::optional<std::string>& directory, bool given,
+                              bool listens = false) {
   torch::manual_seed(5);
   Network model;
   // LibTorch keeps the names that it makes here; where memory runs out, making them ends the
@@ -75,6 +77,7 @@ std::vector<at::Tensor> train(const std::optional<std::string>& directory, bool 
     apart.reset();
     const failing::Inside inside(failing::kConstruct);
     session.emplace(*model, optimizer, std::move(options));
+    if (listens) session->on_finding([](const tycho::Finding&) {});
     if (given) {
       session->set_probe_loss(std::move(probe_loss));
       session->set_step_loss(std::move(step_loss));
@@ -111,6 +114,7 @@ std::vector<at::Tensor> train(const std::optional<std::string>& directory, bool 
 struct Case {
   failing::Phase phase;
   bool given;
+  bool listens = false;
 };
 
 class FailedAllocations : public ::testing::TestWithParam<Case> {
@@ -127,7 +131,7 @@ class FailedAllocations : public ::testing::TestWithParam<Case> {
   void TearDown() override { std::filesystem::remove_all(directory_); }
   std::vector<at::Tensor> observed() {
     std::filesystem::remove_all(directory_);
-    return train(directory_, GetParam().given);
+    return train(directory_, GetParam().given, GetParam().listens);
   }
   std::string directory_;
 };
@@ -193,9 +197,12 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(Case{failing::kConstruct, true}, Case{failing::kStep, true},
                       Case{failing::kEvaluate, true}, Case{failing::kClose, true},
                       Case{failing::kHooks, true}, Case{failing::kWriter, true},
-                      Case{failing::kStep, false}, Case{failing::kHooks, false}),
+                      Case{failing::kStep, false}, Case{failing::kHooks, false},
+                      Case{failing::kStep, true, true}, Case{failing::kClose, true, true},
+                      Case{failing::kWriter, true, true}),
     [](const auto& info) {
-      return std::string(name_of(info.param.phase)) + (info.param.given ? "" : "_tape");
+      return std::string(name_of(info.param.phase)) + (info.param.given ? "" : "_tape") +
+             (info.param.listens ? "_listening" : "");
     });
 
 }  // namespace allocation_test

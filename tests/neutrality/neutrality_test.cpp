@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,6 +53,7 @@ struct Case {
   int microbatches = 1;
   bool clip = false;
   bool closure = false;
+  bool listens = false;
 };
 
 /// Everything that a step leaves behind, as bytes.
@@ -73,6 +75,13 @@ std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>
                                             .overhead_budget(std::nullopt)
                                             .every("hessian_spectrum", 5)
                                             .every("block_sharpness", 5));
+    if (test.listens) {
+      session->on_finding([&session](const Finding& finding) {
+        (void)session->findings();
+        (void)session->verdict(finding.law);
+        throw std::runtime_error("a listener that fails");
+      });
+    }
     ProbeLoss probe_loss;
     probe_loss.output = [&](int64_t) { return model->forward(probe_data); };
     probe_loss.loss = [&](const at::Tensor& output, int64_t) {
@@ -112,6 +121,7 @@ std::vector<at::Tensor> train(const Case& test, const std::optional<std::string>
       optimizer->step();
     }
     if (session) session->step(loss, 8);
+    if (session && test.listens) (void)session->verdict("edge_of_stability");
     left.push_back(loss.detach().clone());
   }
   if (session) session->close();
@@ -156,6 +166,8 @@ const Case kCases[] = {
     {"sgd", make<optim::SGD>(optim::SGDOptions(0.05))},
     {"nesterov", make<optim::SGD>(optim::SGDOptions(0.05).momentum(0.9).nesterov(true)), 1, true},
     {"adam", make<optim::Adam>(optim::AdamOptions(0.01)), 2},
+    {"listening", make<optim::SGD>(optim::SGDOptions(0.05)), 1, false, false, true},
+    {"listening_adam", make<optim::Adam>(optim::AdamOptions(0.01)), 2, true, false, true},
     {"adamw", make<optim::AdamW>(optim::AdamWOptions(0.01).amsgrad(true)), 4, true},
     {"rmsprop", make<optim::RMSprop>(optim::RMSpropOptions(0.01).momentum(0.5).centered(true))},
     {"adagrad", make<optim::Adagrad>(optim::AdagradOptions(0.01))},

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "tycho/analyzer/live_finding.h"
 #include "tycho/probe_loss.h"
 #include "tycho/session_options.h"
 
@@ -26,6 +27,11 @@ struct Module;
 namespace tycho {
 
 class Probe;
+
+/// A verdict of a law on the run so far, or an alarm: see analyzer::LiveFinding.
+using Finding = analyzer::LiveFinding;
+using Verdict = analyzer::Verdict;
+using Severity = analyzer::Severity;
 
 /// Observes one model and its optimizer while they train. See docs in README and docs/session.md.
 /// Constructors throw OptionError where options or model cannot be used; what else fails in them is
@@ -93,6 +99,26 @@ class Session {
     Session* session_;
   };
   [[nodiscard]] Pause pause();
+
+  /// Verdicts while the run goes on (docs/session.md). With the first of these three calls a thread
+  /// begins to judge what is recorded from then on, as the report does; without one there is none.
+  /// The trainer never waits for it, what it computes is taken from the overhead budget, and what
+  /// it finds is written into the trace.
+  ///
+  /// `listener` is called on that thread, one call at a time, when a verdict is reached or changes
+  /// and when an alarm is raised or over; never after close() has returned, but for one that takes
+  /// longer than ten seconds. What it throws is said once. It may call findings(), verdict() and
+  /// close(), which then happens in the trainer's next step; other calls of the session are ignored
+  /// and said. It may destroy the session while no other thread is in a call of it. It must not
+  /// wait for the thread that closes the session.
+  void on_finding(std::function<void(const Finding&)> listener);
+  /// Alarms that are raised, the most serious first, then all verdicts by importance, as of the
+  /// last look; the final ones after close(). Empty before the first observed step was judged. From
+  /// any thread once one of the three was called.
+  std::vector<Finding> findings();
+  /// Of a law at the whole run: findings() without the copies. NOT_YET while nothing is known, and
+  /// for what is no law, which is said.
+  Verdict verdict(const std::string& law);
 
   /// Where the trace is: the directory of the options, or the neighbour that was taken instead.
   /// Empty where the session is switched off.

@@ -73,12 +73,13 @@ void Session::Impl::health(Clock::time_point now) {
     entry.observations = 0;
   }
   trace->report_losses(&message);
+  say_live();
   message.set_steps_seen(steps_seen);
   message.set_steps_observed(steps_observed);
   CostBooks::Rest rest;
   rest.slowdown = scheduler.slowdown_seconds();
   rest.slowdown_known = scheduler.slowdown_known();
-  rest.writer_cpu = trace->writer_cpu_seconds();
+  rest.writer_cpu = trace->writer_cpu_seconds() + (live ? live->cpu_seconds() : 0);
   books->report(rest, &message);
   trace->push(std::move(message));
 }

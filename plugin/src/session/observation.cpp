@@ -267,6 +267,7 @@ void Session::Impl::harvest(bool wait) {
       ++probes[index].observations;
       charge(index, seconds_between(begin, Clock::now()));
     }
+    end_live_step(step.step);
     pending.pop_front();
   }
 }

@@ -16,6 +16,7 @@
 
 #include "cost_books.h"
 #include "curvature/user_losses.h"
+#include "live/live_feed.h"
 #include "model_info.h"
 #include "model_source.h"
 #include "observer.h"
@@ -31,6 +32,8 @@
 #include "weight_snapshot.h"
 
 namespace tycho {
+
+class LiveFindings;
 
 using Clock = std::chrono::steady_clock;
 
@@ -51,6 +54,8 @@ bool watches_operators(const Needs& hooks);
 ///   step.cpp          the life of a session: what is due, installed, ended, closed
 ///   observation.cpp   an observed step: from hooks to probes to the trace
 ///   costs.cpp         what an observed step cost, and who pays
+///   live.cpp          what the session has to do with the judge that follows it
+///   findings.cpp      verdicts while the run goes on; only this file needs the analyzer
 ///   model_changes.cpp parameters that are replaced, added and removed in training
 /// Of one thread at a time.
 struct Session::Impl {
@@ -98,8 +103,13 @@ struct Session::Impl {
   std::unique_ptr<TapeLosses> tapes;
   double loss_scale = 1;
   int pauses = 0;
-  bool busy = false;          // a call of the trainer's is running
-  bool close_wanted = false;  // by somebody inside it
+  std::atomic<bool> busy{false};          // a call of the trainer's is running
+  std::atomic<bool> close_wanted{false};  // by somebody inside it
+
+  std::unique_ptr<LiveFeed> live;                // where the program asks for verdicts
+  LiveFindings* findings = nullptr;              // the same
+  double live_seconds = 0;                       // CPU time of its thread that was charged
+  std::atomic<uint64_t> calls_from_listener{0};  // that were refused
 
   int64_t step_number = 0;
   int64_t first_step = 0;
@@ -180,6 +190,10 @@ struct Session::Impl {
   /// probe that is being evaluated makes, is refused, which is said; false then.
   template <typename Action>
   bool protect(const Action& action) noexcept {
+    if (live && live->on_its_thread()) {
+      ++calls_from_listener;
+      return false;
+    }
     if (busy) {
       refuse();
       return false;
@@ -244,6 +258,24 @@ struct Session::Impl {
       fault(&probes[index], "an exception that is no std::exception");
     }
   }
+
+  // live.cpp
+
+  /// All records of the step were pushed.
+  void end_live_step(int64_t step);
+  /// Takes what the judge's thread did since the last call from the budget.
+  void charge_live();
+  /// What the judge could not do, each once.
+  void say_live();
+  /// The last records were pushed: what is known at the end goes to the trace.
+  void close_live();
+
+  // findings.cpp
+
+  /// The judge, from now on.
+  LiveFindings& follow();
+  /// `late`: the trace has begun before.
+  void start_live(bool late) noexcept;
 
   // model_changes.cpp
 

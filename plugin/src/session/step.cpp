@@ -53,7 +53,7 @@ void Session::Impl::set_paused(bool paused) {
 
 void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batch_size) {
   const auto begin = Clock::now();
-  if (!usable()) return;
+  if (!usable() || close_wanted) return;
   if (pauses > 0) {
     notice("step_while_paused",
            "Session::step was called while the session is paused: not counted");
@@ -134,6 +134,7 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
   const double inside = seconds_between(begin, end);
   if (observed) share_cost(observed_probes, inside);
   scheduler.spent(inside);
+  if (observed) charge_live();
   inside_seconds = inside;
   begin_of_last_step = begin;
   end_of_last_step = end;
@@ -218,6 +219,7 @@ bool Session::Impl::usable() {
   if (fork_generation().load(std::memory_order_relaxed) == fork_of_birth) return true;
   // A forked child has no writing thread; the run belongs to its parent.
   closed = true;
+  if (live) live->abandon();
   trace->abandon();
   directory->abandon();
   return false;
@@ -280,6 +282,7 @@ void Session::Impl::close() noexcept {
   });
   call.reset();
   attempt([&] { health(Clock::now()); });
+  attempt([&] { close_live(); });
   attempt([&] { trace->close(); });
   attempt([&] { directory->release(); });
 }
