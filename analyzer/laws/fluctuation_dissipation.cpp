@@ -39,7 +39,10 @@ const LawDescription& law() {
       "Yaida 2018, arXiv:1810.00004",
       {"weight_dot_grad", "weight_norm_sq", "update_norm_sq", "weight_dot_update", "grad_norm_sq",
        "grad_dot_update"},
-      {"Holding is necessary, not sufficient, for the loss to have converged: slow directions with "
+      {"Where the loss does not depend on the scale of a weight, theta.g is 0 and the relation is "
+       "a "
+       "balance of norms: such weights are not in the run's sums, unless there are no others.",
+       "Holding is necessary, not sufficient, for the loss to have converged: slow directions with "
        "small "
        "gradients contribute little."}};
   return description;
@@ -74,6 +77,15 @@ class FluctuationDissipation : public Law {
     for (const v1::Parameter& parameter : context.model().parameter()) {
       scope_.push_back(context.scope_name(v1::SCOPE_PARAMETER, parameter.id()));
     }
+    invariant_.assign(series_.size(), false);
+    if (context.structure() != nullptr) {
+      for (const v1::SymmetryGroup& group : context.structure()->symmetry_group()) {
+        if (group.kind() != "scale") continue;
+        for (const uint32_t id : group.parameter()) {
+          if (id < invariant_.size()) invariant_[id] = true;
+        }
+      }
+    }
     settings_version_ = 0;
     changed_.begin(context);
   }
@@ -102,7 +114,9 @@ class FluctuationDissipation : public Law {
       series_[i].pass(frame.step());
       series_[i].add({o_left, o_right, weight_update[i], update[i]}, frame.step());
       // Each parameter obeys the relation alone, so that one that was not observed may be left out.
-      if (!std::isfinite(o_left + o_right + weight_update[i])) continue;
+      // Of scale-invariant weights it is a balance of norms, and says nothing of the loss.
+      if (!std::isfinite(o_left + o_right + weight_update[i]) || (invariant_[i] && some_vary_))
+        continue;
       left += o_left;
       right += o_right;
       dot += weight_update[i];
@@ -157,6 +171,9 @@ class FluctuationDissipation : public Law {
       if (applies_[i]) series_[i].set_settings(settings[i], frame.step());
       changed = changed || settings[i] != applied_settings_[i];
     }
+    some_vary_ = false;
+    for (size_t i = 0; i < settings.size(); ++i)
+      some_vary_ = some_vary_ || (applies_[i] && !invariant_[i]);
     applied_settings_ = settings;
     if (changed && any_applies_) run_.start_phase({}, frame.step());
   }
@@ -180,7 +197,13 @@ class FluctuationDissipation : public Law {
     const bool norm_at_rest = judge(rho, 1, kTolerance) == Verdict::kHolds;
     if (verdict == Verdict::kHolds) {
       set_verdict(finding, verdict);
-      if (scope == "run") {
+      if (scope == "run" && !some_vary_) {
+        finding.advice = fmt::format(
+            "Since step {} weight decay and updates balance in weights that are all "
+            "scale-invariant (left over right {}): their norms are at rest. Of the loss it says "
+            "nothing.",
+            finding.window_begin, format_interval(ratio.value, ratio.low, ratio.high));
+      } else if (scope == "run") {
         finding.importance = 0.7;
         finding.advice = fmt::format(
             "Since step {} training is at rest (left over right {}): at this learning rate the "
@@ -217,6 +240,8 @@ class FluctuationDissipation : public Law {
   std::string gate_;  // why the law does not apply, of the first parameter
   std::vector<ParameterSettings> applied_settings_;
   std::vector<bool> applies_;
+  std::vector<bool> invariant_;  // scale-invariant, by parameter
+  bool some_vary_ = true;        // a parameter to which the law applies is not
   std::vector<PhaseSeries> series_;
   PhaseSeries run_{4};  // sums over the parameters to which the law applies
   std::vector<std::string> scope_;

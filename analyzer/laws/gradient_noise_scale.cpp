@@ -61,35 +61,47 @@ const LawDescription& law() {
   return description;
 }
 
-/// tr(Sigma) at one batch size against its neighbours in time at another: pairs (other, main).
+/// tr(Sigma) at one batch size against the mean of its neighbours in time on both sides at another:
+/// pairs (other, main). A drift cancels to first order.
 class BatchSizeTest {
  public:
   void add(double batch, double trace, int64_t step) {
     if (!std::isfinite(trace) || !(batch > 0)) return;
     if (main_batch_ <= 0) main_batch_ = batch;
     if (batch == main_batch_) {
-      main_sum_ += trace;
-      ++main_count_;
+      (pending_ ? after_ : before_).add(trace);
       other_run_ = 0;
       return;
     }
     const double factor = std::max(batch, main_batch_) / std::min(batch, main_batch_);
-    if (factor >= kDistinctBatches && main_count_ > 0) {
-      pairs_.add({trace, main_sum_ / static_cast<double>(main_count_)}, step);
+    if (factor >= kDistinctBatches && (pending_ ? after_ : before_).count > 0) {
+      if (pending_) {
+        pairs_.add({other_, 0.5 * (before_.mean() + after_.mean())}, step);
+        before_ = after_;
+      }
+      other_ = trace;
       other_batch_ = batch;
       tested_batch_ = main_batch_;
-      main_sum_ = 0;
-      main_count_ = 0;
+      pending_ = true;
+      after_ = {};
     }
     if (batch != run_batch_) other_run_ = 0;
     run_batch_ = batch;
     if (++other_run_ < kLongRun) return;
     main_batch_ = batch;
-    main_sum_ = 0;
-    main_count_ = 0;
+    before_ = after_ = {};
+    pending_ = false;
   }
 
   bool any() const { return pairs_.blocks().observations() > 0; }
+  /// Of m-fold examples in each batch the estimate is (B-m)/(B-1) times tr(Sigma): whether these
+  /// two batch sizes would have shown pairs.
+  bool sees_pairs() const {
+    const auto share = [](double batch) { return (batch - 2) / (batch - 1); };
+    const double smaller = std::min(other_batch_, tested_batch_);
+    const double larger = std::max(other_batch_, tested_batch_);
+    return share(smaller) * (1 + kTolerance) < share(larger);
+  }
   Estimate ratio() const { return pairs_.blocks().ratio({1, 0}, {0, 1}); }
   std::string describe(const Estimate& ratio) const {
     return fmt::format("tr(Sigma) at batch {} over that at batch {}: {} (predicted 1)",
@@ -98,9 +110,21 @@ class BatchSizeTest {
   }
 
  private:
+  struct Mean {
+    double sum = 0;
+    double count = 0;
+    void add(double value) {
+      sum += value;
+      count += 1;
+    }
+    double mean() const { return sum / count; }
+  };
+
   double main_batch_ = 0;
-  double main_sum_ = 0;
-  uint64_t main_count_ = 0;
+  Mean before_;  // at the main batch size, before the other
+  Mean after_;
+  double other_ = 0;
+  bool pending_ = false;  // `other_` waits for what comes after it
   double run_batch_ = 0;
   uint64_t other_run_ = 0;
   double other_batch_ = 0;
@@ -193,6 +217,12 @@ class GradientNoiseScale : public Law {
       set_verdict(finding, judge(test, 1, kTolerance));
       finding.p_value = band_p_value(test, 1 / (1 + kTolerance), 1 + kTolerance);
       finding.gate = series.test.describe(test);
+      if (finding.verdict == Verdict::kHolds && !series.test.sees_pairs()) {
+        set_verdict(finding, Verdict::kUnderpowered);
+        finding.gate +=
+            ", as it would be, at batch sizes as large as these, if each example were "
+            "there twice";
+      }
     } else {
       set_verdict(finding, Verdict::kUnderpowered);
       finding.gate =

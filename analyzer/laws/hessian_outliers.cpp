@@ -29,7 +29,9 @@ const LawDescription& law() {
       "Outliers of the Hessian",
       Line::kUniversalPhenomena,
       "eigenvalues apart from the bulk: C or C-1 for C classes; |P_C g|^2/|g|^2 near 1",
-      "Classification with C outputs of one last layer; the C+3 largest eigenvalues were "
+      "Classification with C outputs of one last layer, established by a loss that a common shift "
+      "of "
+      "the outputs leaves alone; the C+3 largest eigenvalues were "
       "measured; the spectrum has one clear gap (a factor 1.5, and none of 1.3 behind it)",
       "Most of the curvature, and of the gradient, is in as many directions as there are classes: "
       "the learning rate is limited by them, and most of the learning is not done in them",
@@ -102,7 +104,9 @@ class HessianOutliers : public Law {
       set_not_measured(finding, *context_, "the eigenvalues of the Hessian were",
                        {"hessian_eigenvalue"});
     } else if (!(classes_ >= 2)) {
-      finding.gate = "the number of classes is not known, or below 2";
+      finding.gate =
+          "no classification was found: the loss is not one that a common shift of the outputs of "
+          "one last layer leaves alone, as a cross-entropy of at least 2 classes is";
     } else if (spectra_.points().empty()) {
       finding.gate = fmt::format("{} eigenvalues were measured: {} classes take {}", most_measured_,
                                  format_number(classes_), format_number(classes_ + kBulk));
@@ -113,8 +117,8 @@ class HessianOutliers : public Law {
   }
 
  private:
-  /// Rows of the last layer before a loss that a common shift does not change, else of the last
-  /// layer that ran; NaN: not known.
+  /// Rows of the last layer before a loss that a common shift does not change, as a cross-entropy
+  /// is; NaN: there is none. The outputs of a regression are no classes.
   static double find_classes(const RunContext& context) {
     if (context.structure() == nullptr) return kUnknown;
     double classes = kUnknown;
@@ -127,13 +131,6 @@ class HessianOutliers : public Law {
         if (std::isfinite(classes) && rows != classes) return kUnknown;  // several heads
         classes = rows;
       }
-    }
-    if (std::isnan(classes)) {
-      const v1::LayerFact* last = nullptr;
-      for (const v1::LayerFact& fact : context.structure()->fact()) {
-        if (last == nullptr || fact.depth() >= last->depth()) last = &fact;
-      }
-      if (last != nullptr) classes = static_cast<double>(last->fan_out());
     }
     return classes >= 2 && classes <= kLargestClasses ? classes : kUnknown;
   }

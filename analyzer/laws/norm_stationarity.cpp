@@ -104,8 +104,10 @@ class NormStationarity : public Law {
     const Estimate rho = blocks.ratio({-2, 0}, {0, 1});
     set_measured(finding, rho);
     const Verdict verdict = judge(rho, 1, kTolerance);
-    // Nothing is claimed by NOT_YET, so that an interval widened by a drift is good enough for it.
-    const bool drifts = rho.high < 1 / (1 + kTolerance) || rho.low > 1 + kTolerance;
+    // A ratio that changes has no interval; one that lies on one side all the time needs none.
+    const auto [least, most] = blocks.range_of_ratio({-2, 0}, {0, 1});
+    const bool drifts =
+        verdict == Verdict::kViolated || most < 1 / (1 + kTolerance) || least > 1 + kTolerance;
     if (drifts) {
       set_verdict(finding, Verdict::kNotYet);
       finding.gate = fmt::format("the norm is still {} at constant settings",

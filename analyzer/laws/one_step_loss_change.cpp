@@ -78,6 +78,8 @@ class OneStepLossChange : public Law {
   }
 
   void observe(const Frame& frame) override {
+    if (frame.optimizer() != nullptr && frame.optimizer_version() != settings_version_)
+      take_settings(frame);
     const ColumnValues losses = frame.column(loss_);
     if (losses.present) diverged_ = !std::isfinite(losses[0]);
     sharpness_.observe(frame);
@@ -119,6 +121,16 @@ class OneStepLossChange : public Law {
   }
 
  private:
+  /// The largest momentum (Adam: beta1) of any group.
+  void take_settings(const Frame& frame) {
+    settings_version_ = frame.optimizer_version();
+    momentum_ = 0;
+    for (const v1::ParameterGroup& group : frame.optimizer()->group()) {
+      const double momentum = std::max(group.momentum(), group.beta1());
+      if (momentum < 1) momentum_ = std::max(momentum_, momentum);
+    }
+  }
+
   Finding judge_run() const {
     Finding finding = start_finding(law(), "run");
     finding.unit = "of the linear term";
@@ -204,6 +216,14 @@ class OneStepLossChange : public Law {
             "What limits the learning rate is curvature in other directions: the sharpness is at "
             "{} of the edge of stability.",
             format_number(edge_ratio_));
+      } else if (momentum_ > 0) {
+        // The update is a sum over gradients of 1/(1 - momentum) steps: one that is longer at this
+        // step alone is not what a larger learning rate does.
+        finding->importance = std::min(finding->importance, 0.4);
+        finding->advice += fmt::format(
+            "That is no learning rate: with momentum {} an update repeats gradients of about {} "
+            "steps, and a larger rate lengthens those of all of them.",
+            format_number(momentum_), format_number(1 / (1 - momentum_)));
       } else {
         finding->importance = 0.6;
         finding->advice += "Raise the learning rate, in steps.";
@@ -266,6 +286,8 @@ class OneStepLossChange : public Law {
   EdgeSharpness sharpness_;
   BatchRegime regime_;
   double edge_ratio_ = 0;  // last measured; 0: never
+  double momentum_ = 0;
+  uint64_t settings_version_ = 0;
   double last_loss_ = 0;
   bool diverged_ = false;
   double epsilon_ = 0;

@@ -137,11 +137,9 @@ class RotationalEquilibrium : public Law {
     for (const uint32_t id : invariant_) {
       series_[id].pass(frame.step());
       if (!angle.present || static_cast<double>(frame.step()) < warm_from_[id]) continue;
-      // Relative to the norm, so that all steps count alike when it changes by orders of magnitude.
-      const double d = dot[id] / norm[id];
-      const double u = update[id] / norm[id];
-      const bool norms = std::isfinite(d) && std::isfinite(u);
-      series_[id].add({angle[id] * angle[id], norms ? d : 0, norms ? u : 0, norms ? update[id] : 0},
+      // The prediction is of means: E angle^2 |w|^2 = E |dw|^2 over E |w|^2. The mean of angle^2 is
+      // larger where the norm fluctuates.
+      series_[id].add({angle[id] * angle[id] * norm[id], norm[id], dot[id], update[id]},
                       frame.step());
     }
   }
@@ -198,13 +196,28 @@ class RotationalEquilibrium : public Law {
     }
     finding.window_begin = phase.series.window_begin();
     finding.window_end = phase.series.window_end();
-    Estimate angle_sq = blocks.mean({1, 0, 0, 0});
+    // Both the norm and the velocity remember: white noise on each step hides it from the blocks.
+    const double memory =
+        std::max(prediction.relaxation_steps,
+                 phase.settings.is_adam() ? 0 : 1 / (1 - phase.settings.momentum));
+    const double cadence = steps_between(phase.series.window_begin(), phase.series.window_end()) *
+                           2 / static_cast<double>(blocks.observations());
+    const double correlation_time = memory / std::max(1.0, cadence);
+    const Estimate angle_sq = blocks.ratio({1, 0, 0, 0}, {0, 1, 0, 0}, 0.95, correlation_time);
+    if (angle_sq.blocks < BlockAverages::kMinBlocks) {
+      finding.gate = fmt::format(
+          "the norm and the velocity remember {} steps, and these are fewer than 8 times as many",
+          format_number(memory));
+      return finding;
+    }
     finding.measured = std::sqrt(angle_sq.value);
     finding.ci_low = std::sqrt(std::max(0.0, angle_sq.low));
     finding.ci_high = std::sqrt(std::max(0.0, angle_sq.high));
-    const Estimate rho = blocks.ratio({0, -2, 0, 0}, {0, 0, 1, 0});
-    if (rho.reliable && judge(rho, 1, kNormTolerance) == Verdict::kViolated) {
-      finding.gate = fmt::format("the norm is still {}: -2<w.dw/|w|^2>/<|dw|^2/|w|^2> = {}",
+    const Estimate rho = blocks.ratio({0, 0, -2, 0}, {0, 0, 0, 1});
+    const auto [least, most] = blocks.range_of_ratio({0, 0, -2, 0}, {0, 0, 0, 1});
+    if (judge(rho, 1, kNormTolerance) == Verdict::kViolated || most < 1 / (1 + kNormTolerance) ||
+        least > 1 + kNormTolerance) {
+      finding.gate = fmt::format("the norm is still {}: -2<w.dw>/<|dw|^2> = {}",
                                  rho.value < 1 ? "growing" : "shrinking",
                                  format_interval(rho.value, rho.low, rho.high));
       return finding;

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
+#include <string>
 
 #include "laws/availability.h"
 #include "laws/law_support.h"
@@ -29,8 +31,10 @@ const LawDescription& law() {
       Line::kSimplifyingLimits,
       "slope of log RMS(dL/dh_l) over depth = -(1/2) mean log chi_l, chi_l = |W_l|^2/n_in "
       "E[phi'(h)^2]",
-      "First step; a chain of at least 5 linear layers with a known nonlinearity, no residual or "
-      "normalisation in between; widths much larger than depth",
+      "First step; a chain of at least 5 linear layers with a known nonlinearity (ReLU, GELU, "
+      "SiLU, "
+      "tanh, sigmoid, none), no residual or normalisation in between; widths much larger than "
+      "depth",
       "Gradients that grow or vanish along the depth: rescale the initial weights so that chi is 1 "
       "(He "
       "for ReLU), or add normalisation; a single layer off the line is initialised differently",
@@ -58,6 +62,12 @@ double mean_squared_derivative(const std::string& nonlinearity, double q) {
       const double s = 1 / (1 + std::exp(-h));
       return s * (1 - s);
     };
+  } else if (is("gelu")) {
+    // Of the exact one; the tanh approximation differs by less than 0.1 %.
+    derivative = [](double h) {
+      constexpr double kRootTwoPi = 2.5066282746310002;
+      return 0.5 * std::erfc(-h / std::sqrt(2.0)) + h * std::exp(-h * h / 2) / kRootTwoPi;
+    };
   } else if (is("silu")) {
     derivative = [](double h) {
       const double s = 1 / (1 + std::exp(-h));
@@ -83,6 +93,14 @@ bool is_linear(const std::string& operator_name) {
   return operator_name == "aten::linear" || operator_name == "aten::addmm" ||
          operator_name == "aten::mm" || operator_name == "aten::matmul" ||
          operator_name == "linear";
+}
+
+/// "leaky_relu" of "aten::leaky_relu_".
+std::string bare(const std::string& operator_name) {
+  const size_t colons = operator_name.rfind("::");
+  std::string name = colons == std::string::npos ? operator_name : operator_name.substr(colons + 2);
+  while (!name.empty() && name.back() == '_') name.pop_back();
+  return name;
 }
 
 struct Edge {
@@ -144,7 +162,13 @@ class SignalPropagation : public Law {
             "gradients and activations of step 0 were not recorded: the session began later, "
             "or was told not to observe it";
       } else {
-        set_not_applicable(run, "no chain of 5 linear layers with known nonlinearities was found");
+        std::string gate = "no chain of 5 linear layers with known nonlinearities was found";
+        if (!broken_by_.empty()) {
+          gate += ": none is known through ";
+          for (auto it = broken_by_.begin(); it != broken_by_.end(); ++it)
+            gate += (it == broken_by_.begin() ? "" : ", ") + *it;
+        }
+        set_not_applicable(run, gate);
       }
       return {run};
     }
@@ -177,7 +201,11 @@ class SignalPropagation : public Law {
 
  private:
   /// Layers that feed exactly one layer through at most one operator, and are fed by one.
-  static std::vector<Edge> longest_chain(const RunContext& context) {
+  /// What broke others is noted in `broken_by_`: convolutions, whose borders and strides are not
+  /// in the theory, and nonlinearities without a formula or with a parameter that is not recorded,
+  /// as the slope of a leaky ReLU.
+  std::vector<Edge> longest_chain(const RunContext& context) {
+    broken_by_.clear();
     const v1::ModelStructure& structure = *context.structure();
     std::map<uint32_t, const v1::LayerFact*> fact;
     for (const v1::LayerFact& f : structure.fact()) fact[f.layer()] = &f;
@@ -193,14 +221,20 @@ class SignalPropagation : public Law {
       const auto from = fact.find(edge.from());
       const auto to = fact.find(edge.to());
       if (from == fact.end() || to == fact.end()) continue;
-      if (!is_linear(from->second->operator_name()) || !is_linear(to->second->operator_name())) {
+      const std::string& first = from->second->operator_name();
+      const std::string& second = to->second->operator_name();
+      if (!is_linear(first) || !is_linear(second)) {
+        broken_by_.insert(bare(is_linear(first) ? second : first));
         continue;
       }
       Edge result;
       result.from = edge.from();
       result.to = edge.to();
       result.nonlinearity = edge.via_size() == 1 ? edge.via(0) : "";
-      if (std::isnan(mean_squared_derivative(result.nonlinearity, 1))) continue;
+      if (std::isnan(mean_squared_derivative(result.nonlinearity, 1))) {
+        broken_by_.insert(bare(result.nonlinearity));
+        continue;
+      }
       bool has_weight = false;
       for (const uint32_t id : context.model().layer(static_cast<int>(edge.to())).parameter()) {
         const v1::Parameter& parameter = context.model().parameter(static_cast<int>(id));
@@ -329,6 +363,7 @@ class SignalPropagation : public Law {
   ColumnIndex weight_ = kNoColumn;
   std::vector<std::string> scope_;
   std::vector<Edge> chain_;
+  std::set<std::string> broken_by_;  // operators through which nothing is predicted
   bool captured_ = false;
   bool missed_ = false;
   bool evaluated_ = false;

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -198,6 +199,25 @@ TEST(AdamUpdateRmsTest, StaysSilentWithoutItsGate) {
   sgd.steps = 100;
   EXPECT_EQ(verdict(find(simulate(sgd, 1), "adam_update_rms", "run")), "NOT_APPLICABLE");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, Options options) {
+  options.steps = options.growth > 1 ? 20000 : 3000;
+  CalibrationCase result{"adam_update_rms", setting, expected,
+                         [options](uint32_t seed) { return judged(options, seed); }};
+  if (expected == Expected::kHolds && options.early == 1)
+    result.truth =
+        std::sqrt((options.signal_to_noise + kNoiseFloorSq) / (options.signal_to_noise + 1));
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("independent gradients without a mean", Expected::kHolds, {}),
+    rates("independent gradients, mean equal to the deviation", Expected::kHolds, {1}),
+    rates("gradients that alternate in sign, mean twice the deviation", Expected::kViolated,
+          {4, true}),
+    rates("a third of the entries on epsilon's floor", Expected::kSilent,
+          {0, false, 1, 1, 100, 1, 3000, 1.0 / 3}),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -22,6 +23,7 @@ struct Options {
   bool noise = true;  // gradient noise recorded
   bool full_batch = false;
   int observations = 100;
+  uint32_t seed = 5;
 };
 
 struct Outcome {
@@ -31,7 +33,7 @@ struct Outcome {
 };
 
 Outcome simulate(const Options& options) {
-  std::mt19937 generator(5);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   const int d = options.dimension;
   const double eta = options.of_threshold * 2 / (1 + (d + 1.0) / options.batch);
@@ -146,6 +148,21 @@ TEST(BatchSharpnessTest, StaysSilentWithoutItsGate) {
   few.observations = 10;
   EXPECT_EQ(verdict(simulate(few).finding), "NOT_YET");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, const Options& options) {
+  return {"batch_sharpness", setting, expected, [options](uint32_t seed) {
+            Options seeded = options;
+            seeded.seed = seed;
+            return simulate(seeded).finding;
+          }};
+}
+
+const CalibrationCases kCases({
+    rates("linear regression at 0.97 of the mean-square threshold, batch 4", Expected::kHolds, {}),
+    rates("the same at batch 1", Expected::kHolds, {30, 1}),
+    rates("1.6 times that is recorded", Expected::kViolated, {30, 4, 0.97, 0, 1.6}),
+    rates("at half the threshold", Expected::kSilent, {30, 4, 0.5}),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

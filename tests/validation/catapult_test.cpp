@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -158,6 +159,19 @@ TEST(CatapultTest, StaysSilentWithoutItsGate) {
   rescued.decay_at = 12;
   EXPECT_EQ(verdict(simulate(rescued).finding), "UNDERPOWERED") << told(simulate(rescued).finding);
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, const Options& options) {
+  return {"catapult", setting, expected,
+          [options](uint32_t seed) { return simulate(options, seed).finding; }};
+}
+
+const CalibrationCases kCases({
+    rates("two-layer linear network at 2.5 times 1/curvature", Expected::kHolds, {}),
+    rates("the same at 3.5 times, every tenth step observed", Expected::kHolds, {3.5, 10}),
+    rates("a quadratic at 2.6 times, whose curvature cannot fall", Expected::kViolated,
+          {2.6, 1, 150, true}),
+    rates("below the edge", Expected::kSilent, {1.5}),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

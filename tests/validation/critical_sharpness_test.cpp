@@ -6,6 +6,7 @@
 #include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -71,11 +72,12 @@ struct Descent {
   bool own_batch = false;  // loss changes are those on other data
   int steps = 200;
   double rate = 0.01;
+  uint32_t seed = 2;
 };
 
 std::vector<Finding> descend(const Descent& options) {
   const double rate = options.rate;
-  std::mt19937 generator(2);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   Engine engine;
   SimulatedRun run(engine);
@@ -188,6 +190,37 @@ TEST(CriticalSharpnessTest, StaysSilentWithoutItsGate) {
   few.steps = 10;
   EXPECT_EQ(verdicts(few), "NOT_YET NOT_YET");
 }
+
+CalibrationCase rates(const std::string& law, const std::string& setting, Expected expected,
+                      Descent options) {
+  return {law, setting, expected, [law, options](uint32_t seed) {
+            Descent seeded = options;
+            seeded.seed = seed;
+            return find(descend(seeded), law, "run");
+          }};
+}
+
+Descent of(const Curve& curve, double rate, bool own_batch = false) {
+  Descent options;
+  options.curve = curve;
+  options.rate = rate;
+  options.own_batch = own_batch;
+  options.full_batch = !own_batch;
+  return options;
+}
+
+const CalibrationCases kCases({
+    rates("critical_sharpness_bound", "parabola", Expected::kHolds, {}),
+    rates("critical_sharpness_bound", "a wall behind the minimum", Expected::kViolated,
+          of(bent(25), 0.2)),
+    rates("critical_sharpness_bound", "loss changes on other data", Expected::kSilent,
+          of(parabola(), 0.01, true)),
+    rates("critical_sharpness_agreement", "parabola", Expected::kHolds, {}),
+    rates("critical_sharpness_agreement", "flatter behind the minimum", Expected::kViolated,
+          of(bent(0.25), 0.4)),
+    rates("critical_sharpness_agreement", "loss changes on other data", Expected::kSilent,
+          of(parabola(), 0.01, true)),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -95,10 +96,11 @@ struct Series {
   double weight_decay = 0;
   int every = 1;        // steps between observations of the sharpness
   double decay_at = 2;  // share of the run after which the learning rate is a tenth
+  uint32_t seed = 3;
 };
 
 Finding judge_series(const Series& options) {
-  std::mt19937 generator(3);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   Engine engine;
   SimulatedRun run(engine);
@@ -274,6 +276,22 @@ TEST(EdgeOfStabilityTest, StaysSilentWithoutItsGate) {
   brief.steps = 10;
   EXPECT_EQ(verdict(judge_series(brief)), "NOT_YET");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, const Series& options) {
+  CalibrationCase result{"edge_of_stability", setting, expected, [options](uint32_t seed) {
+                           Series seeded = options;
+                           seeded.seed = seed;
+                           return judge_series(seeded);
+                         }};
+  if (expected == Expected::kHolds) result.truth = options.ratio;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("sharpness at the edge, loss not monotone", Expected::kHolds, {}),
+    rates("sharpness at half the edge", Expected::kSilent, {0.5}),
+    rates("at the edge, loss monotone", Expected::kSilent, {1, 0.01, 0.99, false}),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -6,6 +6,7 @@
 #include <random>
 #include <string>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -20,7 +21,7 @@ struct Options {
   int steps = 3000;
   int batch = 16;
   int last_batch = 16;  // every tenth step
-  bool duplicated = false;
+  int copies = 1;       // of each example in a batch
   bool batch_norm = false;
   double signal_falls = 1;   // |G|^2 at the end over its start, exponentially
   int covered = kDimension;  // coordinates whose noise is observed
@@ -52,7 +53,7 @@ Finding simulate(const Options& options, uint32_t seed) {
     std::vector<double> x(kDimension);
     double error = 0;
     for (int i = 0; i < batch; ++i) {
-      if (!options.duplicated || i % 2 == 0) {
+      if (i % options.copies == 0) {
         for (double& value : x) value = normal(generator);
         // delta = (1, 0, ...), or shorter
         error = delta * x[0] - std::sqrt(kNoiseVariance) * normal(generator);
@@ -132,13 +133,97 @@ TEST(GradientNoiseScaleTest, LargeBatchIsCalledLarge) {
   EXPECT_NE(finding.advice.find("above the noise scale"), std::string::npos) << finding.advice;
 }
 
-TEST(GradientNoiseScaleTest, DuplicatedExamplesViolateTheLaw) {
-  Options options;
-  options.steps = 20000;
-  options.last_batch = 4;
-  options.duplicated = true;
-  const Finding finding = simulate(options, 1);
-  EXPECT_EQ(verdict(finding), "VIOLATED") << finding.gate;
+// The noise within a batch of m-fold examples is (B-m)/(B-1) of what it is taken for: at small
+// batches two sizes tell, at large ones nothing does, and the law must not say that it holds.
+TEST(GradientNoiseScaleTest, DuplicatedExamplesNeverHold) {
+  constexpr int kSeeds = 10;
+  std::random_device random;
+  for (const int copies : {2, 4}) {
+    for (const int batch : {16, 64, 256}) {
+      for (const int other : {4, 8, 32, 128}) {
+        if (other >= batch) continue;
+        int holds = 0;
+        int violated = 0;
+        for (int i = 0; i < kSeeds; ++i) {
+          Options options;
+          options.steps = 80000 / batch;
+          options.batch = batch;
+          options.last_batch = other;
+          options.copies = copies;
+          const uint32_t seed = random();
+          const Finding finding = simulate(options, seed);
+          holds += finding.verdict == Verdict::kHolds;
+          violated += finding.verdict == Verdict::kViolated;
+          if (finding.verdict == Verdict::kHolds) {
+            ADD_FAILURE() << copies << " copies, batches " << batch << " and " << other << ", seed "
+                          << seed << ": " << finding.gate;
+          }
+        }
+        EXPECT_EQ(holds, 0);
+        if (other == 4 && copies == 4) {
+          EXPECT_GE(violated, 9) << batch;
+        }
+      }
+    }
+  }
+}
+
+/// Layers whose noise is lognormal, 1 on average or drifting within epochs of 10 steps, the last of
+/// which has another batch size.
+std::vector<Finding> healthy_layers(size_t count, double spread, double drift, uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal;
+  Engine engine;
+  SimulatedRun run(engine);
+  for (size_t i = 0; i < count; ++i)
+    run.add_parameter(run.add_layer(std::to_string(i)), "weight", {1, 1});
+  for (const char* name : {"batch_size", "grad_noise_trace", "grad_signal_sq"}) run.statistic(name);
+  run.open();
+  for (int step = 0; step < 2000; ++step) {
+    run.step(step);
+    run.put("batch_size", step % 10 == 9 ? 4 : 16);
+    std::vector<double> trace(count);
+    for (double& value : trace)
+      value = std::exp(spread * normal(generator)) * std::pow(1 + drift, step / 10.0);
+    run.put("grad_noise_trace", v1::SCOPE_LAYER, trace);
+    run.put("grad_signal_sq", v1::SCOPE_LAYER, std::vector<double>(count, 0.1));
+  }
+  run.finish();
+  return engine.findings();
+}
+
+// Among a hundred layers some deviate by chance: as many as their p-values say, if these are right.
+TEST(GradientNoiseScaleTest, AHundredHealthyLayersSeldomCryWolf) {
+  constexpr int kSeeds = 20;
+  std::random_device random;
+  for (const double spread : {0.3, 1.0}) {
+    int alarms = 0;
+    for (int i = 0; i < kSeeds; ++i) {
+      const uint32_t seed = random();
+      bool any = false;
+      for (const Finding& finding : healthy_layers(100, spread, 0, seed)) {
+        any =
+            any || (finding.law == "gradient_noise_scale" && finding.verdict == Verdict::kViolated);
+      }
+      alarms += any;
+    }
+    EXPECT_LE(alarms, 4) << "spread " << spread;  // 1 expected at 5 %; 5 and more: 1 in 400
+  }
+}
+
+// tr(Sigma) that moves by 10 % an epoch is no dependence on the batch size.
+TEST(GradientNoiseScaleTest, ADriftIsNoDependenceOnTheBatchSize) {
+  constexpr int kSeeds = 40;
+  std::random_device random;
+  int alarms = 0;
+  for (int i = 0; i < kSeeds; ++i) {
+    const uint32_t seed = random();
+    for (const Finding& finding : healthy_layers(1, 0.3, i % 2 == 0 ? 0.1 : -0.1, seed)) {
+      if (finding.law != "gradient_noise_scale" || finding.scope == "run") continue;
+      alarms += finding.verdict == Verdict::kViolated;
+    }
+  }
+  EXPECT_LE(alarms, 6);  // 2 expected at 5 %
 }
 
 TEST(GradientNoiseScaleTest, OneBatchSizeTestsNothing) {
@@ -258,6 +343,20 @@ TEST(GradientNoiseScaleTest, AWideIntervalIsNoCompromise) {
     EXPECT_EQ(finding.advice.find("compromise"), std::string::npos) << finding.advice;
   }
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, const Options& options) {
+  CalibrationCase result{"gradient_noise_scale", setting, expected,
+                         [options](uint32_t seed) { return simulate(options, seed); }};
+  if (options.copies == 1) result.truth = kNoiseScale;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("linear regression, batches of 8 and 4", Expected::kHolds, {8000, 8, 4}),
+    rates("one batch size", Expected::kSilent, {1000}),
+    rates("each example 4 times, batches of 16 and 4", Expected::kViolated, {8000, 16, 4, 4}),
+    rates("each example twice, batches of 64 and 32", Expected::kSilent, {1000, 64, 32, 2}),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -8,6 +8,7 @@
 #include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -83,7 +84,6 @@ TEST(HessianOutliersTest, SoftmaxRegressionHasOneLessThanItsClasses) {
   EXPECT_EQ(verdict(finding), "HOLDS") << told(finding);
   EXPECT_EQ(finding.measured, 4);
   EXPECT_NE(finding.gate.find("90 %"), std::string::npos) << told(finding);
-  EXPECT_EQ(verdict(judge_spectra(5, spectrum, 40, 0, false)), "HOLDS");
 }
 
 TEST(HessianOutliersTest, AGapElsewhereViolates) {
@@ -116,12 +116,57 @@ TEST(HessianOutliersTest, NoClearGapIsNoVerdict) {
   EXPECT_EQ(verdict(judge_spectra(2, clear, 40, 0.6)), "UNDERPOWERED");
 }
 
+// A regression with 4 outputs may have 4 large eigenvalues: it has no classes.
+TEST(HessianOutliersTest, OutputsOfARegressionAreNoClasses) {
+  for (const int outputs : {2, 4, 10}) {
+    const auto spectrum = [outputs](int) {
+      std::vector<double> list(static_cast<size_t>(outputs), 5);
+      for (const double bulk : {1.0, 0.95, 0.9, 0.85}) list.push_back(bulk);
+      return list;
+    };
+    EXPECT_EQ(verdict(judge_spectra(outputs, spectrum)), "HOLDS");
+    EXPECT_EQ(verdict(judge_spectra(outputs, spectrum, 40, 0, false)), "NOT_APPLICABLE");
+  }
+}
+
 TEST(HessianOutliersTest, StaysSilentWithoutItsGate) {
   const auto list = [](int) { return std::vector<double>{5, 4.5, 2, 1.9, 1.8}; };
   EXPECT_EQ(verdict(judge_spectra(4, list)), "NOT_APPLICABLE");
   EXPECT_EQ(verdict(judge_spectra(1, list)), "NOT_APPLICABLE");
   EXPECT_EQ(verdict(judge_spectra(2, list, 5)), "NOT_YET");
 }
+
+const CalibrationCases kCases({
+    {"hessian_outliers", "softmax regression of 5 classes", Expected::kHolds,
+     [](uint32_t seed) {
+       return judge_spectra(
+           5,
+           [seed](int step) {
+             return softmax_spectrum(5, 12, seed + static_cast<uint32_t>(step), 12);
+           },
+           16);
+     }},
+    {"hessian_outliers", "the same spectrum, of a regression with 5 outputs", Expected::kSilent,
+     [](uint32_t seed) {
+       return judge_spectra(
+           5,
+           [seed](int step) {
+             return softmax_spectrum(5, 12, seed + static_cast<uint32_t>(step), 12);
+           },
+           16, 0, false);
+     }},
+    {"hessian_outliers", "random spectra without a gap, 10 classes", Expected::kSilent,
+     [](uint32_t seed) {
+       std::mt19937 generator(seed);
+       std::uniform_real_distribution<double> uniform(0.05, 1);
+       return judge_spectra(10, [&](int) {
+         std::vector<double> list(14);
+         for (double& value : list) value = uniform(generator);
+         std::sort(list.rbegin(), list.rend());
+         return list;
+       });
+     }},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

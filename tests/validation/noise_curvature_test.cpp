@@ -7,6 +7,7 @@
 #include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -224,6 +225,33 @@ TEST(NoiseCurvatureTest, StaysSilentWithoutItsGate) {
   few.steps = 20;
   EXPECT_EQ(verdict(train(&task, few)), "NOT_YET");
 }
+
+const CalibrationCases kCases({
+    {"noise_curvature", "linear regression, noise of one size", Expected::kHolds,
+     [](uint32_t seed) {
+       LinearRegression task([](double) { return 1.0; });
+       task.generator.seed(seed);
+       return train(&task);
+     }},
+    {"noise_curvature", "softmax regression that generates its labels", Expected::kHolds,
+     [](uint32_t seed) {
+       SoftmaxRegression task(1, 0.5);
+       task.generator.seed(seed);
+       return train(&task);
+     }},
+    {"noise_curvature", "linear regression, noise that grows with the input", Expected::kViolated,
+     [](uint32_t seed) {
+       LinearRegression task([](double norm) { return 0.02 * norm * norm; }, 0.5);
+       task.generator.seed(seed);
+       return train(&task, {1e-4});
+     }},
+    {"noise_curvature", "softmax regression four times too certain", Expected::kSilent,
+     [](uint32_t seed) {
+       SoftmaxRegression task(4, 0.5);
+       task.generator.seed(seed);
+       return train(&task, {1e-5});
+     }},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

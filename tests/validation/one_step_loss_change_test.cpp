@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -36,8 +37,9 @@ TEST(OneStepLossChangeTest, SharesOfLayersSumToOne) {
 
 // A quadratic with one curvature: r = 1 - eta h / 2 exactly.
 std::vector<Finding> quadratic(double eta_h, bool third_order, double first_sign = -1,
-                               double loss = 1, double edge_ratio = 0) {
-  std::mt19937 generator(1);
+                               double loss = 1, double edge_ratio = 0, uint32_t seed = 1,
+                               double momentum = 0) {
+  std::mt19937 generator(seed);
   std::uniform_real_distribution<double> uniform(0.5, 1.5);
   Engine engine;
   SimulatedRun run(engine);
@@ -49,6 +51,10 @@ std::vector<Finding> quadratic(double eta_h, bool third_order, double first_sign
     run.statistic(name);
   }
   run.open();
+  v1::ParameterGroup group;
+  group.set_learning_rate(0.1);
+  group.set_momentum(momentum);
+  run.settings(0, "SGD", group);
   for (int step = 0; step < 200; ++step) {
     const double first = first_sign * 1e-3 * uniform(generator);
     const double second = -first * eta_h / 2;
@@ -89,6 +95,16 @@ TEST(OneStepLossChangeTest, AdvisesNoLargerStepsWhereCurvatureElsewhereLeavesNoR
   EXPECT_NE(advice(0.9).find("0.9 of the edge"), std::string::npos) << advice(0.9);
 }
 
+// Under momentum an update is a sum over many gradients: that one is short says nothing about the
+// learning rate.
+TEST(OneStepLossChangeTest, UnderMomentumNoStepIsALearningRate) {
+  const Finding finding =
+      find(quadratic(0.1, false, -1, 1, 0, 1, 0.9), "one_step_loss_change", "run");
+  EXPECT_EQ(finding.advice.find("Raise the learning rate"), std::string::npos) << finding.advice;
+  EXPECT_NE(finding.advice.find("about 10 steps"), std::string::npos) << finding.advice;
+  EXPECT_LT(finding.importance, 0.5);
+}
+
 TEST(OneStepLossChangeTest, ThirdOrderViolates) {
   const Finding finding = find(quadratic(0.5, true), "one_step_loss_change", "run");
   EXPECT_EQ(verdict(finding), "VIOLATED") << finding.gate;
@@ -110,6 +126,24 @@ TEST(OneStepLossChangeTest, StaysSilentWithoutItsGate) {
   options.measure_curvature = false;
   EXPECT_EQ(verdict(judged(options)), "NOT_MEASURED");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, double eta_h, bool third,
+                      double sign) {
+  CalibrationCase result{"one_step_loss_change", setting, expected, [=](uint32_t seed) {
+                           return find(quadratic(eta_h, third, sign, 1, 0, seed),
+                                       "one_step_loss_change", "run");
+                         }};
+  if (expected == Expected::kHolds) result.truth = 1 - eta_h / 2;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("quadratic, step half as long as the best", Expected::kHolds, 0.5, false, -1),
+    rates("quadratic, step beyond the longest that lowers the loss", Expected::kHolds, 2.5, false,
+          -1),
+    rates("third order of 0.3 of the first", Expected::kViolated, 0.5, true, -1),
+    rates("updates that go uphill", Expected::kSilent, 0.5, true, 1),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

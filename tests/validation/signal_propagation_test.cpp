@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -191,6 +192,34 @@ TEST(SignalPropagationTest, StaysSilentWithoutItsGate) {
   residual.skip = true;
   EXPECT_EQ(verdict(judged(residual, 1)), "NOT_APPLICABLE");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, const Options& options) {
+  return {"signal_propagation", setting, expected,
+          [options](uint32_t seed) { return judged(options, seed); }};
+}
+
+Options relu(double weight_variance) {
+  Options options;
+  options.relu = true;
+  options.weight_variance = weight_variance;
+  options.bias_variance = 0;
+  return options;
+}
+
+Options dependent() {
+  Options options;
+  options.dependent = true;
+  return options;
+}
+
+const CalibrationCases kCases({
+    rates("13 tanh layers of width 200", Expected::kHolds, {}),
+    rates("13 ReLU layers of width 200, He's variance", Expected::kHolds, relu(2)),
+    rates("13 ReLU layers of width 200, half of it", Expected::kHolds, relu(1)),
+    rates("gradients that grow threefold per layer beyond the weights", Expected::kViolated,
+          dependent()),
+    rates("4 layers", Expected::kSilent, {4}),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

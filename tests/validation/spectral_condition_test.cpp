@@ -7,6 +7,7 @@
 #include <cmath>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -150,6 +151,21 @@ TEST(SpectralConditionTest, StaysSilentWithoutItsGate) {
   few.steps = 30;
   EXPECT_EQ(verdict(find(train(few), "spectral_condition", "run")), "NOT_YET");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, const Options& options) {
+  return {"spectral_condition", setting, expected, [options](uint32_t seed) {
+            Options seeded = options;
+            seeded.seed = seed;
+            return find(train(seeded), "spectral_condition", "run");
+          }};
+}
+
+const CalibrationCases kCases({
+    rates("network of unequal widths in the maximal update parametrization", Expected::kHolds, {}),
+    rates("the same, one layer at 50 times the learning rate", Expected::kViolated,
+          {{8, 64, 32, 96, 64, 64, 2}, 2, 50}),
+    rates("two hidden layers", Expected::kSilent, {{8, 64, 64, 2}, -1, 1, 1, 100}),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

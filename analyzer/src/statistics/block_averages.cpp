@@ -1,8 +1,10 @@
 #include "src/statistics/block_averages.h"
 
 #include <algorithm>
-#include <boost/math/distributions/students_t.hpp>
 #include <cmath>
+#include <utility>
+
+#include "src/statistics/long_run_variance.h"
 
 namespace tycho::analyzer {
 namespace {
@@ -10,6 +12,8 @@ namespace {
 using Weights = std::array<double, BlockAverages::kMaxSeries>;
 
 constexpr size_t kSeries = BlockAverages::kMaxSeries;
+/// Of the probability that the blocks do not tell their correlation time.
+constexpr double kLargestDoubt = 0.05;
 
 double dot(const Weights& weights, const Weights& values) {
   double sum = 0;
@@ -32,18 +36,6 @@ double covariance(const std::vector<double>& a, const std::vector<double>& b) {
   return sum / (static_cast<double>(a.size()) - 1);
 }
 
-/// Lag-1 autocorrelation, corrected for the bias -1/n that subtracting the mean causes.
-double lag_one_correlation(const std::vector<double>& x) {
-  const double mean = average(x);
-  double product = 0;
-  double square = 0;
-  for (size_t i = 0; i < x.size(); ++i) {
-    square += (x[i] - mean) * (x[i] - mean);
-    if (i > 0) product += (x[i] - mean) * (x[i - 1] - mean);
-  }
-  return square > 0 ? product / square + 1 / static_cast<double>(x.size()) : 0;
-}
-
 void merge_pairs(std::vector<double>& x) {
   const size_t pairs = x.size() / 2;
   // Of an odd number the oldest is left out: a transient is there, if anywhere.
@@ -52,31 +44,41 @@ void merge_pairs(std::vector<double>& x) {
   x.resize(pairs);
 }
 
-/// Above this, the lag-1 correlation of n blocks is more than chance and blocks are merged.
-double tolerated_correlation(size_t blocks) {
-  return std::max(0.1, 0.6 / std::sqrt(static_cast<double>(blocks)));
+struct Moments {
+  double skewness = 0;  ///< of the mean
+  double kurtosis = 0;  ///< excess, of the values, over their number; never below 0
+};
+
+/// Third and fourth moment, unbiased for independent Gaussian values. What is correlated is merged
+/// first, down to 8 values.
+Moments moments(std::vector<double> values, double inflation) {
+  const double independent = static_cast<double>(values.size()) / std::max(1.0, inflation);
+  while (values.size() >= 2 * BlockAverages::kMinBlocks &&
+         static_cast<double>(values.size()) > 1.5 * independent) {
+    merge_pairs(values);
+  }
+  const auto n = static_cast<double>(values.size());
+  const double mean = average(values);
+  double second = 0;
+  double third = 0;
+  double fourth = 0;
+  for (const double value : values) {
+    const double square = (value - mean) * (value - mean);
+    second += square / n;
+    third += square * (value - mean) / n;
+    fourth += square * square / n;
+  }
+  Moments result;
+  if (!(second > 0)) return result;
+  const double skewness = third / std::pow(second, 1.5) * std::sqrt(n * (n - 1)) / (n - 2);
+  const double kurtosis =
+      ((n + 1) * (fourth / (second * second) - 3) + 6) * (n - 1) / ((n - 2) * (n - 3));
+  result.skewness = skewness / std::sqrt(n);
+  result.kurtosis = std::max(0.0, kurtosis) / n;
+  return result;
 }
-
-/// At the last level of merging: correlation beyond this means that the series is shorter than a
-/// few correlation times, or drifts.
-constexpr double kLargestCorrelation = 0.45;
-
-double variance_inflation(double correlation) { return std::max(1.0, 1 + 2 * correlation); }
 
 }  // namespace
-
-double student_t_quantile(double confidence, double degrees_of_freedom) {
-  if (!(degrees_of_freedom > 0)) return Estimate::kInfinity;
-  const boost::math::students_t distribution(degrees_of_freedom);
-  return boost::math::quantile(boost::math::complement(distribution, (1 - confidence) / 2));
-}
-
-double student_t_tail(double t, double degrees_of_freedom) {
-  if (!(degrees_of_freedom > 0) || std::isnan(t)) return kUnknown;
-  if (std::isinf(t)) return t > 0 ? 0 : 1;
-  const boost::math::students_t distribution(degrees_of_freedom);
-  return boost::math::cdf(boost::math::complement(distribution, t));
-}
 
 void BlockAverages::complete_block() {
   Block block;
@@ -111,106 +113,89 @@ void BlockAverages::clear() {
 }
 
 Estimate BlockAverages::mean(const Weights& weights, double confidence) const {
-  Estimate result;
-  result.observations = observations_;
   std::vector<double> x;
-  for (size_t i = first_used(); i < blocks_.size(); ++i) {
-    x.push_back(dot(weights, blocks_[i].mean));
-  }
-  result.value = average(x);
-  result.blocks = x.size();
-  if (x.size() < kMinBlocks) return result;
-  double correlation = lag_one_correlation(x);
-  while (x.size() >= 2 * kMinBlocks && correlation > tolerated_correlation(x.size())) {
-    merge_pairs(x);
-    correlation = lag_one_correlation(x);
-  }
-  result.blocks = x.size();
-  const double count = static_cast<double>(x.size());
-  result.standard_error = std::sqrt(covariance(x, x) / count * variance_inflation(correlation));
-  result.degrees_of_freedom = (count - 1) / variance_inflation(correlation);
-  const double half =
-      student_t_quantile(confidence, result.degrees_of_freedom) * result.standard_error;
-  result.low = result.value - half;
-  result.high = result.value + half;
-  result.reliable = correlation < kLargestCorrelation;
-  return result;
+  for (size_t i = first_used(); i < blocks_.size(); ++i) x.push_back(dot(weights, blocks_[i].mean));
+  const size_t count = x.size();
+  return estimate(std::move(x), std::vector<double>(count, 1), confidence, 0);
 }
 
 Estimate BlockAverages::ratio(const Weights& numerator, const Weights& denominator,
-                              double confidence) const {
-  Estimate result;
-  result.observations = observations_;
+                              double confidence, double correlation_time) const {
   std::vector<double> y;
   std::vector<double> x;
   for (size_t i = first_used(); i < blocks_.size(); ++i) {
     y.push_back(dot(numerator, blocks_[i].mean));
     x.push_back(dot(denominator, blocks_[i].mean));
   }
+  return estimate(std::move(y), std::move(x), confidence, correlation_time);
+}
+
+std::pair<double, double> BlockAverages::range_of_ratio(const Weights& numerator,
+                                                        const Weights& denominator) const {
+  const size_t used = blocks_.size() - first_used();
+  if (used < kMinBlocks) return {kUnknown, kUnknown};
+  std::pair<double, double> range{Estimate::kInfinity, -Estimate::kInfinity};
+  for (size_t part = 0; part < kMinBlocks; ++part) {
+    double y = 0;
+    double x = 0;
+    for (size_t i = part * used / kMinBlocks; i < (part + 1) * used / kMinBlocks; ++i) {
+      y += dot(numerator, blocks_[first_used() + i].mean);
+      x += dot(denominator, blocks_[first_used() + i].mean);
+    }
+    range.first = std::min(range.first, y / x);
+    range.second = std::max(range.second, y / x);
+  }
+  return range;
+}
+
+Estimate BlockAverages::estimate(std::vector<double> y, std::vector<double> x, double confidence,
+                                 double correlation_time) const {
+  Estimate result;
+  result.observations = observations_;
   const double mean_y = average(y);
   const double mean_x = average(x);
   result.value = mean_y / mean_x;
   result.blocks = x.size();
-  if (x.size() < kMinBlocks) return result;
-  const auto residual_correlation = [&] {
-    std::vector<double> residual(x.size());
-    for (size_t i = 0; i < x.size(); ++i) residual[i] = y[i] - result.value * x[i];
-    return lag_one_correlation(residual);
-  };
-  double correlation = residual_correlation();
-  while (x.size() >= 2 * kMinBlocks && correlation > tolerated_correlation(x.size())) {
+  result.low = -Estimate::kInfinity;
+  result.high = Estimate::kInfinity;
+  auto length = static_cast<double>(block_length_);
+  for (; length < correlation_time && x.size() > 1; length *= 2) {
     merge_pairs(x);
     merge_pairs(y);
-    correlation = residual_correlation();
   }
   result.blocks = x.size();
-  const double count = static_cast<double>(x.size());
-  const double scale = variance_inflation(correlation) / count;
+  if (x.size() < kMinBlocks) return result;
+  std::vector<double> residual(x.size());
+  for (size_t i = 0; i < x.size(); ++i) residual[i] = y[i] - result.value * x[i];
+  const LongRunVariance spread = long_run_variance(residual);
+  const Moments shape = moments(residual, spread.inflation);
+  const double scale = spread.inflation / static_cast<double>(x.size());
   const double var_x = covariance(x, x) * scale;
   const double var_y = covariance(y, y) * scale;
   const double cov = covariance(x, y) * scale;
-  result.degrees_of_freedom = (count - 1) / variance_inflation(correlation);
-  result.reliable = correlation < kLargestCorrelation;
   const double r = result.value;
-  result.standard_error =
-      std::sqrt(std::max(0.0, var_y - 2 * r * cov + r * r * var_x)) / std::fabs(mean_x);
-  // Fieller: all R with (mean_y - R mean_x)^2 <= t^2 Var(mean_y - R mean_x).
+  const double square = mean_x * mean_x;
+  result.standard_error = std::sqrt(std::max(0.0, var_y - 2 * r * cov + r * r * var_x) / square);
+  result.denominator_variance = var_x / square;
+  result.denominator_covariance = (cov - r * var_x) / square;
+  result.degrees_of_freedom = 2 / (2 / spread.degrees_of_freedom + shape.kurtosis);
+  result.skewness = mean_x > 0 ? shape.skewness : -shape.skewness;
+  result.reliable = spread.too_slow <= kLargestDoubt;
+  if (!result.reliable || std::isnan(r)) return result;
+  // Fieller: all R whose (mean_y - R mean_x) / sd(mean_y - R mean_x) lies between the quantiles.
   const double t = student_t_quantile(confidence, result.degrees_of_freedom);
-  const double a = mean_x * mean_x - t * t * var_x;
-  const double b = mean_x * mean_y - t * t * cov;
-  const double c = mean_y * mean_y - t * t * var_y;
-  if (!(a > 0)) {
-    result.low = -Estimate::kInfinity;
-    result.high = Estimate::kInfinity;
-    return result;
-  }
-  const double root = std::sqrt(std::max(0.0, b * b - a * c));
-  result.low = (b - root) / a;
-  result.high = (b + root) / a;
+  const double above = std::max(0.0, skewed(t, result.skewness));
+  const double below = std::min(0.0, skewed(-t, result.skewness));
+  const auto limit = [&](double quantile, double side) {
+    const double a = square - quantile * quantile * var_x;
+    const double b = mean_x * mean_y - quantile * quantile * cov;
+    const double c = mean_y * mean_y - quantile * quantile * var_y;
+    if (!(a > 0)) return side * Estimate::kInfinity;
+    return (b + side * std::sqrt(std::max(0.0, b * b - a * c))) / a;
+  };
+  result.low = limit(above, -1);
+  result.high = limit(below, 1);
   return result;
-}
-
-Verdict judge_band(const Estimate& estimate, double low, double high) {
-  if (!estimate.reliable || std::isnan(estimate.low) || std::isnan(low) || std::isnan(high)) {
-    return Verdict::kUnderpowered;
-  }
-  if (estimate.low >= low && estimate.high <= high) return Verdict::kHolds;
-  if (estimate.high < low || estimate.low > high) return Verdict::kViolated;
-  return Verdict::kUnderpowered;
-}
-
-Verdict judge(const Estimate& estimate, double predicted, double tolerance) {
-  return judge_band(estimate, predicted / (1 + tolerance), predicted * (1 + tolerance));
-}
-
-double band_p_value(const Estimate& estimate, double low, double high) {
-  if (!estimate.reliable || std::isnan(estimate.value) || std::isnan(low) || std::isnan(high)) {
-    return kUnknown;
-  }
-  const double beyond = std::max(low - estimate.value, estimate.value - high);
-  if (beyond <= 0) return 1;
-  if (!(estimate.standard_error > 0)) return 0;
-  return student_t_tail(beyond / estimate.standard_error, estimate.degrees_of_freedom);
 }
 
 }  // namespace tycho::analyzer

@@ -3,39 +3,25 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
+#include <utility>
 #include <vector>
 
-#include "tycho/analyzer/verdict.h"
+#include "src/statistics/estimate.h"
 
 namespace tycho::analyzer {
-
-/// An estimate from a time series, with an interval that accounts for its autocorrelation.
-struct Estimate {
-  double value = kUnknown;  ///< over all complete blocks; NaN where there are none
-  double low = kUnknown;    ///< limits of the interval; -inf or +inf where unbounded
-  double high = kUnknown;
-  double standard_error = kUnknown;
-  double degrees_of_freedom = 0;
-  size_t blocks = 0;  ///< blocks the interval rests on, after merging
-  uint64_t observations = 0;
-  /// The interval can be believed: enough blocks, and neighbouring blocks no longer correlated.
-  /// False also for a series with a trend. A consumer then says UNDERPOWERED.
-  bool reliable = false;
-  bool bounded() const { return low > -kInfinity && high < kInfinity; }
-  static constexpr double kInfinity = std::numeric_limits<double>::infinity();
-};
 
 /// Streaming averages of up to four series observed together, in a fixed number of blocks (32 to
 /// 63): when 64 are full, neighbours are merged and the block length doubles, so that memory is
 /// constant and blocks soon exceed the correlation time (Flyvbjerg and Petersen 1989).
 ///
-/// Intervals merge blocks further, down to 8, until neighbouring blocks are not correlated; what
-/// correlation remains widens the interval by the factor 1 + 2 r1 on the variance, with r1 the
-/// lag-1 correlation of the blocks corrected for its bias of -1/n. Assumed: the series is
-/// stationary, and blocks are nearly Gaussian (they are averages). Observations count equally
-/// whatever the number of steps between them: a gap or a coarser cadence makes neighbours less
-/// correlated, never more, but a cadence that depends on the values would bias the average.
+/// Intervals: the variance of the mean from the spectrum of the blocks (long_run_variance.h), and
+/// corrected for skewness by Hall's transformation, which moves the interval towards the long tail;
+/// its degrees of freedom are lowered where the blocks have heavy tails. Unbounded, and not
+/// reliable, with fewer than 8 blocks, and where the blocks do not tell their correlation time from
+/// their number, as for a series with a trend. Assumed: the series is stationary. Observations
+/// count equally whatever the number of steps between them: a gap or a coarser cadence makes
+/// neighbours less correlated, never more, but a cadence that depends on the values would bias the
+/// average.
 ///
 /// An observation with a value that is not finite is left out as a whole and counted.
 class BlockAverages {
@@ -74,9 +60,18 @@ class BlockAverages {
   Estimate mean(const std::array<double, kMaxSeries>& weights, double confidence = 0.95) const;
 
   /// <a . x> / <b . x>: the ratio of means, never the mean of ratios. The interval is Fieller's,
-  /// exact for Gaussian blocks and unbounded where the denominator is not resolved from zero.
+  /// and unbounded where the denominator is not resolved from zero. `correlation_time`, in
+  /// observations, is what is known beforehand: with fewer than 8 blocks of that length there is no
+  /// interval.
   Estimate ratio(const std::array<double, kMaxSeries>& numerator,
-                 const std::array<double, kMaxSeries>& denominator, double confidence = 0.95) const;
+                 const std::array<double, kMaxSeries>& denominator, double confidence = 0.95,
+                 double correlation_time = 0) const;
+
+  /// Smallest and largest of that ratio over the eight consecutive parts of the window: whether a
+  /// ratio that changes, and so has no interval, lies on one side of a value throughout. NaN with
+  /// fewer than 8 blocks.
+  std::pair<double, double> range_of_ratio(const std::array<double, kMaxSeries>& numerator,
+                                           const std::array<double, kMaxSeries>& denominator) const;
 
  private:
   struct Block {
@@ -85,6 +80,8 @@ class BlockAverages {
   };
 
   void complete_block();
+  Estimate estimate(std::vector<double> y, std::vector<double> x, double confidence,
+                    double correlation_time) const;
   size_t first_used() const {
     return static_cast<size_t>(forgotten_ * static_cast<double>(blocks_.size()));
   }
@@ -101,23 +98,5 @@ class BlockAverages {
   int64_t last_step_ = -1;
   std::vector<Block> blocks_;
 };
-
-/// Two-sided quantile: P(|t| <= result) = confidence. Infinity for no degrees of freedom.
-double student_t_quantile(double confidence, double degrees_of_freedom);
-
-/// P(T > t), one-sided.
-double student_t_tail(double t, double degrees_of_freedom);
-
-/// The decision of the verdict grammar for a positive quantity against its prediction:
-/// HOLDS where the whole interval lies within a factor 1 + tolerance of the prediction, VIOLATED
-/// where it lies wholly outside, else UNDERPOWERED (and wherever the estimate is not reliable).
-Verdict judge(const Estimate& estimate, double predicted, double tolerance);
-
-/// The same against an explicit band [low, high].
-Verdict judge_band(const Estimate& estimate, double low, double high);
-
-/// One-sided p-value of an estimate outside [low, high]: of a deviation this large if the truth
-/// were at the nearer edge. 1 inside the band; NaN where the estimate is not reliable.
-double band_p_value(const Estimate& estimate, double low, double high);
 
 }  // namespace tycho::analyzer

@@ -8,7 +8,6 @@
 namespace tycho::analyzer {
 namespace {
 
-constexpr double kPi = 3.14159265358979323846;
 constexpr int kRepeats = 1000;
 
 struct Coverage {
@@ -146,6 +145,58 @@ TEST(BlockAveragesTest, ValuesThatAreNotFiniteAreLeftOutAndCounted) {
   EXPECT_DOUBLE_EQ(estimate.high, 2);
 }
 
+// White noise hides an autoregressive part of a fifth of its variance with a correlation time of
+// 100 observations: a few hundred observations cannot show it, and only who knows of it is right.
+TEST(BlockAveragesTest, AKnownCorrelationTimeIsAllowedFor) {
+  std::mt19937 generator(std::random_device{}());
+  std::normal_distribution<double> normal;
+  constexpr int kSeries = 400;
+  int blind = 0;
+  int told = 0;
+  for (int series = 0; series < kSeries; ++series) {
+    BlockAverages blocks(2);
+    double slow = normal(generator);
+    for (int i = 0; i < 2000; ++i) {
+      blocks.add({3 + normal(generator) + std::sqrt(0.2) * slow, 1});
+      slow = 0.98 * slow + std::sqrt(1 - 0.98 * 0.98) * normal(generator);
+    }
+    const Estimate told_estimate = blocks.ratio({1, 0}, {0, 1}, 0.95, 100);
+    const Estimate blind_estimate = blocks.ratio({1, 0}, {0, 1});
+    told += told_estimate.low <= 3 && 3 <= told_estimate.high;
+    blind += blind_estimate.low <= 3 && 3 <= blind_estimate.high;
+  }
+  RecordProperty("blind", blind);
+  EXPECT_GE(told, 0.92 * kSeries) << "without it " << blind;
+  BlockAverages few(2);
+  for (int i = 0; i < 256; ++i) few.add({normal(generator), 1});
+  EXPECT_TRUE(few.ratio({1, 0}, {0, 1}).bounded());
+  EXPECT_FALSE(few.ratio({1, 0}, {0, 1}, 0.95, 40).bounded()) << "six blocks";
+}
+
+// |w|^2 of a stationary w moves by increments whose sum stays bounded: their mean is far better
+// known than that of independent values, and an interval that does not see it never tells anything.
+TEST(BlockAveragesTest, IncrementsOfAStationarySeriesAreKnownBetter) {
+  std::mt19937 generator(std::random_device{}());
+  std::normal_distribution<double> normal;
+  constexpr int kSeries = 300;
+  int covered = 0;
+  double width = 0;
+  for (int series = 0; series < kSeries; ++series) {
+    BlockAverages blocks(2);
+    double before = normal(generator);
+    for (int i = 0; i < 1000; ++i) {
+      const double now = 0.5 * before + normal(generator);
+      blocks.add({1 + now - before, 1});
+      before = now;
+    }
+    const Estimate estimate = blocks.ratio({1, 0}, {0, 1});
+    covered += estimate.low <= 1 && 1 <= estimate.high;
+    width += (estimate.high - estimate.low) / kSeries;
+  }
+  EXPECT_GE(covered, 0.97 * kSeries);
+  EXPECT_LT(width, 0.04);  // independent values would give 0.14
+}
+
 TEST(BlockAveragesTest, EmptyAndShortSeriesHaveNoInterval) {
   BlockAverages blocks(1);
   EXPECT_TRUE(std::isnan(blocks.mean({1}).value));
@@ -153,41 +204,6 @@ TEST(BlockAveragesTest, EmptyAndShortSeriesHaveNoInterval) {
   for (int i = 0; i < 7; ++i) blocks.add({1});
   EXPECT_FALSE(blocks.mean({1}).reliable);
   EXPECT_EQ(blocks.mean({1}).value, 1);
-}
-
-TEST(StudentTTest, AgreesWithClosedForms) {
-  // One degree of freedom is Cauchy, two have a closed form.
-  EXPECT_NEAR(student_t_quantile(0.95, 1), std::tan(kPi * 0.475), 1e-9);
-  const double t = 1.7;
-  EXPECT_NEAR(student_t_tail(t, 2), 0.5 - t / (2 * std::sqrt(2 + t * t)), 1e-12);
-}
-
-TEST(JudgeTest, FollowsTheVerdictGrammar) {
-  Estimate estimate;
-  estimate.value = 1;
-  estimate.low = 0.98;
-  estimate.high = 1.02;
-  estimate.standard_error = 0.01;
-  estimate.degrees_of_freedom = 30;
-  estimate.reliable = true;
-  EXPECT_EQ(judge(estimate, 1.01, 0.05), Verdict::kHolds);
-  EXPECT_EQ(judge(estimate, 1.5, 0.05), Verdict::kViolated);
-  EXPECT_EQ(judge(estimate, 1.06, 0.05), Verdict::kUnderpowered);
-  EXPECT_EQ(judge(estimate, kUnknown, 0.05), Verdict::kUnderpowered);
-  estimate.reliable = false;
-  EXPECT_EQ(judge(estimate, 1.5, 0.05), Verdict::kUnderpowered);
-}
-
-TEST(JudgeTest, PValueIsThatOfTheNearerEdge) {
-  Estimate estimate;
-  estimate.value = 1.2;
-  estimate.low = 1.1;
-  estimate.high = 1.3;
-  estimate.standard_error = 0.05;
-  estimate.degrees_of_freedom = 20;
-  estimate.reliable = true;
-  EXPECT_NEAR(band_p_value(estimate, 0.9, 1.1), student_t_tail(2, 20), 1e-9);
-  EXPECT_EQ(band_p_value(estimate, 1, 1.5), 1);
 }
 
 }  // namespace
