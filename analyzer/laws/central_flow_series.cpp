@@ -158,7 +158,10 @@ bool CentralFlowSeries::ready(Finding* finding) const {
   }
   finding->window_begin = edge_.window_begin();
   finding->window_end = edge_.window_end();
-  if (!(blocks.mean({0, 1, 0, 0}).low > 0)) {
+  // A force that changes in time has no interval; one that points up all the time needs none (the
+  // variance, over it, is never negative).
+  const double least = blocks.range_of_ratio({1, 0, 0, 0}, {0, 1, 0, 0}).first;
+  if (!(blocks.mean({0, 1, 0, 0}).low > 0 || least > 0)) {
     set_verdict(*finding, Verdict::kUnderpowered);
     finding->gate =
         "the flow is not seen to sharpen here on average: nothing has to hold the sharpness down";

@@ -128,11 +128,13 @@ class CriticalSharpnessBound : public Law {
     }
     set_verdict(*finding, judge_band(ratio, -Estimate::kInfinity, 1 + kTolerance));
     finding->p_value = band_p_value(ratio, -Estimate::kInfinity, 1 + kTolerance);
-    // Far below the bound a drift of both does no harm.
-    if (finding->verdict == Verdict::kUnderpowered && ratio.high <= 1)
+    // Below the bound a drift of both does no harm.
+    const double most = series_.pairs().blocks().range_of_ratio({1, 0}, {0, 1}).second;
+    if (finding->verdict == Verdict::kUnderpowered && (ratio.high <= 1 || most <= 1 + kTolerance))
       set_verdict(*finding, Verdict::kHolds);
     finding->gate = "at most 1 is predicted; " + regime_.describe();
-    const std::string of = format_interval(ratio.value, ratio.low, ratio.high);
+    const std::string of = ratio.bounded() ? format_interval(ratio.value, ratio.low, ratio.high)
+                                           : format_number(ratio.value);
     if (to_edge_.observations() >= 2 * BlockAverages::kMinBlocks) {
       const Estimate edge = to_edge_.ratio();
       finding->gate += fmt::format("; {} of the threshold of stability",

@@ -42,8 +42,9 @@ Finding start_finding(const LawDescription& law, std::string scope) {
 
 void set_measured(Finding& finding, const Estimate& estimate) {
   finding.measured = estimate.value;
-  finding.ci_low = estimate.low;
-  finding.ci_high = estimate.high;
+  // What a series that moves all the time ranges over is no interval of its mean.
+  finding.ci_low = estimate.reliable ? estimate.low : -Estimate::kInfinity;
+  finding.ci_high = estimate.reliable ? estimate.high : Estimate::kInfinity;
 }
 
 void judge_ratio(Finding& finding, const Estimate& ratio, double tolerance, double distance) {
@@ -52,6 +53,14 @@ void judge_ratio(Finding& finding, const Estimate& ratio, double tolerance, doub
   set_verdict(finding, judge(ratio, 1, tolerance));
   if (finding.verdict == Verdict::kUnderpowered && std::fabs(distance) <= tolerance)
     set_verdict(finding, Verdict::kHolds);
+  // Off in each of eight consecutive parts: where both sides follow one deterministic course, as
+  // those of the callers do, that is no chance, and the range of the parts is what can be said.
+  const bool off = ratio.high < 1 / (1 + tolerance) || ratio.low > 1 + tolerance;
+  if (finding.verdict == Verdict::kUnderpowered && !ratio.reliable && off) {
+    set_verdict(finding, Verdict::kViolated);
+    finding.ci_low = ratio.low;
+    finding.ci_high = ratio.high;
+  }
   finding.p_value = band_p_value(ratio, 1 / (1 + tolerance), 1 + tolerance);
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 #include <utility>
 
 #include "src/statistics/long_run_variance.h"
@@ -14,6 +15,7 @@ using Weights = std::array<double, BlockAverages::kMaxSeries>;
 constexpr size_t kSeries = BlockAverages::kMaxSeries;
 /// Of the probability that the blocks do not tell their correlation time.
 constexpr double kLargestDoubt = 0.05;
+constexpr double kTogether = 1e-3;
 
 double dot(const Weights& weights, const Weights& values) {
   double sum = 0;
@@ -42,6 +44,25 @@ void merge_pairs(std::vector<double>& x) {
   const size_t skip = x.size() % 2;
   for (size_t i = 0; i < pairs; ++i) x[i] = 0.5 * (x[skip + 2 * i] + x[skip + 2 * i + 1]);
   x.resize(pairs);
+}
+
+/// Smallest and largest ratio of the sums over eight consecutive parts; NaN for fewer values.
+std::pair<double, double> range_of_parts(const std::vector<double>& y,
+                                         const std::vector<double>& x) {
+  constexpr size_t kParts = BlockAverages::kMinBlocks;
+  if (x.size() < kParts) return {kUnknown, kUnknown};
+  std::pair<double, double> range{Estimate::kInfinity, -Estimate::kInfinity};
+  for (size_t part = 0; part < kParts; ++part) {
+    double numerator = 0;
+    double denominator = 0;
+    for (size_t i = part * x.size() / kParts; i < (part + 1) * x.size() / kParts; ++i) {
+      numerator += y[i];
+      denominator += x[i];
+    }
+    range.first = std::min(range.first, numerator / denominator);
+    range.second = std::max(range.second, numerator / denominator);
+  }
+  return range;
 }
 
 struct Moments {
@@ -132,20 +153,13 @@ Estimate BlockAverages::ratio(const Weights& numerator, const Weights& denominat
 
 std::pair<double, double> BlockAverages::range_of_ratio(const Weights& numerator,
                                                         const Weights& denominator) const {
-  const size_t used = blocks_.size() - first_used();
-  if (used < kMinBlocks) return {kUnknown, kUnknown};
-  std::pair<double, double> range{Estimate::kInfinity, -Estimate::kInfinity};
-  for (size_t part = 0; part < kMinBlocks; ++part) {
-    double y = 0;
-    double x = 0;
-    for (size_t i = part * used / kMinBlocks; i < (part + 1) * used / kMinBlocks; ++i) {
-      y += dot(numerator, blocks_[first_used() + i].mean);
-      x += dot(denominator, blocks_[first_used() + i].mean);
-    }
-    range.first = std::min(range.first, y / x);
-    range.second = std::max(range.second, y / x);
+  std::vector<double> y;
+  std::vector<double> x;
+  for (size_t i = first_used(); i < blocks_.size(); ++i) {
+    y.push_back(dot(numerator, blocks_[i].mean));
+    x.push_back(dot(denominator, blocks_[i].mean));
   }
-  return range;
+  return range_of_parts(y, x);
 }
 
 Estimate BlockAverages::estimate(std::vector<double> y, std::vector<double> x, double confidence,
@@ -181,6 +195,7 @@ Estimate BlockAverages::estimate(std::vector<double> y, std::vector<double> x, d
   result.degrees_of_freedom = 2 / (2 / spread.degrees_of_freedom + shape.kurtosis);
   result.skewness = mean_x > 0 ? shape.skewness : -shape.skewness;
   result.reliable = spread.too_slow <= kLargestDoubt;
+  if (!result.reliable) std::tie(result.low, result.high) = range_of_parts(y, x);
   if (!result.reliable || std::isnan(r)) return result;
   // Fieller: all R whose (mean_y - R mean_x) / sd(mean_y - R mean_x) lies between the quantiles.
   const double t = student_t_quantile(confidence, result.degrees_of_freedom);
@@ -190,7 +205,13 @@ Estimate BlockAverages::estimate(std::vector<double> y, std::vector<double> x, d
     const double a = square - quantile * quantile * var_x;
     const double b = mean_x * mean_y - quantile * quantile * cov;
     const double c = mean_y * mean_y - quantile * quantile * var_y;
-    if (!(a > 0)) return side * Estimate::kInfinity;
+    if (!(a > 0)) {
+      // The denominator is not resolved from 0, which does not matter where numerator and
+      // denominator go together to a thousandth.
+      const bool together = result.standard_error <= kTogether * std::fabs(r);
+      return together ? r + side * std::fabs(quantile) * result.standard_error
+                      : side * Estimate::kInfinity;
+    }
     return (b + side * std::sqrt(std::max(0.0, b * b - a * c))) / a;
   };
   result.low = limit(above, -1);

@@ -16,9 +16,9 @@ namespace tycho::analyzer {
 ///
 /// Intervals: the variance of the mean from the spectrum of the blocks (long_run_variance.h), and
 /// corrected for skewness by Hall's transformation, which moves the interval towards the long tail;
-/// its degrees of freedom are lowered where the blocks have heavy tails. Unbounded, and not
-/// reliable, with fewer than 8 blocks, and where the blocks do not tell their correlation time from
-/// their number, as for a series with a trend. Assumed: the series is stationary. Observations
+/// its degrees of freedom are lowered where the blocks have heavy tails. Not reliable with fewer
+/// than 8 blocks, and where the blocks do not tell their correlation time from their number, as for
+/// a series with a trend (see Estimate). Assumed: the series is stationary. Observations
 /// count equally whatever the number of steps between them: a gap or a coarser cadence makes
 /// neighbours less correlated, never more, but a cadence that depends on the values would bias the
 /// average.

@@ -19,9 +19,9 @@ struct Estimate {
   double degrees_of_freedom = 0;
   size_t blocks = 0;  ///< blocks the interval rests on
   uint64_t observations = 0;
-  /// The interval can be believed: enough blocks, and a correlation time that can be told from
-  /// them. Otherwise it is unbounded, also for a series with a trend, and a consumer says
-  /// UNDERPOWERED.
+  /// The interval can be believed: enough blocks that tell their correlation time. Otherwise (also
+  /// with a trend) a consumer says UNDERPOWERED, and the limits are the range of eight consecutive
+  /// parts, or unbounded with fewer than 8 blocks.
   bool reliable = false;
   /// Of the value's distribution: third moment over the third power of the standard error, as far
   /// as the blocks tell it.

@@ -64,8 +64,9 @@ IntervalCoverage interval_coverage(SeriesKind kind, double correlation, int leng
       if (kind == SeriesKind::kSquaredRatio) blocks.add({a * a, b * b});
     }
     const Estimate estimate = blocks.ratio({1, 0}, {0, 1}, confidence);
+    if (!estimate.reliable) continue;
     result.missed += truth < estimate.low || truth > estimate.high;
-    result.tails += estimate.reliable && estimate.p_value(truth) < 0.0005;
+    result.tails += estimate.p_value(truth) < 0.0005;
     if (!estimate.bounded()) continue;
     ++result.bounded;
     widths.push_back(estimate.high - estimate.low);
