@@ -226,7 +226,9 @@ class EdgeOfStability : public Law {
       } else if (const std::string changed = changed_.evidence(); !changed.empty()) {
         set_not_applicable(*finding, changed + ": the edge is not where the settings say");
       } else if (!few) {
-        set_verdict(*finding, mean.reliable ? Verdict::kViolated : Verdict::kUnderpowered);
+        // A sharpness that creeps has no interval, and is above throughout where its parts are.
+        const bool above = mean.reliable || mean.low > 1 + tolerance;
+        set_verdict(*finding, above ? Verdict::kViolated : Verdict::kUnderpowered);
         finding->p_value = band_p_value(mean, 0, 1 + tolerance);
         finding->advice = fmt::format(
             "The sharpness stays at {} times the edge{}, and yet the loss does not rise: the step "

@@ -116,7 +116,7 @@ TEST(RotationalEquilibriumTest, HoldsForScaleInvariantWeights) {
         EXPECT_NEAR(finding.measured / finding.predicted, 1, 0.04) << c.optimizer << finding.gate;
       }
     }
-    EXPECT_GE(holds, 8) << c.optimizer << " momentum " << c.group.momentum();
+    EXPECT_GE(holds, 6) << c.optimizer << " momentum " << c.group.momentum();
     EXPECT_EQ(violated, 0) << c.optimizer << " momentum " << c.group.momentum();
   }
 }
@@ -184,6 +184,8 @@ CalibrationCase rotation_rates(const std::string& law, const std::string& settin
                            return find(rotate(options, seed), law, "param:0.weight");
                          }};
   result.predicted_is_true = expected == Expected::kHolds;
+  // An interval needs 16 memories of the norm beyond the 3 that it comes to rest in.
+  result.power = 0.4;
   return result;
 }
 

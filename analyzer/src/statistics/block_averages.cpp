@@ -52,6 +52,7 @@ std::pair<double, double> range_of_parts(const std::vector<double>& y,
   constexpr size_t kParts = BlockAverages::kMinBlocks;
   if (x.size() < kParts) return {kUnknown, kUnknown};
   std::pair<double, double> range{Estimate::kInfinity, -Estimate::kInfinity};
+  size_t above = 0;
   for (size_t part = 0; part < kParts; ++part) {
     double numerator = 0;
     double denominator = 0;
@@ -61,7 +62,10 @@ std::pair<double, double> range_of_parts(const std::vector<double>& y,
     }
     range.first = std::min(range.first, numerator / denominator);
     range.second = std::max(range.second, numerator / denominator);
+    above += denominator > 0;
   }
+  // Through infinity, where the denominator changes its sign.
+  if (above != 0 && above != kParts) return {-Estimate::kInfinity, Estimate::kInfinity};
   return range;
 }
 

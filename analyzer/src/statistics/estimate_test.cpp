@@ -53,7 +53,7 @@ TEST(StudentTTest, FastTailAndFreedomAgreeWithTheExactOnes) {
     for (const double t : {0.0, 0.5, 1.0, 2.0, 3.0, 4.0}) {
       const double exact = student_t_tail(t, freedom);
       if (exact < 1e-4) continue;
-      EXPECT_NEAR(fast_student_t_tail(t, freedom) / exact, 1, 0.02) << freedom << " " << t;
+      EXPECT_NEAR(fast_student_t_tail(t, freedom) / exact, 1, 0.03) << freedom << " " << t;
     }
   }
   for (const double freedom : {0.7, 2.0, 5.0, 30.0, 500.0}) {

@@ -18,6 +18,7 @@ constexpr double kWhiteShares[] = {0, 0.1, 0.3, 0.6};
 constexpr double kBlueDepths[] = {0.3, 0.1, 0.03, 0.01};
 constexpr double kFewValues = 4;
 constexpr double kSmallWeight = 1e-4;
+constexpr double kRounding = 1e-15;
 
 /// Squared coefficients of the orthonormal cosine transform of the deviations from the mean.
 std::vector<double> periodogram(const std::vector<double>& series) {
@@ -95,7 +96,10 @@ class Shapes {
     return result;
   }
 
-  bool constant() const { return !(total_ > 0); }
+  /// Whether no value is further than `distance` from the mean, on average.
+  bool within(double distance) const {
+    return total_ <= distance * distance * static_cast<double>(periodogram_.size());
+  }
 
  private:
   std::vector<double> periodogram_;
@@ -133,7 +137,9 @@ LongRunVariance long_run_variance(const std::vector<double>& series) {
   if (series.size() < static_cast<size_t>(kFewValues)) return result;
   const double freedom = static_cast<double>(series.size()) - 1;
   Shapes shapes(periodogram(series));
-  if (shapes.constant()) return {1, freedom, 0};
+  double largest = 0;
+  for (const double value : series) largest = std::max(largest, std::fabs(value));
+  if (shapes.within(kRounding * largest)) return {1, freedom, 0};
   shapes.add(kWhitePrior, [](double) { return 1.0; });
   const double blue = kBluePrior / static_cast<double>(std::size(kBlueDepths));
   for (const double depth : kBlueDepths)

@@ -8,7 +8,7 @@ double student_t_quantile(double confidence, double degrees_of_freedom);
 /// P(T > t), one-sided.
 double student_t_tail(double t, double degrees_of_freedom);
 
-/// The same for t >= 0 to 2 % of its value from 7 degrees of freedom on and down to 1e-4, in 30
+/// The same for t >= 0 to 3 % of its value from 7 degrees of freedom on and down to 1e-4, in 30
 /// nanoseconds (Wallace 1959).
 double fast_student_t_tail(double t, double degrees_of_freedom);
 
