@@ -348,6 +348,7 @@ CalibrationCase rates(const std::string& setting, Expected expected, const Optio
   CalibrationCase result{"gradient_noise_scale", setting, expected,
                          [options](uint32_t seed) { return simulate(options, seed); }};
   if (options.copies == 1) result.truth = kNoiseScale;
+  result.power = 0.5;
   return result;
 }
 

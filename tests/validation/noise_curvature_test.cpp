@@ -244,7 +244,8 @@ const CalibrationCases kCases({
        LinearRegression task([](double norm) { return 0.02 * norm * norm; }, 0.5);
        task.generator.seed(seed);
        return train(&task, {1e-4});
-     }},
+     },
+     0.6},
     {"noise_curvature", "softmax regression four times too certain", Expected::kSilent,
      [](uint32_t seed) {
        SoftmaxRegression task(4, 0.5);

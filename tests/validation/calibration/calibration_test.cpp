@@ -155,9 +155,8 @@ void measure_intervals() {
       "ratio\nis of the means of two independent squares (skewness 2.8). In brackets the share of "
       "series with a finite interval: where the\ncorrelation time cannot be told from the series, "
       "or the denominator from 0, there is none, which counts as covered. Known\nlimit: a slow "
-      "part hidden under noise of more than its own size is not seen in a series of less than "
-      "about 20 of its correlation\ntimes; laws that know of one (the relaxation time of a norm, "
-      "momentum) demand 8 of it.\n\n",
+      "part that is hidden under noise is not seen in a series of a few of its correlation times; "
+      "laws that know of\none (the relaxation time of a norm, momentum) demand 8 of it.\n\n",
       series);
   constexpr std::array<int, 6> kLengths = {16, 32, 64, 128, 256, 1000};
   uint64_t stream = 0;
