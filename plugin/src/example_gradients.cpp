@@ -33,8 +33,15 @@ bool ExampleGradients::selected(uint32_t id) const {
   return selected_layers_.empty() || selected_layers_[parameters_[id].layer];
 }
 
-void ExampleGradients::start_step(bool wanted, int64_t expected) {
+void ExampleGradients::start_step(bool wanted, int64_t expected,
+                                  const tape::TapeRecorder* recorder) {
   end_step();
+  recorder_ = recorder;
+  recorded_ = recorder != nullptr;
+  lacks_rows_ = several_passes_ = false;
+  why_no_rows_.clear();
+  kept_bytes_ = 0;
+  pass_examples_ = -1;
   wanted_ = wanted;
   step_ = std::make_shared<Step>();
   step_->active = true;
@@ -57,11 +64,18 @@ void ExampleGradients::end_step() {
   }
   in_call_ = false;
   pending_.clear();
+  pending_recurrent_.reset();
   pending_lookups_.clear();
   lookups_.clear();
+  recorder_ = nullptr;
+  sources_.clear();
+  unplaced_.clear();
   tracker_.start_step(batch_dim_, 0);
   for (Parameter& parameter : parameters_) {
+    parameter.open.clear();
+    parameter.waiting.reset();
     parameter.parts.clear();
+    parameter.recurrent.clear();
     parameter.norms.clear();
     parameter.open_checks.clear();
   }
@@ -74,6 +88,7 @@ void ExampleGradients::give_up(const std::string& why) {
 void ExampleGradients::before(const char* name, c10::ArrayRef<const c10::IValue> inputs,
                               const std::vector<AppliedParameter>& applied) {
   pending_.clear();
+  pending_recurrent_.reset();
   pending_lookups_.clear();
   in_call_ = wanted_ && !paused_;
   if (!in_call_) return;
@@ -83,15 +98,24 @@ void ExampleGradients::before(const char* name, c10::ArrayRef<const c10::IValue>
     tracker_.next_pass();
     likely_examples_ = 0;
   }
-  if (!applied.empty()) passes_.forward();
+  if (!applied.empty()) {
+    several_passes_ = several_passes_ || pass_examples_ >= 0;
+    passes_.forward();
+  }
   tracker_.before(name, inputs);
   std::vector<at::Tensor> operands;
+  std::string why_not_recurrent;
+  const bool recurrent = begin_recurrent(name, inputs, applied, &why_not_recurrent);
+  if (pending_recurrent_) operands.push_back(pending_recurrent_->call.input);
   for (const AppliedParameter& parameter : applied) {
     if (!selected(parameter.parameter)) continue;
+    if (pending_recurrent_ && pending_recurrent_->holds(parameter.parameter)) continue;
     auto use = std::make_shared<Applied>(parameter);
     use->use = {name, std::vector<c10::IValue>(inputs.begin(), inputs.end()), parameter.position,
                 parameter.argument};
-    if (parameter.in_list) {
+    if (recurrent) {
+      use->why_not = why_not_recurrent;
+    } else if (parameter.in_list) {
       use->why_not = fmt::format(
           "{} takes a list of parameters, whose gradients of single examples are not known", name);
     } else if (per_example::recognised(use->use, &use->why_not)) {
@@ -118,12 +142,14 @@ void ExampleGradients::before(const char* name, c10::ArrayRef<const c10::IValue>
       use->looked_up = {0};  // Its shape is known afterwards.
       continue;
     }
-    use->why_not = layout.lost() ? layout.why
-                                 : fmt::format(
-                                       "{} combines it with something that has no dimension of the "
-                                       "step's examples",
-                                       use->use.name);
+    use->why_no_rows = layout.lost()
+                           ? layout.why
+                           : fmt::format(
+                                 "{} combines it with something that has no dimension of the "
+                                 "step's examples",
+                                 use->use.name);
   }
+  if (recorder_ != nullptr) note_sources(inputs);
   note_looked_up(name, inputs);
 }
 
@@ -169,6 +195,7 @@ void ExampleGradients::after(const std::vector<c10::IValue>& results) {
   if (!in_call_) return;
   in_call_ = false;
   tracker_.after(results);
+  if (pending_recurrent_) end_recurrent(results);
   const bool tensor = !results.empty() && results[0].isTensor();
   const at::Tensor output = tensor ? results[0].toTensor() : at::Tensor();
   // Nothing that has a gradient comes of set_data(), equal() or item().
@@ -210,9 +237,14 @@ void ExampleGradients::after(const std::vector<c10::IValue>& results) {
       const rows::Layout layout = tracker_.layout(output);
       use->batch.size = tracker_.examples();
       use->batch.rows = layout;
-      if (layout.lost()) why_not = layout.why;
-      if (why_not.empty() && !layout.has_rows())
-        why_not = fmt::format("the examples are not found in what {} returns", use->use.name);
+      std::string& why = use->why_no_rows;
+      if (why.empty()) why = layout.why;
+      if (why.empty() && !layout.has_rows()) {
+        why = fmt::format("the examples are not found in what {} returns", use->use.name);
+      }
+      if (!why.empty()) lacks_rows_ = true;
+      if (recorder_ != nullptr) use->value = recorder_->number_of(output);
+      if (use->value == tape::kNoValue) why_not = why;
     }
     if (!why_not.empty()) {
       parameter.unrecognised = why_not;
@@ -222,6 +254,7 @@ void ExampleGradients::after(const std::vector<c10::IValue>& results) {
   }
   pending_.clear();
   if (pending_lookups_.empty() || !output.defined() || !output.requires_grad()) return;
+  const tape::ValueId value = recorder_ == nullptr ? tape::kNoValue : recorder_->number_of(output);
   const rows::Layout layout = tracker_.layout(output);
   LookedUp joined{c10::weak_intrusive_ptr<c10::TensorImpl>(output.getIntrusivePtr()), {}, {}};
   for (const LookedUp& lookup : pending_lookups_) {
@@ -229,6 +262,7 @@ void ExampleGradients::after(const std::vector<c10::IValue>& results) {
       if (pending_adds_ && layout.has_rows()) {
         auto use = std::make_shared<Applied>(*lookup.uses[i]);
         use->looked_up = lookup.shapes[i];
+        use->value = value;
         use->batch.size = tracker_.examples();
         use->batch.rows = layout;
         ++parameters_[use->id].uses;
@@ -252,6 +286,13 @@ void ExampleGradients::watch(std::shared_ptr<Applied> applied, const at::Tensor&
     argument = tensor;
   }
   applied->use.argument = applied->use.argument.detach();
+  if (applied->value != tape::kNoValue) {
+    const int64_t features =
+        applied->looked_up.empty() ? per_example::output_features(applied->use, output) : 0;
+    parameters_[applied->id].rows.push_back(
+        {{applied->value, features},
+         applied->why_no_rows.empty() ? *applied->batch.rows : rows::Layout()});
+  }
   // BatchNorm itself updates its running statistics, which it does not use while it trains.
   if ((applied->use.name == "aten::batch_norm" || applied->use.name == "aten::instance_norm") &&
       applied->use.arguments[5].toBool()) {
@@ -272,7 +313,7 @@ void ExampleGradients::watch(std::shared_ptr<Applied> applied, const at::Tensor&
             "a gradient of a gradient is taken (a gradient penalty)";
         return;
       }
-      step->owner->on_output_gradient(applied.get(), d);
+      step->owner->on_output_gradient(applied, d);
     } catch (const std::exception&) {
       step->owner->give_up("out of memory");  // An exception would end the user's backward pass.
     }

@@ -16,6 +16,7 @@
 #include "parameter_map.h"
 #include "stray_weights.h"
 #include "structure/structure_tracer.h"
+#include "tape/structure_key.h"
 #include "tensor_sums.h"
 
 namespace tycho {
@@ -23,6 +24,7 @@ namespace {
 
 // Watched steps after which a kernel that was not used is not waited for.
 constexpr int kConvolutionAttempts = 4;
+constexpr const char* kExamplesNotObserved = "per_example_gradients_not_observed";
 
 }  // namespace
 
@@ -46,6 +48,14 @@ struct Observer::Impl : OperatorListener {
   int convolution_attempts = 0;
   std::vector<ObserverNotice> notices;
   ExampleGradients examples;
+  /// By the last experiment; holds as long as the operators do the same with the examples.
+  struct EstablishedRows {
+    std::optional<uint64_t> key;
+    std::vector<tape::RowsWanted> wanted;
+    int64_t examples = 0;
+    std::unique_ptr<tape::RowExamples> found;
+  };
+  EstablishedRows established;
   StrayWeights strays;
   std::vector<AppliedParameter> pending;  // between before() and after()
 
@@ -193,11 +203,12 @@ Observer::Observer(const ModelInfo& model, ObserverOptions options)
 
 Observer::~Observer() = default;
 
-void Observer::install(const Needs& needs, double loss_scale, int64_t expected_batch_size) {
+void Observer::install(const Needs& needs, double loss_scale, int64_t expected_batch_size,
+                       const tape::TapeRecorder* recorder) {
   Impl& impl = *impl_;
   impl.needs = needs;
   impl.loss_scale = loss_scale;
-  impl.examples.start_step(needs.per_example_gradient_norms, expected_batch_size);
+  impl.examples.start_step(needs.per_example_gradient_norms, expected_batch_size, recorder);
   impl.activations.begin(needs);
   impl.notices.clear();
   impl.saw_parameters = false;
@@ -344,7 +355,7 @@ StepObservation Observer::uninstall(int64_t batch_size) {
     if (!observed.why_not_per_example.empty() && from.backwards > 0 &&
         impl.needs.per_example_gradient_norms) {
       result.notices.push_back(
-          {v1::Event::NOT_OBSERVED, "per_example_gradients_not_observed",
+          {v1::Event::NOT_OBSERVED, kExamplesNotObserved,
            fmt::format("{}: {}", impl.model.parameters[id].name, observed.why_not_per_example),
            v1::SCOPE_PARAMETER, static_cast<uint32_t>(id)});
     }
@@ -383,8 +394,71 @@ StepObservation Observer::uninstall(int64_t batch_size) {
   }
   for (ObserverNotice& notice : impl.notices) result.notices.push_back(std::move(notice));
   impl.notices.clear();
-  impl.examples.end_step();
+  if (!impl.examples.asks()) impl.examples.end_step();
   return result;
+}
+
+void Observer::forget_rows() { impl_->examples.end_step(); }
+
+bool Observer::lacks_rows() const { return impl_->examples.lacks_rows(); }
+
+bool Observer::asks_for_rows() const { return impl_->examples.asks(); }
+
+bool Observer::establish_rows(const tape::LossTape& tape, const std::vector<at::Tensor>& parameters,
+                              int64_t memory, StepObservation* seen) {
+  Impl& impl = *impl_;
+  bool any = false;
+  bool failed = false;
+  try {
+    const std::vector<tape::RowSource> sources = impl.examples.sources();
+    const std::vector<tape::RowsWanted> wanted = impl.examples.wanted_rows();
+    const int64_t examples = impl.examples.examples();
+    const auto key = tape::structure_key(tape, sources);
+    Impl::EstablishedRows& last = impl.established;
+    const bool same = key && last.found && last.key == key && last.examples == examples &&
+                      last.wanted == wanted && !last.found->chooses();
+    if (!same) {
+      last = {
+          key, wanted, examples,
+          std::make_unique<tape::RowExamples>(tape, sources, wanted, examples, parameters, memory)};
+    }
+    const tape::RowExamples& found = *last.found;
+    const double scale = impl.loss_scale * impl.loss_scale;
+    for (const ParameterInfo& parameter : impl.model.parameters) {
+      ParameterObservation& observed = seen->parameters[parameter.id];
+      const std::string before = observed.why_not_per_example;
+      const bool exact = impl.examples.resolve(parameter.id, found, &observed);
+      any = any || exact;
+      failed = failed || (!exact && observed.why_not_per_example != before);
+      if (exact && scale != 1) {
+        for (at::Tensor& norm : observed.per_example_norm_sq) norm = norm / scale;
+      }
+      if (observed.why_not_per_example == before) continue;
+      auto& notices = seen->notices;
+      const auto said = std::find_if(notices.begin(), notices.end(), [&](const auto& notice) {
+        return notice.code == kExamplesNotObserved && notice.entity == parameter.id;
+      });
+      if (said == notices.end()) continue;
+      if (exact) {
+        notices.erase(said);
+      } else {
+        said->message = fmt::format("{}: {}", parameter.name, observed.why_not_per_example);
+      }
+    }
+    if (same && failed) last.found.reset();  // Another step may show more.
+    if (any) {
+      seen->notices.push_back(
+          {v1::Event::METHOD, "examples_by_experiment",
+           "whose example each row of some layers is was established by experiment: data of "
+           "examples were exchanged, and the step's operators called again",
+           v1::SCOPE_RUN, 0});
+    }
+  } catch (const std::exception& error) {
+    impl.notices.push_back(
+        {v1::Event::FAULT, "observer_fault", error_text(error), v1::SCOPE_RUN, 0});
+  }
+  impl.examples.end_step();
+  return any;
 }
 
 }  // namespace tycho

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "tape/row_examples.h"
+#include "tape/tape_recorder.h"
 #include "tycho/probe.h"
 #include "work_meter.h"
 
@@ -54,7 +56,9 @@ class Observer {
   ~Observer();
 
   /// Before the first forward of a step. `expected_batch_size`: of the step before, 0 when unknown.
-  void install(const Needs& needs, double loss_scale, int64_t expected_batch_size);
+  /// `recorder`: of the step's tape, made before this and alive until uninstall(); nullptr: none.
+  void install(const Needs& needs, double loss_scale, int64_t expected_batch_size,
+               const tape::TapeRecorder* recorder = nullptr);
   /// From the next install() on: where needs have sums over parameters only, gradients are not
   /// copied but expected to be found unchanged in `.grad`.
   void trust_gradients(bool trusted);
@@ -71,6 +75,17 @@ class Observer {
   /// After optimizer.step(): takes the hooks out and hands over what was seen. `batch_size` as the
   /// user gave it; 0: unknown.
   StepObservation uninstall(int64_t batch_size);
+
+  /// After uninstall(): whether single examples of some parameters were not observed because it is
+  /// not known where the examples lie; and whether an experiment on the step's tape may tell.
+  bool lacks_rows() const;
+  /// No experiment will follow.
+  void forget_rows();
+  bool asks_for_rows() const;
+  /// Makes it, with the parameters as they were when the step began, and completes what uninstall()
+  /// handed over. False: nothing could be established. Does not throw.
+  bool establish_rows(const tape::LossTape& tape, const std::vector<at::Tensor>& parameters,
+                      int64_t memory, StepObservation* seen);
 
  private:
   struct Impl;

@@ -20,7 +20,9 @@ using at::Tensor;
 /// Of a recurrent layer gradients of single examples are not known, of a Linear they are.
 struct Reader : nn::Module {
   Reader() {
-    gru = register_module("gru", nn::GRU(nn::GRUOptions(3, 4).batch_first(true)));
+    // With dropout between its layers single examples' gradients are not known.
+    gru = register_module(
+        "gru", nn::GRU(nn::GRUOptions(3, 4).batch_first(true).num_layers(2).dropout(0.2)));
     head = register_module("head", nn::Linear(4, 2));
     to(torch::kFloat64);
   }

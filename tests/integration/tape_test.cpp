@@ -366,5 +366,50 @@ TEST_F(TapeSession, ALossThatWasNotComputedInTheStepIsSaid) {
   EXPECT_NE(run.events.at("tape_refused").message().find("Session::step"), std::string::npos);
 }
 
+// An operator that no rule knows: with the tape the examples are exact from the first step on that
+// has one, without it they are absent and it is said.
+TEST_F(TapeSession, ExamplesOfRowsThatNoRuleFollowsAreEstablishedOnTheTape) {
+  for (const bool taped : {true, false}) {
+    std::filesystem::remove_all(directory_);
+    auto model = network();
+    torch::optim::SGD optimizer(model->parameters(), 0.001);
+    std::vector<double> expected;
+    std::vector<at::Tensor> data;
+    for (int step = 0; step < 8; ++step) data.push_back(torch::randn({4, 5, 3}, at::kDouble));
+    {
+      Session session(*model, optimizer,
+                      SessionOptions(directory_).overhead_budget(std::nullopt).tape(taped));
+      for (int step = 0; step < 8; ++step) {
+        optimizer.zero_grad();
+        const at::Tensor& x = data[static_cast<size_t>(step)];
+        const auto losses_of = [&](nn::SequentialImpl& network) {
+          const auto y = network.forward(x).unfold(1, 2, 1).sum(-1);
+          return y.sin().cumsum(1).square().sum({1, 2});
+        };
+        const auto copy = std::dynamic_pointer_cast<nn::SequentialImpl>(model->clone());
+        const auto apart = losses_of(*copy);
+        double mean = 0;
+        for (int64_t i = 0; i < 4; ++i) {
+          const auto g = torch::autograd::grad({apart[i]}, {copy->parameters()[0]}, {}, true);
+          mean += g[0].square().sum().item<double>() / 4;
+        }
+        expected.push_back(mean);
+        const auto loss = losses_of(*model).mean();
+        loss.backward();
+        optimizer.step();
+        session.step(loss, 4);
+      }
+    }
+    const RunContents run(directory_);
+    EXPECT_EQ(run.has("per_example_grad_norm_sq#0.weight"), taped);
+    EXPECT_EQ(run.events.count("examples_by_experiment"), taped ? 1u : 0u);
+    EXPECT_EQ(run.events.count("per_example_gradients_not_observed"), taped ? 0u : 1u);
+    for (int64_t step = 0; taped && step < 8; ++step) {
+      const double right = expected[static_cast<size_t>(step)];
+      EXPECT_NEAR(run.at("per_example_grad_norm_sq#0.weight", step), right, 1e-9 * right) << step;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tycho

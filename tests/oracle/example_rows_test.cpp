@@ -501,19 +501,23 @@ TEST_F(ExampleRows, OneUnknownLayerAmongOthers) {
     nn::LSTM lstm{nullptr};
     Recurrent() {
       in = register_module("in", nn::Linear(3, 4));
-      lstm = register_module("lstm", nn::LSTM(nn::LSTMOptions(4, 5).batch_first(true)));
+      // Its masks between layers are not seen.
+      lstm = register_module(
+          "lstm", nn::LSTM(nn::LSTMOptions(4, 5).batch_first(true).num_layers(2).dropout(0.3)));
       out = register_module("out", nn::Linear(5, 2));
       to(torch::kDouble);
     }
   } net;
   const Tensor x = normal({4, 4, 3});
   expect_sound(net,
-               [&](int) {
+               [&](int step) {
+                 torch::manual_seed(step);
                  const Tensor h = std::get<0>(net.lstm->forward(net.in->forward(x)));
                  return row_losses(net.out->forward(h.select(1, -1)));
                },
                4, Expect::kExact,
-               {"lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0", "lstm.bias_hh_l0"});
+               {"lstm.weight_ih_l0", "lstm.weight_hh_l0", "lstm.bias_ih_l0", "lstm.bias_hh_l0",
+                "lstm.weight_ih_l1", "lstm.weight_hh_l1", "lstm.bias_ih_l1", "lstm.bias_hh_l1"});
 }
 
 }  // namespace

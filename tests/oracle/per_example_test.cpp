@@ -332,7 +332,7 @@ TEST_F(PerExample, WhatIsNotKnownIsNotObserved) {
   EXPECT_NE(got.parameters[0].why_not_per_example, "");
   EXPECT_TRUE(got.parameters[0].gradient.defined());
 
-  nn::LSTM lstm(4, 3);
+  nn::LSTM lstm(nn::LSTMOptions(4, 3).num_layers(2).dropout(0.5));
   lstm->to(torch::kDouble);
   auto impl = lstm.ptr();
   const ModelInfo recurrent = describe(*lstm);

@@ -252,6 +252,73 @@ size_t operand(const Use& use) {
   }
 }
 
+int64_t output_features(const Use& use, const at::Tensor& output) {
+  switch (families().at(use.name)) {
+    case Family::kLinear:
+    case Family::kAddmm:
+    case Family::kMatmul:
+    case Family::kEmbedding:
+    case Family::kBilinear:
+    case Family::kBag:
+      return 1;
+    case Family::kConvolution:
+      return use.arguments[1].toTensor().dim() - 1;
+    case Family::kNormalization:
+      return use.name == "aten::layer_norm" ? use.argument.dim() : output.dim() - 1;
+    case Family::kAdd:
+    case Family::kMultiply: {
+      // What is added to each row has a row's shape.
+      const int64_t features = use.argument.dim();
+      const bool rows = features <= output.dim() &&
+                        use.argument.sizes() ==
+                            output.sizes().slice(static_cast<size_t>(output.dim() - features));
+      return rows ? features : 0;
+    }
+    default:
+      return 0;
+  }
+}
+
+bool flatten(Use* use, at::Tensor* output_gradient) {
+  const Family family = families().at(use->name);
+  const int64_t features = output_features(*use, *output_gradient);
+  const auto rows = [](const c10::IValue& value, int64_t last) -> c10::IValue {
+    const at::Tensor tensor = value.toTensor();
+    std::vector<int64_t> sizes(tensor.sizes().end() - last, tensor.sizes().end());
+    sizes.insert(sizes.begin(), -1);
+    return tensor.reshape(sizes);
+  };
+  switch (family) {
+    case Family::kLinear:
+    case Family::kMatmul:
+      use->arguments[0] = rows(use->arguments[0], 1);
+      break;
+    case Family::kAddmm:
+      use->arguments[1] = rows(use->arguments[1], 1);
+      break;
+    case Family::kEmbedding:
+      use->arguments[1] = rows(use->arguments[1], 0);
+      break;
+    case Family::kNormalization:
+      if (use->name != "aten::layer_norm") return false;
+      use->arguments[0] = rows(use->arguments[0], features);
+      break;
+    case Family::kAdd:
+      if (features == 0) return false;
+      break;
+    case Family::kMultiply: {
+      c10::IValue& other = use->arguments[1 - use->position];
+      if (features == 0 || other.toTensor().sizes() != output_gradient->sizes()) return false;
+      other = rows(other, features);
+      break;
+    }
+    default:
+      return false;
+  }
+  *output_gradient = rows(*output_gradient, features).toTensor();
+  return true;
+}
+
 bool has_factors(const Use& use) {
   switch (families().at(use.name)) {
     case Family::kLinear:

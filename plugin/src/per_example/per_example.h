@@ -64,6 +64,14 @@ size_t operand(const Use& use);
 /// Whether contribution() gives factors.
 bool has_factors(const Use& use);
 
+/// How many of the last dimensions of its output are one row's features; the others may hold
+/// examples.
+int64_t output_features(const Use& use, const at::Tensor& output);
+
+/// The same use of the same numbers with all dimensions before the features as one; the gradient of
+/// its output likewise. False where the operator does not have them in one place.
+bool flatten(Use* use, at::Tensor* output_gradient);
+
 /// What is wanted beside the norms.
 struct Wanted {
   bool materialise = false;  ///< per-example gradients

@@ -398,39 +398,42 @@ std::vector<Layout> unpacked(const CallReader& call, const std::vector<at::Tenso
   const at::Tensor all = labels(in->layout);
   const at::Tensor counts = call.input(1).toTensor().to(at::kCPU, at::kLong);
   const at::Tensor order = all.slice(0, 0, counts[0].item<int64_t>());
-  int64_t start = 0;
-  bool ok = in->layout.dim == 0;
-  for (int64_t t = 0; ok && t < counts.numel(); ++t) {
-    const int64_t count = counts[t].item<int64_t>();
-    ok = at::equal(all.slice(0, start, start + count), order.slice(0, 0, count));
-    start += count;
-  }
+  const bool ok = in->layout.dim == 0 && sequences_keep_order(all, counts);
   result[0] = ok ? labelled(call.input(2).toBool() ? 0 : 1, call.examples(), order)
                  : call.ended("puts rows of different examples beside each other");
   return result;
 }
 
-// input [T, N, F] or [N, T, F], states [.., N, ..] -> the same of outputs and states.
+// input [T, N, F], [N, T, F] or packed, states [.., N, ..] -> the same of outputs and states.
 std::vector<Layout> recurrent(const CallReader& call, const std::vector<at::Tensor>& outputs) {
-  const Argument* in = call.first();
-  Layout found = call.nonlinear(in);
-  // Packed sequences have their parameters in the fourth place.
+  const Argument* in = call.at(0);
+  std::vector<Layout> result(outputs.size(), call.nonlinear(in));
+  if (in == nullptr || !in->layout.has_rows()) return result;
+  const bool packed = call.has(8) && call.input(4).isBool();
   const bool padded = call.has(8) && call.input(3).isBool() && call.input(8).isBool();
-  const bool batch_first = padded && call.input(8).toBool();
-  if (in != nullptr && in->layout.has_rows()) {
-    if (!padded || in->sizes.size() != 3 || in->layout.dim != (batch_first ? 0 : 1)) {
-      found = call.ended("runs over the dimension of the examples, or over packed sequences");
-    }
-    for (const Argument* argument : call.deciding()) {
-      if (argument == in || !argument->differentiable) continue;
-      if (argument->position != 1 || !argument->layout.has_rows() || argument->layout.dim != 1 ||
-          !same(in_dim(argument->layout, in->layout.dim), in->layout)) {
-        found = call.ended("takes states or weights of other examples");
-      }
+  const int64_t batch = packed || (padded && call.input(8).toBool()) ? 0 : 1;
+  const auto end = [&](std::string_view what) {
+    return std::vector<Layout>(outputs.size(), call.ended(what));
+  };
+  if (in->sizes.size() != (packed ? 2u : 3u) || (!packed && !padded) || in->layout.dim != batch) {
+    return end("runs over the dimension of the examples");
+  }
+  // Of the rows of packed sequences those of the first time say how states are ordered.
+  at::Tensor order = labels(in->layout);
+  if (packed) {
+    const at::Tensor counts = call.input(1).toTensor().to(at::kCPU, at::kLong);
+    if (!sequences_keep_order(order, counts)) return end("runs over rows of different examples");
+    order = order.slice(0, 0, counts[0].item<int64_t>()).clone();
+  }
+  const Layout states = labelled(1, call.examples(), order);
+  for (const Argument* argument : call.deciding()) {
+    if (argument == in || !argument->differentiable) continue;
+    if (argument->position != (packed ? 2u : 1u) || !same(argument->layout, states)) {
+      return end("takes states or weights of other examples");
     }
   }
-  std::vector<Layout> result(outputs.size(), found);
-  for (size_t i = 1; i < outputs.size() && found.has_rows(); ++i) result[i] = in_dim(found, 1);
+  result[0] = in->layout;
+  for (size_t i = 1; i < outputs.size(); ++i) result[i] = states;
   return result;
 }
 

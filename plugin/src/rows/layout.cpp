@@ -86,6 +86,17 @@ bool same(const Layout& left, const Layout& right) {
   return left.outer == right.outer && left.inner == right.inner;
 }
 
+bool sequences_keep_order(const at::Tensor& labels, const at::Tensor& counts) {
+  const at::Tensor order = labels.slice(0, 0, counts[0].item<int64_t>());
+  int64_t start = 0;
+  for (int64_t t = 0; t < counts.numel(); ++t) {
+    const int64_t count = counts[t].item<int64_t>();
+    if (!at::equal(labels.slice(0, start, start + count), order.slice(0, 0, count))) return false;
+    start += count;
+  }
+  return true;
+}
+
 bool complete(const Layout& layout) {
   if (!layout.has_rows()) return false;
   if (!layout.labels.defined()) return true;

@@ -46,6 +46,9 @@ Layout lost(int64_t examples, std::string why);
 at::Tensor labels(const Layout& layout);
 /// Whether the same indices of the same dimension belong to the same examples.
 bool same(const Layout& left, const Layout& right);
+/// Whether the rows of each time of packed sequences (`counts`: how many, int64 on the CPU) are the
+/// first ones of the same order.
+bool sequences_keep_order(const at::Tensor& labels, const at::Tensor& counts);
 /// Whether every example is there.
 bool complete(const Layout& layout);
 

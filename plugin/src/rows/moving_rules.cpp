@@ -32,11 +32,21 @@ Layout repeat_interleave(const CallReader& call, const at::Tensor& out) {
   return labelled(in->layout.dim, call.examples(), at::repeat_interleave(all, times));
 }
 
-Layout select(const CallReader& call, const at::Tensor&) {
+// All of it is one example's: so is each index of its first dimension.
+Layout of_one(const CallReader& call, int64_t example, const at::Tensor& out) {
+  if (out.dim() == 0 || example < 0) return call.ended("takes one of the examples");
+  return labelled(0, call.examples(), at::full({out.size(0)}, example, at::kLong));
+}
+
+Layout select(const CallReader& call, const at::Tensor& out) {
   const Argument* in = call.first();
   if (in == nullptr || !in->layout.has_rows()) return call.unchanged(in);
   const int64_t dim = call.dim(1, static_cast<int64_t>(in->sizes.size()));
-  if (dim == in->layout.dim) return call.ended("takes one of the examples");
+  if (dim == in->layout.dim) {
+    int64_t index = call.input(2).isInt() ? call.input(2).toInt() : 0;
+    if (index < 0) index += in->sizes[static_cast<size_t>(dim)];
+    return of_one(call, labels(in->layout)[index].item<int64_t>(), out);
+  }
   return in_dim(in->layout, in->layout.dim - (dim < in->layout.dim ? 1 : 0));
 }
 
@@ -253,7 +263,7 @@ std::vector<Layout> pieces(const CallReader& call, const std::vector<at::Tensor>
       result.push_back(call.unchanged(in));
     } else if (unbinds) {
       result.push_back(dim == in->layout.dim
-                           ? call.ended("takes examples apart")
+                           ? of_one(call, labels(in->layout)[start++].item<int64_t>(), out)
                            : in_dim(in->layout, in->layout.dim - (dim < in->layout.dim ? 1 : 0)));
     } else if (dim != in->layout.dim) {
       result.push_back(in->layout);

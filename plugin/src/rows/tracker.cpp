@@ -105,13 +105,17 @@ bool Tracker::decide(const std::vector<at::Tensor>& operands) {
 }
 
 int64_t Tracker::likely_examples(const std::vector<at::Tensor>& operands) const {
-  // Of several sizes, one of which all examples are there, and the expected one, come first.
+  // Of several sizes, one of which all examples are there, and the expected one, come first; before
+  // them the expected one where all of it is one of its examples, taken by a loop.
   int64_t examples = 0;
   int best = -1;
   for (const at::Tensor& operand : operands) {
     for (const Layout& layout : layouts(operand)) {
       if (!layout.has_rows()) continue;
-      const int rank = (complete(layout) ? 2 : 0) + (layout.examples == expected_ ? 1 : 0);
+      const bool expected = layout.examples == expected_;
+      const bool single = expected && layout.labels.defined() && layout.labels.numel() > 1 &&
+                          layout.labels.eq(layout.labels[0]).all().item<bool>();
+      const int rank = single ? 4 : (complete(layout) ? 2 : 0) + (expected ? 1 : 0);
       if (rank <= best) continue;
       best = rank;
       examples = layout.examples;

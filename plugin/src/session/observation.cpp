@@ -13,6 +13,8 @@ namespace tycho {
 namespace {
 
 constexpr uint64_t kFaultsUntilDisabled = 3;
+// Experiments in a row that established nothing, after which none is made.
+constexpr int kRowFailures = 3;
 constexpr size_t kPendingSteps = 64;
 // Observed steps whose gradients nobody changed, after which they are not copied any more.
 constexpr int64_t kUnchangedUntilTrusted = 3;
@@ -55,7 +57,6 @@ void Session::Impl::observe(StepView* view, const at::Tensor* loss, const Needs&
   }
   note_settings();
   note_changed_weights();
-  for (const ObserverNotice& n : seen.notices) event(n.kind, n.code, n.message, n.scope, n.entity);
   if (hooked) check_gradients(seen);
   bool refreshed = false;
   for (const ParameterInfo& parameter : facts.info.parameters) {
@@ -74,9 +75,8 @@ void Session::Impl::observe(StepView* view, const at::Tensor* loss, const Needs&
   taped.value = view->loss_value;
   taped.batch_size = view->batch_size;
   taped.parameters = &seen.parameters;
-  const bool refused = tapes->refused();
-  tapes->end_step(taped);
-  if (tapes->refused() && !refused) check_losses();
+  end_tape(&taped, &seen);
+  for (const ObserverNotice& n : seen.notices) event(n.kind, n.code, n.message, n.scope, n.entity);
   view->model = &facts.info;
   view->optimizer = &settings;
   view->parameters = &seen.parameters;
@@ -108,6 +108,37 @@ void Session::Impl::observe(StepView* view, const at::Tensor* loss, const Needs&
     if (now != written_structure) {
       written_structure = std::move(now);
       trace->push(std::move(*seen.structure));
+    }
+  }
+}
+
+void Session::Impl::end_tape(TapeLosses::Step* taped, StepObservation* seen) {
+  const bool asks = hooked && observer->asks_for_rows();
+  bool looked = false;
+  bool established = false;
+  double seconds = 0;
+  if (asks) {
+    taped->look = [&](const tape::LossTape& tape, const std::vector<at::Tensor>& parameters,
+                      int64_t memory) {
+      const auto begin = Clock::now();
+      looked = true;
+      established = observer->establish_rows(tape, parameters, memory, seen);
+      seconds = seconds_between(begin, Clock::now());
+    };
+  }
+  const bool refused = tapes->refused();
+  tapes->end_step(*taped);
+  if (tapes->refused() && !refused) check_losses();
+  if (!hooked || !due_needs.per_example_gradient_norms) return;
+  if (asks && !looked) observer->forget_rows();
+  if (looked) row_failures = established ? 0 : row_failures + 1;
+  tapes->want_rows(observer->lacks_rows() && row_failures < kRowFailures);
+  // The experiment is paid by those that need it.
+  size_t payers = 0;
+  for (const size_t index : due) payers += probes[index].needs.per_example_gradient_norms;
+  for (const size_t index : due) {
+    if (payers > 0 && probes[index].needs.per_example_gradient_norms) {
+      charge(index, seconds / static_cast<double>(payers));
     }
   }
 }

@@ -121,6 +121,7 @@ struct Session::Impl {
   bool structure_known = false;
   WeightSnapshot snapshot{facts.info};  // weights before the step that runs now
   int64_t unchanged_steps = 0;          // see sum_parameters
+  int row_failures = 0;                 // see end_tape
   std::unique_ptr<SettingsWatch> settings_watch;
   std::string written_settings;
   v1::OptimizerSettings settings;
@@ -227,6 +228,8 @@ struct Session::Impl {
   /// A gradient that was not copied is taken from `.grad`, provided it still is the one that
   /// backward delivered.
   at::Tensor sum_parameters(StepObservation* seen, bool refresh);
+  /// Evaluates the step's tape; what single examples lack of `seen` is completed from it.
+  void end_tape(TapeLosses::Step* taped, StepObservation* seen);
   void open_losses(StepView* view);
   /// The due probes look at the step, with the user's losses open; whatever is thrown, these have
   /// left no trace in the model afterwards.

@@ -191,7 +191,7 @@ void Session::Impl::install() {
   if (!hooked) return;
   // How layers are connected is worth knowing whatever is measured.
   hooks.symmetries = hooks.symmetries || !structure_known;
-  observer->install(hooks, loss_scale, last_batch_size);
+  observer->install(hooks, loss_scale, last_batch_size, tapes->recorder());
   if (pauses > 0) observer->pause();
 }
 

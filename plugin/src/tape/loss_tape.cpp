@@ -61,6 +61,18 @@ void run_call(const Call& call, std::vector<at::Tensor>* values) {
   }
 }
 
+void observe(const Call& call, const LossTape::Replay& replay, std::vector<at::Tensor>* values) {
+  for (const auto& result : call.results) {
+    if (!result || !(*values)[*result].defined()) continue;
+    at::Tensor& value = (*values)[*result];
+    if (replay.choices != nullptr && !value.is_floating_point()) {
+      const auto [chosen, first] = replay.choices->try_emplace(*result, value);
+      if (!first) value = chosen->second;
+    }
+    if (replay.computed) replay.computed(*result, value);
+  }
+}
+
 /// A copy with the same sizes and strides, so that operators choose the same kernels; where entries
 /// overlap, of one of them.
 at::Tensor copy_of(const at::Tensor& tensor) {
@@ -173,20 +185,29 @@ LossTape::Program LossTape::program_for(ValueId result, std::optional<ValueId> g
 }
 
 at::Tensor LossTape::execute(const Program& program, std::optional<ValueId> given,
-                             const at::Tensor& value) const {
+                             const at::Tensor& value, const Replay* replay) const {
   const at::AutoGradMode with_gradients(true);
   std::vector<at::Tensor> values(values_.size());
   for (size_t i = 0; i < values.size(); ++i) {
     const Value& each = values_[i];
-    values[i] =
-        each.kind == Value::kScratch && each.tensor.defined() ? each.tensor.clone() : each.tensor;
+    values[i] = each.tensor;
+    if (replay != nullptr) {
+      const auto found = replay->given.find(static_cast<ValueId>(i));
+      if (found != replay->given.end()) values[i] = found->second;
+    }
+    if (each.kind == Value::kScratch && values[i].defined()) values[i] = values[i].clone();
   }
   if (given) values[*given] = value;
   for (size_t i = 0; i < program.calls.size(); ++i) {
     run_call(program.calls[i], &values);
+    if (replay != nullptr) observe(program.calls[i], *replay, &values);
     for (const ValueId dead : program.dead_after[i]) values[dead].reset();
   }
   return values[program.result];
+}
+
+at::Tensor LossTape::loss(const Replay& replay) const {
+  return execute(all_, std::nullopt, {}, &replay);
 }
 
 at::Tensor LossTape::loss() const { return execute(all_, std::nullopt, {}); }

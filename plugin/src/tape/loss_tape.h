@@ -5,7 +5,9 @@
 #include <ATen/core/ivalue.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <unordered_map>
 #include <variant>
 #include <vector>
 
@@ -79,6 +81,24 @@ class LossTape {
   /// had a state. Throws what the operators throw.
   at::Tensor loss() const;
 
+  /// An evaluation with other data.
+  struct Replay {
+    /// Constants and scratch copies that take these values, of the same sizes.
+    std::unordered_map<ValueId, at::Tensor> given;
+    /// Results that are not floating point (indices, masks, counts): taken from here where they are
+    /// here, else put here.
+    std::unordered_map<ValueId, at::Tensor>* choices = nullptr;
+    /// Each result, as soon as its call has returned.
+    std::function<void(ValueId value, const at::Tensor& tensor)> computed;
+  };
+  /// As loss(), of other data. Throws also where sizes depend on what was given.
+  at::Tensor loss(const Replay& replay) const;
+
+  /// What first_without_source() and others that look at a tape need: its tensors by number, and
+  /// the calls that the loss needs, in order.
+  const std::vector<Value>& values() const { return values_; }
+  const std::vector<Call>& calls() const { return all_.calls; }
+
   /// Whether the loss is a function of one tensor that the network puts out, found from the
   /// operator of the loss.
   bool has_output() const { return output_.has_value(); }
@@ -100,8 +120,8 @@ class LossTape {
     std::vector<std::vector<ValueId>> dead_after;  // by call: values that nobody needs any more
   };
   Program program_for(ValueId result, std::optional<ValueId> given) const;
-  at::Tensor execute(const Program& program, std::optional<ValueId> given,
-                     const at::Tensor& value) const;
+  at::Tensor execute(const Program& program, std::optional<ValueId> given, const at::Tensor& value,
+                     const Replay* replay = nullptr) const;
   /// Copies of constants: the trainer may write to its own.
   void take_constants();
   void find_output();

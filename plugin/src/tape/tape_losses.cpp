@@ -48,7 +48,8 @@ Needs TapeLosses::needs(const Needs& due) const {
   if (collects()) needs.gradients = needs.previous_weights = true;
   const bool step = due.step_surface && losses_->step_is_from_tape();
   const bool batch = due.batch_surface && losses_->batch_is_from_tape();
-  if (step || batch) needs.previous_weights = true;
+  const bool rows = due.per_example_gradient_norms && rows_wanted_;
+  if (step || batch || rows) needs.previous_weights = true;
   return needs;
 }
 
@@ -107,6 +108,7 @@ std::string TapeLosses::prove(const tape::LossTape& tape, const Step& step) cons
       } else {
         why = tape::disproof_of_value(tape, loss);
       }
+      if (why.empty() && step.look) step.look(tape, tensors_, options_.memory);
     } else {
       why = "the parameters before the step are not known";
     }

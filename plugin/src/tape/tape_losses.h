@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_set>
@@ -34,6 +35,11 @@ class TapeLosses {
     double value = 0;
     int64_t batch_size = 0;
     const std::vector<ParameterObservation>* parameters = nullptr;  ///< by id
+    /// Looks at the tape once it is proved, with the parameters as they were when the step began.
+    /// `memory`: what it may hold, in bytes. Must not throw.
+    std::function<void(const tape::LossTape& tape, const std::vector<at::Tensor>& parameters,
+                       int64_t memory)>
+        look;
   };
 
   /// `parameters`: all of the model's. References outlive this.
@@ -48,6 +54,11 @@ class TapeLosses {
   /// Before the first forward pass of a step with these needs.
   void begin_step(const Needs& due);
   bool recording() const { return recorder_ != nullptr; }
+  /// Of the step that runs; nullptr: none.
+  const tape::TapeRecorder* recorder() const { return recorder_.get(); }
+  /// Whether steps with gradients of single examples are recorded, because it is not known where
+  /// the examples lie.
+  void want_rows(bool wanted) { rows_wanted_ = wanted; }
   /// What was being recorded is not looked at.
   void drop_step() { recorder_.reset(); }
   bool refused() const { return refused_; }
@@ -82,6 +93,7 @@ class TapeLosses {
   int attempts_ = 0;
   bool collected_ = false;
   bool refused_ = false;
+  bool rows_wanted_ = false;
 };
 
 }  // namespace tycho

@@ -68,6 +68,11 @@ TapeRecorder::TapeRecorder(const std::vector<at::Tensor>& parameters,
 
 TapeRecorder::~TapeRecorder() = default;
 
+ValueId TapeRecorder::number_of(const at::Tensor& tensor) const {
+  const auto found = numbers_.find(tensor.unsafeGetTensorImpl());
+  return found == numbers_.end() ? kNoValue : found->second;
+}
+
 void TapeRecorder::refuse(std::string why) {
   if (why_not_.empty()) why_not_ = std::move(why);
 }

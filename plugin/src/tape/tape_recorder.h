@@ -34,6 +34,13 @@ class TapeRecorder : public OperatorListener {
                std::unordered_set<const c10::TensorImpl*> copied_at_once, WorkMeter* meter);
   ~TapeRecorder() override;
 
+  /// The number of a tensor that an operator took or returned; kNoValue: of none that is recorded.
+  ValueId number_of(const at::Tensor& tensor) const;
+  /// Whether it came from outside.
+  bool is_given(ValueId value) const {
+    return values_[value].kind == Value::kConstant || values_[value].kind == Value::kScratch;
+  }
+
   /// What runs while it is paused belongs to somebody else.
   void set_paused(bool paused) { paused_ = paused; }
 
