@@ -12,6 +12,7 @@ packages=(
   libtorch-dev libopenblas0-openmp                          # LibTorch and the BLAS that shares its threads
   libprotobuf-dev protobuf-compiler libzstd-dev zlib1g-dev  # the trace
   libfmt-dev libcli11-dev nlohmann-json3-dev                # the command
+  libcpp-httplib-dev                                        # tycho serve
   libeigen3-dev libboost-math-dev libjs-dygraphs            # the analyzer and its report
   libgtest-dev libgmock-dev libbenchmark-dev                # tests and benchmarks
 )

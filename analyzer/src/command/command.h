@@ -24,6 +24,7 @@ void add_recover(CLI::App* app, Action* action);
 void add_replay(CLI::App* app, Action* action);
 void add_laws(CLI::App* app, Action* action);
 void add_watch(CLI::App* app, Action* action);
+void add_serve(CLI::App* app, Action* action);
 
 /// Says it on stderr as `tycho: ...`, in one line, and returns the exit status.
 int fail(const Status& status);

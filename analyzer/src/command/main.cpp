@@ -105,6 +105,7 @@ int main(int argc, char** argv) {
   command::add_report(&app, &action);
   command::add_compare(&app, &action);
   command::add_watch(&app, &action);
+  command::add_serve(&app, &action);
   command::add_replay(&app, &action);
   command::add_export(&app, &action);
   command::add_info(&app, &action);

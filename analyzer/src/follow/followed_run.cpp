@@ -45,7 +45,8 @@ class FollowedRun::Feeder : public trace::FollowHandler {
     return engine().on_event(event, time_ns);
   }
   bool on_health(const v1::Health& health, int64_t time_ns) override {
-    run_->news_ = true;
+    // It comes every few seconds, also where few steps are observed.
+    run_->note_time(health.step(), time_ns);
     return engine().on_health(health, time_ns);
   }
   bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override {
@@ -58,13 +59,13 @@ class FollowedRun::Feeder : public trace::FollowHandler {
   FollowedRun* run_;
 };
 
-FollowedRun::FollowedRun(std::string path, bool keep_series)
-    : path_(std::move(path)), keep_series_(keep_series), follower_(path_) {
+FollowedRun::FollowedRun(std::string path, FollowOptions options)
+    : path_(std::move(path)), options_(options), follower_(path_) {
   begin();
 }
 
 void FollowedRun::begin() {
-  builder_ = std::make_unique<ReportBuilder>(path_, keep_series_);
+  builder_ = std::make_unique<ReportBuilder>(path_, options_.series);
   verdicts_ = VerdictWatch();
   changes_.clear();
   times_.clear();
@@ -73,6 +74,7 @@ void FollowedRun::begin() {
   next_look_ = 1;
   closed_ = false;
   news_ = true;
+  if (!options_.changes) return;
   builder_->engine().add_consumer([this](const RunContext&, const Frame& frame) {
     // While much is read at once, changes are told at the steps where they were; judging costs more
     // than a frame, so it is done after ever more of them.
@@ -140,9 +142,11 @@ void FollowedRun::judge() {
   ++version_;
   builder_->update(follower_.run(), follower_.model(), follower_.registry(), follower_.segments(),
                    follower_.skipped());
-  auto found = verdicts_.look(report().findings, report().last_step);
-  changes_.insert(changes_.end(), std::make_move_iterator(found.begin()),
-                  std::make_move_iterator(found.end()));
+  if (options_.changes) {
+    auto found = verdicts_.look(report().findings, report().last_step);
+    changes_.insert(changes_.end(), std::make_move_iterator(found.begin()),
+                    std::make_move_iterator(found.end()));
+  }
   remarks_ = analyzer::remarks(report());
 }
 

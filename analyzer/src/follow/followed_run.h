@@ -14,13 +14,17 @@
 
 namespace tycho::analyzer {
 
+struct FollowOptions {
+  bool series = true;   ///< without, there are no charts (ReportBuilder)
+  bool changes = true;  ///< without, take_changes() has none, and much is read faster
+};
+
 /// A run that is followed while it is written: its report, as far as it has come. At the end of the
 /// run the report is that of read_report() on the same bytes. Memory as that of ReportBuilder,
 /// however long the run is. One thread at a time.
 class FollowedRun {
  public:
-  /// Without `keep_series` there are no charts (ReportBuilder).
-  explicit FollowedRun(std::string path, bool keep_series = true);
+  explicit FollowedRun(std::string path, FollowOptions options = {});
 
   /// Reads about `most_bytes` of what is new. True: there is more to read at once.
   bool poll(uint64_t most_bytes);
@@ -30,7 +34,7 @@ class FollowedRun {
 
   /// From now on without series (ReportBuilder::drop_series).
   void drop_series() {
-    keep_series_ = false;
+    options_.series = false;
     builder_->drop_series();
   }
 
@@ -46,11 +50,11 @@ class FollowedRun {
   /// How often the run had to be read from the beginning.
   uint64_t restarts() const { return restarts_; }
 
-  /// Of the last observed steps, by the clock of the trainer; NaN: not known.
+  /// Of the last steps that were spoken of, by the clock of the trainer; NaN: not known.
   double steps_per_second() const;
   /// Wall clock of the trainer at the last observation; 0: there was none.
   int64_t last_time_ns() const { return last_time_ns_; }
-  /// The last step a record spoke of; -1: none did.
+  /// The last step of which there is an observation or a statement of cost; -1: there is none.
   int64_t last_step() const { return last_step_; }
 
  private:
@@ -59,7 +63,7 @@ class FollowedRun {
   void note_time(int64_t step, int64_t time_ns);
 
   std::string path_;
-  bool keep_series_;
+  FollowOptions options_;
   trace::RunFollower follower_;
   std::unique_ptr<ReportBuilder> builder_;
   std::vector<Remark> remarks_;

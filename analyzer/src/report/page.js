@@ -170,25 +170,30 @@
   var overview = ['loss', 'probe_loss', 'learning_rate', 'grad_norm_sq', 'weight_norm_sq', 'update_norm_sq', 'angular_update',
     'noise_scale', 'activation_rms', 'activation_grad_rms', 'dead_fraction', 'adam_update_rms', 'feature_change_relative',
     'batch_sharpness', 'critical_sharpness', 'sharpness', 'probe_error'];
-  function drawOverview() {
+  var small = {};  // charts by statistic
+  function smallPoints(entities) {
+    var points = [];
+    for (var b = 0; b < data.buckets; b++) {
+      var row = [step(b)].concat(entities.map(function (entity) { return at(entity, b); }));
+      if (row.slice(1).some(function (v) { return v !== null; })) points.push(row);
+    }
+    return points;
+  }
+  // `changed`: by index, the series that are to be drawn again; undefined: all.
+  function drawOverview(changed) {
     var place = document.getElementById('multiples');
     overview.forEach(function (name) {
       var candidates = data.series.filter(function (entry) { return entry.statistic === name; });
       if (!candidates.length) return;
       var entry = candidates[0];
+      if (changed && !changed[data.series.indexOf(entry)]) return;
       var entities = entry.entities.slice(0, 80);
-      var points = [];
-      for (var b = 0; b < data.buckets; b++) {
-        var row = [step(b)];
-        var any = false;
-        entities.forEach(function (entity) {
-          var v = b < entity.mean.length ? entity.mean[b] : null;
-          any = any || (v !== null && v !== undefined);
-          row.push(v === undefined ? null : v);
-        });
-        if (any) points.push(row);
-      }
+      var points = smallPoints(entities);
       if (points.length < 2) return;
+      if (small[name]) {
+        small[name].updateOptions({ file: points, logscale: wide(entities) });
+        return;
+      }
       var figure = document.createElement('figure');
       var caption = document.createElement('figcaption');
       caption.textContent = name.replace(/_/g, ' ') + (entry.unit && entry.unit !== '1' ? ' [' + entry.unit + ']' : '');
@@ -198,7 +203,7 @@
       figure.appendChild(box);
       figure.title = entry.definition;
       place.appendChild(figure);
-      new Dygraph(box, points, {
+      small[name] = new Dygraph(box, points, {
         labels: ['step'].concat(entities.map(function (entity) { return entity.name; })),
         logscale: wide(entities), legend: 'never', connectSeparatedPoints: true, strokeWidth: 1.3,
         drawPoints: points.length < 30, pointSize: 2, interactionModel: {}, axisLabelFontSize: 11,
@@ -215,7 +220,7 @@
         document.getElementById('views').scrollIntoView();
       };
     });
-    if (!place.children.length) document.getElementById('overview').style.display = 'none';
+    document.getElementById('overview').style.display = place.children.length ? '' : 'none';
   }
   function find(name, scope) {
     return data.series.filter(function (entry) { return entry.statistic === name && (!scope || entry.scope === scope); })[0];
@@ -231,6 +236,7 @@
     document.getElementById('curves').appendChild(figure);
     return div;
   }
+  var curves = [];
   function curve(title, points, options) {
     if (points.length < 2) return;
     var common = {
@@ -239,7 +245,7 @@
       axes: { y: { axisLabelFormatter: show, valueFormatter: show, axisLabelWidth: 60 }, x: { valueFormatter: show } }
     };
     Object.keys(options).forEach(function (key) { common[key] = options[key]; });
-    new Dygraph(box(title), points, common);
+    curves.push(new Dygraph(box(title), points, common));
   }
   function at(entity, b) {
     var v = entity && b < entity.mean.length ? entity.mean[b] : null;
@@ -308,6 +314,8 @@
   }
   function drawCurvature() {
     if (!document.getElementById('curves')) return;
+    curves.splice(0).forEach(function (old) { old.destroy(); });
+    document.getElementById('curves').textContent = '';
     drawEdge();
     drawMany('share of the top eigenvector by layer',
       find('preconditioned_eigenvector_share', 'layers') || find('top_eigenvector_share', 'layers'), { stackedGraph: true, valueRange: [0, 1.05] });
@@ -320,11 +328,15 @@
     document.getElementById('overview').style.display = 'none';
     return;
   }
-  data.series.forEach(function (entry) {
-    var option = document.createElement('option');
-    option.textContent = entry.statistic + ' (' + entry.scope + ')';
-    statistic.appendChild(option);
-  });
+  function fillChoice() {
+    statistic.textContent = '';
+    data.series.forEach(function (entry) {
+      var option = document.createElement('option');
+      option.textContent = entry.statistic + ' (' + entry.scope + ')';
+      statistic.appendChild(option);
+    });
+  }
+  fillChoice();
   statistic.onchange = select;
   scale.onchange = select;
   heat.onclick = function (event) {
@@ -365,4 +377,77 @@
   });
   statistic.selectedIndex = first;
   select();
+
+  // A link to a law or to a series: #law=edge_of_stability&layer=2, #statistic=grad_norm_sq&layer=conv1. A layer is its
+  // path, or its place among those of the series.
+  function go() {
+    var wanted = {};
+    location.hash.slice(1).split('&').forEach(function (pair) {
+      var equals = pair.indexOf('=');
+      try {
+        if (equals > 0) wanted[pair.slice(0, equals)] = decodeURIComponent(pair.slice(equals + 1));
+      } catch (error) { /* no link of ours */ }
+    });
+    var law = wanted.law && document.getElementById('law-' + wanted.law);
+    var name = wanted.statistic;
+    if (law) {
+      law.open = true;
+      var evidence = law.querySelector('a[data-statistic]');
+      if (!name && evidence) name = evidence.dataset.statistic;
+    }
+    if (name || wanted.layer !== undefined) {
+      var entry = (name && wanted.layer !== undefined && find(name, 'layers')) || (name && find(name)) || current();
+      var row = 0;
+      entry.entities.forEach(function (entity, i) {
+        if (wanted.layer === entity.name || wanted.layer === String(i)) row = i;
+      });
+      statistic.selectedIndex = data.series.indexOf(entry);
+      choose(row);
+    }
+    if (law) law.scrollIntoView();
+    else if (name) document.getElementById('views').scrollIntoView();
+  }
+  window.addEventListener('hashchange', go);
+  if (location.hash) go();
+
+  // For a page that is brought up to date: what was appended to the series (or all of them anew), drawn where it
+  // changed.
+  function update(changes, all) {
+    var changed = {};
+    if (all) {
+      var shown = current(), scope = shown.entities[chosen].scope;
+      data = all;
+      Object.keys(small).forEach(function (name) { small[name].destroy(); });
+      small = {};
+      document.getElementById('multiples').textContent = '';
+      fillChoice();
+      statistic.selectedIndex = Math.max(0, data.series.indexOf(find(shown.statistic, shown.scope)));
+      chosen = 0;
+      current().entities.forEach(function (entity, i) { if (entity.scope === scope) chosen = i; });
+      data.series.forEach(function (entry, i) { changed[i] = true; });
+    } else {
+      Object.keys(changes).forEach(function (key) { if (key !== 'series') data[key] = changes[key]; });
+      (changes.series || []).forEach(function (entry) {
+        changed[entry.index] = true;
+        Object.keys(entry.entities).forEach(function (number) {
+          var entity = data.series[entry.index].entities[number];
+          var arrays = entry.entities[number];
+          Object.keys(arrays).forEach(function (key) {
+            if (arrays[key] === null) { delete entity[key]; return; }
+            entity[key] = (entity[key] || []).slice(0, arrays[key].from).concat(arrays[key].values);
+          });
+        });
+      });
+    }
+    drawOverview(changed);
+    if (all || changes.spectrum || data.series.some(function (entry, i) {
+      return changed[i] && /sharpness|eigenvector|eigenvalue|stability_threshold/.test(entry.statistic);
+    })) drawCurvature();
+    if (!changed[statistic.selectedIndex]) return;
+    var zoom = chart.isZoomed('x') ? chart.xAxisRange() : null;
+    drawHeat();
+    drawChart();
+    if (zoom) chart.updateOptions({ dateWindow: zoom });
+  }
+  window.tychoPage = { update: update };
 }());

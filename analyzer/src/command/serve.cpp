@@ -1,0 +1,86 @@
+#include <fmt/format.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <filesystem>
+#include <thread>
+
+#include "command.h"
+#include "src/serve/access.h"
+#include "src/serve/server.h"
+#include "terminal.h"
+
+namespace tycho::analyzer::command {
+namespace {
+
+struct Options {
+  std::vector<std::string> directories;
+  ServerOptions server;
+};
+
+std::string address(const ServerOptions& options, int port) {
+  const bool is_ipv6 = options.host.find(':') != std::string::npos;
+  return fmt::format("http://{}:{}/{}", is_ipv6 ? "[" + options.host + "]" : options.host, port,
+                     options.token.empty() ? "" : "?token=" + options.token);
+}
+
+int run_serve(const Options& options) {
+  for (const std::string& directory : options.directories) {
+    std::error_code error;
+    if (!std::filesystem::is_directory(directory, error))
+      return fail(Status(Status::Code::kNotFound,
+                         directory + (error ? ": " + error.message() : " is not a directory")));
+  }
+  // Before there are other threads: none of them is interrupted by a signal.
+  Signals signals;
+  RunCatalog catalog(options.directories);
+  auto server = Server::open(options.server, &catalog);
+  if (!server.ok()) return fail(server.status());
+  catalog.start();
+  std::thread answering([&] { server.value()->run(); });
+  const bool told =
+      std::printf("%s\n", address(options.server, server.value()->port()).c_str()) >= 0 &&
+      std::fflush(stdout) == 0;
+  if (told) {
+    while (signals.wait(-1, -1, -1) != Waited::kQuit) {
+    }
+  }
+  catalog.stop();  // Ends the streams.
+  server.value()->stop();
+  answering.join();
+  return told ? kSuccess : fail(Status(Status::Code::kIoError, "cannot write the output"));
+}
+
+}  // namespace
+
+void add_serve(CLI::App* app, Action* action) {
+  auto options = std::make_shared<Options>();
+  auto* command = app->add_subcommand(
+      "serve",
+      "Pages of all runs below directories, brought up to date while they are written, and "
+      "/metrics; Ctrl-C ends it");
+  command->add_option("DIR", options->directories, "Directories of runs")->required();
+  command->add_option("--host", options->server.host,
+                      "Address to listen on; default 127.0.0.1: this machine only");
+  command->add_option("--port", options->server.port, "Default 7117; 0: one that is free")
+      ->check(CLI::Range(0, 65535));
+  command
+      ->add_option("--token", options->server.token,
+                   "Who shows it may look; 16 or more of [A-Za-z0-9._~-]. Needed with --host")
+      ->envname("TYCHO_TOKEN");
+  command
+      ->add_option("--metrics-runs", options->server.metrics_runs,
+                   "How many runs have gauges of their own in /metrics; default 200")
+      ->check(CLI::Range(0, 10000));
+  command->callback([options, action] {
+    const ServerOptions& server = options->server;
+    if (!server.token.empty() && !is_good_token(server.token))
+      throw CLI::ValidationError("--token", "16 or more of the characters A-Z a-z 0-9 . _ ~ -");
+    if (!is_loopback(server.host) && server.token.empty())
+      throw CLI::ValidationError(
+          "--host", server.host + " can be reached by others: --token (or TYCHO_TOKEN) is needed");
+    *action = [options] { return run_serve(*options); };
+  });
+}
+
+}  // namespace tycho::analyzer::command
