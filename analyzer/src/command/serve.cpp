@@ -43,6 +43,7 @@ int run_serve(const Options& options) {
       std::fflush(stdout) == 0;
   if (told) {
     while (signals.wait(-1, -1, -1) != Waited::kQuit) {
+      if (signals.take_stop_request()) signals.stop();
     }
   }
   catalog.stop();  // Ends the streams.

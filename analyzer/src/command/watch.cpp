@@ -197,13 +197,13 @@ class Watch {
       }
       if (waited == Waited::kQuit)
         return signals.quit_signal() == 0 ? kSuccess : 128 + signals.quit_signal();
-      if (waited != Waited::kResized || !drawn_) continue;
-      if (signals.take_stop_request()) {
+      const bool stop = signals.take_stop_request();
+      if (stop) {
         screen->leave();
         signals.stop();
-        screen->enter();
+        if (drawn_) screen->enter();
       }
-      (void)show(screen);
+      if (drawn_ && (stop || waited == Waited::kResized)) (void)show(screen);
     }
   }
 

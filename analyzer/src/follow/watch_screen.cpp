@@ -71,6 +71,7 @@ void add_head(const FollowedRun& run, int64_t now_ns, Lines* lines) {
 
 std::vector<double> means(const std::vector<Bucket>& buckets) {
   std::vector<double> values;
+  values.reserve(buckets.size());
   for (const Bucket& bucket : buckets) values.push_back(bucket.mean());
   return values;
 }

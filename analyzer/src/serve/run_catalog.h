@@ -30,7 +30,7 @@ struct CatalogOptions {
 /// between the live ones, the newest run first. All members may be called from any thread.
 class RunCatalog {
  public:
-  RunCatalog(std::vector<std::string> roots, CatalogOptions options = {});
+  explicit RunCatalog(std::vector<std::string> roots, CatalogOptions options = {});
   ~RunCatalog();
   RunCatalog(const RunCatalog&) = delete;
   RunCatalog& operator=(const RunCatalog&) = delete;
