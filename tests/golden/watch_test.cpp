@@ -66,15 +66,20 @@ TEST_F(WatchCommandTest, SaysALineAChangeWherePiped) {
 
 TEST_F(WatchCommandTest, FollowsARunFromBeforeItIsThereToItsEnd) {
   const std::string directory = scratch_.path("later");
+  const std::string out = scratch_.path("out");
+  const auto wait_until_it_says = [&](const std::string& word) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (read_file(out).find(word) == std::string::npos && std::chrono::steady_clock::now() < end)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
   std::thread trainer([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    wait_until_it_says("\"waiting\"");
     auto writer = open_losses(directory);
     for (int64_t step = 0; step < 100; ++step) {
       write_loss(writer.get(), step, 1 / (1.0 + static_cast<double>(step)));
-      if (step % 20 == 0) {
-        EXPECT_TRUE(writer->flush().ok());
-        std::this_thread::sleep_for(std::chrono::milliseconds(60));
-      }
+      if (step % 20 != 0) continue;
+      EXPECT_TRUE(writer->flush().ok());
+      wait_until_it_says("\"live\"");
     }
     EXPECT_TRUE(writer->close().ok());
   });
@@ -82,7 +87,7 @@ TEST_F(WatchCommandTest, FollowsARunFromBeforeItIsThereToItsEnd) {
   trainer.join();
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
   const auto lines = lines_of(outcome.out);
-  ASSERT_GE(lines.size(), 3u);
+  ASSERT_GE(lines.size(), 2u);
   EXPECT_EQ(json::parse(lines.front())["state"], "waiting");
   int64_t step = -1;
   bool live = false;

@@ -89,7 +89,11 @@ std::string findings_text(const std::vector<Finding>& findings) {
 }
 
 void follow_to_the_end(FollowedRun* run, uint64_t at_once) {
-  for (int i = 0; i < 100000 && !has_ended(run->state()); ++i) (void)run->poll(at_once);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(120);
+  while (!has_ended(run->state()) && std::chrono::steady_clock::now() < end) {
+    (void)run->poll(at_once);
+    std::this_thread::yield();
+  }
   while (run->poll(at_once)) {
   }
   run->judge();
