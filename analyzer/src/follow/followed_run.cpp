@@ -55,7 +55,7 @@ class FollowedRun::Feeder : public trace::FollowHandler {
   }
 
  private:
-  Engine& engine() { return run_->builder_->engine(); }
+  trace::MessageHandler& engine() { return run_->builder_->handler(); }
   FollowedRun* run_;
 };
 
@@ -65,28 +65,20 @@ FollowedRun::FollowedRun(std::string path, FollowOptions options)
 }
 
 void FollowedRun::begin() {
-  builder_ = std::make_unique<ReportBuilder>(path_, options_.series);
-  verdicts_ = VerdictWatch();
+  LiveJudge::Listener listener;
+  if (options_.changes) {
+    listener = [this](const LiveFinding& finding) {
+      add_change(finding, &changes_);
+      if (changes_.size() > kMostChanges) changes_.erase(changes_.begin());
+    };
+  }
+  builder_ = std::make_unique<ReportBuilder>(path_, options_.series, std::move(listener));
   changes_.clear();
   times_.clear();
   last_time_ns_ = 0;
   last_step_ = -1;
-  next_look_ = 1;
   closed_ = false;
   news_ = true;
-  if (!options_.changes) return;
-  builder_->engine().add_consumer([this](const RunContext&, const Frame& frame) {
-    // While much is read at once, changes are told at the steps where they were; judging costs more
-    // than a frame, so it is done after ever more of them.
-    const uint64_t frames = builder_->engine().frames();
-    if (frames < next_look_) return;
-    next_look_ = frames + 1 + frames / 50;
-    auto found = verdicts_.look(builder_->engine().findings(), frame.step());
-    changes_.insert(changes_.end(), std::make_move_iterator(found.begin()),
-                    std::make_move_iterator(found.end()));
-    if (changes_.size() > kMostChanges)
-      changes_.erase(changes_.begin(), changes_.end() - kMostChanges);
-  });
 }
 
 void FollowedRun::note_time(int64_t step, int64_t time_ns) {
@@ -129,7 +121,7 @@ bool FollowedRun::poll(uint64_t most_bytes) {
   }
   if (!closed_) {
     closed_ = true;
-    builder_->engine().finish();
+    builder_->finish();
     news_ = true;
   }
   return false;
@@ -142,12 +134,16 @@ void FollowedRun::judge() {
   ++version_;
   builder_->update(follower_.run(), follower_.model(), follower_.registry(), follower_.segments(),
                    follower_.skipped());
-  if (options_.changes) {
-    auto found = verdicts_.look(report().findings, report().last_step);
-    changes_.insert(changes_.end(), std::make_move_iterator(found.begin()),
-                    std::make_move_iterator(found.end()));
-  }
   remarks_ = analyzer::remarks(report());
+  for (const LiveFinding& alarm : builder_->alarms()) {
+    const bool known = std::any_of(remarks_.begin(), remarks_.end(),
+                                   [&](const Remark& remark) { return remark.code == alarm.law; });
+    if (known) continue;
+    remarks_.push_back({alarm.law, alarm.severity, alarm.title, alarm.gate, alarm.window_begin,
+                        alarm.measured, "", alarm.scope});
+  }
+  std::stable_sort(remarks_.begin(), remarks_.end(),
+                   [](const Remark& a, const Remark& b) { return a.severity < b.severity; });
 }
 
 std::vector<VerdictChange> FollowedRun::take_changes() { return std::exchange(changes_, {}); }

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "src/follow/verdict_watch.h"
+#include "src/follow/verdict_changes.h"
 #include "src/report/remarks.h"
 #include "src/report/report_builder.h"
 #include "tycho/trace/run_follower.h"
@@ -15,8 +15,10 @@
 namespace tycho::analyzer {
 
 struct FollowOptions {
-  bool series = true;   ///< without, there are no charts (ReportBuilder)
-  bool changes = true;  ///< without, take_changes() has none, and much is read faster
+  bool series = true;  ///< without, there are no charts (ReportBuilder)
+  /// Without, take_changes() has none, remarks() are those of the report alone, and much is read
+  /// faster.
+  bool changes = true;
 };
 
 /// A run that is followed while it is written: its report, as far as it has come. At the end of the
@@ -39,8 +41,11 @@ class FollowedRun {
   }
 
   const Report& report() const { return builder_->report(); }
+  /// Those of the report, and alarms of the LiveJudge that it does not have; the most serious
+  /// first.
   const std::vector<Remark>& remarks() const { return remarks_; }
-  /// Of verdicts, since the last call; the oldest are left out where there are very many.
+  /// Of verdicts, since the last call, as the LiveJudge says them: at the same steps as in the
+  /// trainer and in `tycho replay`. The oldest are left out where there are very many.
   std::vector<VerdictChange> take_changes();
   trace::RunState state() const { return follower_.state(); }
   const std::string& why() const { return follower_.why(); }
@@ -67,12 +72,10 @@ class FollowedRun {
   trace::RunFollower follower_;
   std::unique_ptr<ReportBuilder> builder_;
   std::vector<Remark> remarks_;
-  VerdictWatch verdicts_;
   std::vector<VerdictChange> changes_;
   std::deque<std::pair<int64_t, int64_t>> times_;  ///< step and wall clock
   int64_t last_time_ns_ = 0;
   int64_t last_step_ = -1;
-  uint64_t next_look_ = 1;
   uint64_t restarts_ = 0;
   uint64_t version_ = 0;
   bool news_ = true;  ///< since the last judge()

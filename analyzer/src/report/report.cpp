@@ -29,12 +29,12 @@ Result<Report> read_report(const std::string& path,
   ReportBuilder builder(path);
   uint64_t frames = 0;
   if (progress) {
-    builder.engine().add_consumer([&](const RunContext&, const Frame&) {
+    builder.add_consumer([&](const RunContext&, const Frame&) {
       if (++frames % 1000 == 0) progress(frames);
     });
   }
-  if (Status status = reader.value()->read(builder.engine()); !status.ok()) return status;
-  builder.engine().finish();
+  if (Status status = reader.value()->read(builder.handler()); !status.ok()) return status;
+  builder.finish();
   builder.update(reader.value()->run(), reader.value()->model(), reader.value()->registry(),
                  reader.value()->segments(), reader.value()->skipped());
   return std::move(builder.report());

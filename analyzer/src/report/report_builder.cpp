@@ -1,6 +1,7 @@
 #include "report_builder.h"
 
 #include <cmath>
+#include <utility>
 
 namespace tycho::analyzer {
 
@@ -22,11 +23,19 @@ void SpectrumKeeper::observe(const RunContext& context, const Frame& frame, Spec
   }
 }
 
-ReportBuilder::ReportBuilder(const std::string& path, bool keep_series)
+ReportBuilder::ReportBuilder(const std::string& path, bool keep_series,
+                             LiveJudge::Listener listener)
     : keep_series_(keep_series) {
+  if (listener) {
+    judge_ = std::make_unique<LiveJudge>(std::move(listener));
+    handler_ = judge_.get();
+  } else {
+    engine_ = std::make_unique<Engine>();
+    handler_ = engine_.get();
+  }
   report_.path = path;
   for (const auto& law : make_laws()) report_.laws.push_back(law->description());
-  engine_.add_consumer([this](const RunContext& context, const Frame& frame) {
+  add_consumer([this](const RunContext& context, const Frame& frame) {
     if (keep_series_) report_.series.observe(context, frame);
     report_.loss.observe(context, frame);
     if (frame.optimizer() != nullptr && frame.optimizer_version() != settings_version_) {
@@ -35,6 +44,21 @@ ReportBuilder::ReportBuilder(const std::string& path, bool keep_series)
     }
     spectrum_.observe(context, frame, &report_.spectrum);
   });
+}
+
+void ReportBuilder::add_consumer(const Engine::FrameConsumer& consumer) {
+  judge_ != nullptr ? judge_->add_consumer(consumer) : engine_->add_consumer(consumer);
+}
+
+void ReportBuilder::finish() { judge_ != nullptr ? judge_->finish() : engine_->finish(); }
+
+std::vector<LiveFinding> ReportBuilder::alarms() const {
+  std::vector<LiveFinding> raised;
+  if (judge_ == nullptr) return raised;
+  for (LiveFinding& finding : judge_->last_findings()) {
+    if (finding.is_alarm()) raised.push_back(std::move(finding));
+  }
+  return raised;
 }
 
 void ReportBuilder::drop_series() {
@@ -52,13 +76,13 @@ void ReportBuilder::update(const v1::RunDescription& run, const v1::ModelDescrip
   report_.registry = registry;
   report_.segments = std::move(segments);
   report_.skipped = std::move(skipped);
-  report_.findings = engine_.findings();
-  report_.events = engine_.events();
-  report_.other_reference = engine_.ignored().other_reference;
-  report_.health = engine_.health();
-  report_.first_step = engine_.first_step();
-  report_.last_step = engine_.last_step();
-  report_.frames = engine_.frames();
+  report_.findings = engine().findings();
+  report_.events = engine().events();
+  report_.other_reference = engine().ignored().other_reference;
+  report_.health = engine().health();
+  report_.first_step = engine().first_step();
+  report_.last_step = engine().last_step();
+  report_.frames = engine().frames();
   report_.bytes = 0;
   for (const auto& segment : report_.segments) report_.bytes += segment.bytes;
 }

@@ -2,11 +2,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "report.h"
 #include "tycho/analyzer/engine.h"
+#include "tycho/analyzer/live_judge.h"
 
 namespace tycho::analyzer {
 
@@ -24,13 +26,22 @@ class SpectrumKeeper {
 /// Engine and, with series, of SeriesStore. One thread at a time.
 class ReportBuilder {
  public:
-  /// Without series: no charts, and no remark that rests on them (dead units).
-  explicit ReportBuilder(const std::string& path, bool keep_series = true);
+  /// Without series: no charts, and no remark that rests on them (dead units). With a listener, a
+  /// LiveJudge takes the messages and tells it what it says.
+  explicit ReportBuilder(const std::string& path, bool keep_series = true,
+                         LiveJudge::Listener listener = nullptr);
   ReportBuilder(const ReportBuilder&) = delete;
   ReportBuilder& operator=(const ReportBuilder&) = delete;
 
   /// Takes the messages.
-  Engine& engine() { return engine_; }
+  trace::MessageHandler& handler() { return *handler_; }
+  const Engine& engine() const { return judge_ != nullptr ? judge_->engine() : *engine_; }
+  /// Called with each complete frame.
+  void add_consumer(const Engine::FrameConsumer& consumer);
+  /// Completes the last frame.
+  void finish();
+  /// Alarms that are raised; none without a listener.
+  std::vector<LiveFinding> alarms() const;
   /// Brings report() up to date with all complete frames; the last step of a run that goes on is
   /// complete when the next one has begun. Judges all laws: costs most of what a report does.
   void update(const v1::RunDescription& run, const v1::ModelDescription& model,
@@ -44,7 +55,10 @@ class ReportBuilder {
 
  private:
   Report report_;
-  Engine engine_;
+  // One of the two.
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<LiveJudge> judge_;
+  trace::MessageHandler* handler_ = nullptr;
   SpectrumKeeper spectrum_;
   uint64_t settings_version_ = static_cast<uint64_t>(-1);
   bool keep_series_;

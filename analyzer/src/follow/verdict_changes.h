@@ -1,12 +1,11 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "tycho/analyzer/verdict.h"
+#include "tycho/analyzer/live_finding.h"
 
 namespace tycho::analyzer {
 
@@ -19,16 +18,9 @@ struct VerdictChange {
   std::vector<std::string> scopes;
 };
 
-/// Compares findings with those before. First verdicts are changes only where something was
-/// judged: HOLDS, VIOLATED, UNDERPOWERED. Memory: one entry a law and scope.
-class VerdictWatch {
- public:
-  /// Changes since the last call, in the order of the findings.
-  std::vector<VerdictChange> look(const std::vector<Finding>& findings, int64_t step);
-
- private:
-  std::map<std::pair<std::string, std::string>, Verdict> known_;
-};
+/// Adds what a LiveJudge says of a verdict to the last change, where it is the same of another
+/// scope, or behind it. That theory does not speak about a run is no change.
+void add_change(const LiveFinding& finding, std::vector<VerdictChange>* changes);
 
 /// "edge_of_stability: NOT_YET -> HOLDS", "balancedness: UNDERPOWERED -> HOLDS (param:0.weight and
 /// 3 more)". Names from a trace are made printable.
