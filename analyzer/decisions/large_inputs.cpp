@@ -13,6 +13,7 @@ namespace tycho::analyzer {
 namespace {
 
 constexpr double kLarge = 10;
+constexpr double kSilent = 0.9;  // of the units: then biases make the outputs, not the inputs
 
 }  // namespace
 
@@ -28,6 +29,8 @@ std::optional<Decision> large_inputs(const Signs& signs) {
                      layer.type().find("Conv") != std::string::npos;
   const Samples rms = signs.layer("activation_rms", described.layer());
   if (!dense || rms.empty() || rms.front().step > first->weight.front().step) return std::nullopt;
+  const Samples dead = signs.layer("dead_fraction", described.layer());
+  if (!dead.empty() && dead.front().value >= kSilent) return std::nullopt;
   const double inputs = rms.front().value * std::sqrt(static_cast<double>(described.shape(0))) /
                         first->weight.front().value;
   if (!(inputs > kLarge)) return std::nullopt;

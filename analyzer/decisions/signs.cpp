@@ -110,7 +110,7 @@ Samples Signs::layer(const std::string& statistic, size_t id) const {
 double Signs::relative_update(double from, double to) const {
   std::vector<double> values;
   for (const ParameterSigns& each : parameters) {
-    if (!each.is_weight || !each.in_optimizer) continue;
+    if (!each.is_weight || !each.in_optimizer || !(largest(each.gradient) > 0)) continue;
     const double value = median_between(each.relative_update, report, from, to);
     if (std::isfinite(value) && value > 0) values.push_back(value);
   }

@@ -48,7 +48,8 @@ class Signs {
   bool enough() const;  ///< losses and norms at enough steps to say how the run went
   Samples run(const std::string& statistic) const;
   Samples layer(const std::string& statistic, size_t id) const;
-  /// Median over the weights of their median relative updates in a share of the run.
+  /// Median over the weights that ever had a gradient of their median relative updates in a share
+  /// of the run.
   double relative_update(double from, double to) const;
   /// Mean of the losses in a share of the run's steps; NaN where none was observed.
   double mean_loss(double from, double to) const;

@@ -2,7 +2,8 @@
 // decay's (over 1 - momentum with SGD); its share of the norm is lr * lambda / r, with the relative
 // update r = |dw|/|w|. Weights in equilibrium with gradient noise have sqrt(lr * lambda / 2)
 // (Kosson et al. 2023, arXiv:2305.17212), a few per cent at most; from kShare on the decay works
-// against the gradient. Not for Adam with an L2 penalty, which rescales it.
+// against the gradient. Where nothing was learned, it has to be that large over the first twentieth
+// of the run too. Not for Adam with an L2 penalty, which rescales it.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -27,6 +28,10 @@ std::optional<Decision> weight_decay(const Signs& signs) {
   const double each = rate * group.weight_decay() / (sgd ? 1 - group.momentum() : 1);
   const double share = each / signs.relative_update(0.3, 1);
   if (!(share >= kShare)) return std::nullopt;
+  // Where gradients died, decay is all that is left: it is the cause if it was large from the
+  // start.
+  if (signs.nothing_learned() && !(each >= kShare * signs.relative_update(0, 0.05)))
+    return std::nullopt;
   const double first = signs.first_loss();
   if (std::isfinite(first) && signs.mean_loss(0.9, 1) < kFinished * first) return std::nullopt;
   double shrunk = 0;

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "coverage.h"
+#include "decisions/decision.h"
 #include "happenings.h"
 
 namespace tycho::analyzer {
@@ -159,6 +160,14 @@ std::vector<Remark> remarks(const Report& report) {
   dead_units(report, &result);
   failures(report, &result);
   losses(report, &result);
+  // A floor that a fault keeps the loss at is none to stop at.
+  const auto decided = decisions(report);
+  if (std::any_of(decided.begin(), decided.end(),
+                  [](const Decision& each) { return each.severity != Severity::kNote; })) {
+    result.erase(std::remove_if(result.begin(), result.end(),
+                                [](const Remark& each) { return each.code == "loss_at_floor"; }),
+                 result.end());
+  }
   std::stable_sort(result.begin(), result.end(),
                    [](const Remark& a, const Remark& b) { return a.severity < b.severity; });
   return result;
