@@ -30,10 +30,7 @@ std::optional<Decision> early_decay(const Signs& signs) {
       gone = each.step;
     }
   }
-  const auto length = static_cast<double>(signs.report.last_step - signs.report.first_step) + 1;
-  const auto place = [&](int64_t step) {
-    return static_cast<double>(step - signs.report.first_step) / length;
-  };
+  const auto place = [&](int64_t step) { return share_before(signs.report, step); };
   if (gone < 0 || begun < 0 || 1 - place(gone) < kTooLong) return std::nullopt;
   const double before = signs.mean_loss(place(begun) - 0.1, place(begun) - 0.05);
   const double at = signs.mean_loss(place(begun) - 0.05, place(begun));

@@ -24,6 +24,8 @@ std::optional<Decision> large_inputs(const Signs& signs) {
   }
   if (first == nullptr || first->weight.empty()) return std::nullopt;
   const v1::Parameter& described = signs.report.model.parameter(static_cast<int>(first->id));
+  if (described.layer() >= static_cast<uint32_t>(signs.report.model.layer_size()))
+    return std::nullopt;
   const v1::Layer& layer = signs.report.model.layer(static_cast<int>(described.layer()));
   const bool dense = layer.type().find("Linear") != std::string::npos ||
                      layer.type().find("Conv") != std::string::npos;

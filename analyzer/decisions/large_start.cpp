@@ -27,7 +27,7 @@ std::optional<Decision> large_start(const Signs& signs) {
     output = signs.report.layer_path(static_cast<uint32_t>(i));
     last = std::move(rms);
   }
-  if (last.empty() || last.front().step > signs.report.first_step + 2) return std::nullopt;
+  if (last.empty() || !is_at_start(signs.report, last.front().step)) return std::nullopt;
   const double start = last.front().value;
   const double then = signs.mean_loss(0.05, 0.15);
   if (!(start >= kLarge) || !(signs.first_loss() >= kHigher * then)) return std::nullopt;

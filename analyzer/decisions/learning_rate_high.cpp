@@ -55,10 +55,7 @@ std::optional<Decision> learning_rate_high(const Signs& signs) {
   const double early = signs.relative_update(0, 0.05);
   const int64_t died = network_died_at(signs);
   const bool nothing = signs.nothing_learned();
-  const double last_third =
-      static_cast<double>(signs.report.first_step) +
-      2.0 / 3 * static_cast<double>(signs.report.last_step - signs.report.first_step);
-  const bool dead = died >= 0 && static_cast<double>(died) < last_third && nothing;
+  const bool dead = died >= 0 && share_before(signs.report, died) < 2.0 / 3 && nothing;
   if (!diverged && !dead && !(nothing && early >= kLargeUpdate)) return std::nullopt;
   Decision decision;
   decision.code = "learning_rate_high";

@@ -32,8 +32,7 @@ std::optional<Decision> learning_rate_low(const Signs& signs) {
   const double first = signs.first_loss();
   const double before = signs.mean_loss(0.57, 0.67);
   const double end = signs.mean_loss(0.9, 1);
-  const double path =
-      updates * (static_cast<double>(signs.report.last_step - signs.report.first_step) + 1);
+  const double path = updates * run_length(signs.report);
   const double enough = path <= kShortPath ? kSlowly : kStillFalling;
   if (!(first - end > 0) || !(before - end >= enough * (first - end))) return std::nullopt;
   Decision decision;

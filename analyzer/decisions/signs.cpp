@@ -19,9 +19,11 @@ Samples samples_of(const Report& report, const SeriesStore::Key& key, size_t ent
   const auto buckets = report.series.series(key, entity);
   for (size_t i = 0; i < buckets.size(); ++i) {
     if (buckets[i].count == 0) continue;
-    result.push_back(
-        {report.series.first_step() + static_cast<int64_t>(i) * report.series.steps_per_bucket(),
-         of(buckets[i].mean())});
+    // Steps of a file may lie further apart than an integer can say.
+    const uint64_t since = i * static_cast<uint64_t>(report.series.steps_per_bucket());
+    const auto step =
+        static_cast<int64_t>(static_cast<uint64_t>(report.series.first_step()) + since);
+    result.push_back({step, of(buckets[i].mean())});
   }
   return result;
 }
@@ -40,12 +42,6 @@ Samples ratio(const Samples& above, const Samples& below) {
   return result;
 }
 
-/// Share of the run that lies before a step.
-double place(const Report& report, int64_t step) {
-  const double length = static_cast<double>(report.last_step - report.first_step) + 1;
-  return (static_cast<double>(step) - static_cast<double>(report.first_step)) / length;
-}
-
 double median_of(std::vector<double> values) {
   if (values.empty()) return kUnknown;
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>((values.size() - 1) / 2);
@@ -55,10 +51,18 @@ double median_of(std::vector<double> values) {
 
 }  // namespace
 
+double run_length(const Report& report) {
+  return static_cast<double>(report.last_step) - static_cast<double>(report.first_step) + 1;
+}
+
+double share_before(const Report& report, int64_t step) {
+  return (static_cast<double>(step) - static_cast<double>(report.first_step)) / run_length(report);
+}
+
 double median_between(const Samples& samples, const Report& report, double from, double to) {
   std::vector<double> values;
   for (const Sample& each : samples) {
-    const double at = place(report, each.step);
+    const double at = share_before(report, each.step);
     if (at >= from && at <= to) values.push_back(each.value);
   }
   return median_of(std::move(values));
@@ -121,7 +125,7 @@ double Signs::mean_loss(double from, double to) const {
   double sum = 0;
   double count = 0;
   for (const Sample& each : loss) {
-    const double at = place(report, each.step);
+    const double at = share_before(report, each.step);
     if (at < from || at > to || !std::isfinite(each.value)) continue;
     sum += each.value;
     ++count;
@@ -129,9 +133,15 @@ double Signs::mean_loss(double from, double to) const {
   return count > 0 ? sum / count : kUnknown;
 }
 
+bool is_at_start(const Report& report, int64_t step) {
+  constexpr double kFirstSteps = 2;
+  return step >= 0 &&
+         static_cast<double>(step) <= static_cast<double>(report.first_step) + kFirstSteps;
+}
+
 double Signs::first_loss() const {
   const LossPoint first = report.loss.first();
-  return first.step >= 0 && first.step <= report.first_step + 2 ? first.value : kUnknown;
+  return is_at_start(report, first.step) ? first.value : kUnknown;
 }
 
 bool Signs::nothing_learned() const {

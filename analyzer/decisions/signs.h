@@ -15,6 +15,12 @@ struct Sample {
 };
 using Samples = std::vector<Sample>;
 
+/// Steps of the run, the first and the last among them.
+double run_length(const Report& report);
+/// Share of the run that lies before a step.
+double share_before(const Report& report, int64_t step);
+/// Is this one of the first few steps?
+bool is_at_start(const Report& report, int64_t step);
 /// Median of the values from one share of the run's steps to another; NaN where there is none.
 double median_between(const Samples& samples, const Report& report, double from, double to);
 double largest(const Samples& samples);
