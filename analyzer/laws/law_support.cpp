@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace tycho::analyzer {
@@ -43,8 +44,9 @@ Finding start_finding(const LawDescription& law, std::string scope) {
 void set_measured(Finding& finding, const Estimate& estimate) {
   finding.measured = estimate.value;
   // What a series that moves all the time ranges over is no interval of its mean.
-  finding.ci_low = estimate.reliable ? estimate.low : -Estimate::kInfinity;
-  finding.ci_high = estimate.reliable ? estimate.high : Estimate::kInfinity;
+  const double unbounded = std::numeric_limits<double>::infinity();
+  finding.ci_low = estimate.reliable ? estimate.low : -unbounded;
+  finding.ci_high = estimate.reliable ? estimate.high : unbounded;
 }
 
 void judge_ratio(Finding& finding, const Estimate& ratio, double tolerance, double distance) {
