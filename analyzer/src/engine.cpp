@@ -429,6 +429,8 @@ void Engine::Impl::complete_frame() {
   for (const auto& law : laws) law->observe(frame);
   for (const FrameConsumer& consumer : consumers) consumer(context, frame);
   apply_held();
+  // What became known behind the last record counts though no other frame may come.
+  if (std::exchange(context_changed, false)) begin_laws();
 }
 
 void Engine::Impl::apply_held() {

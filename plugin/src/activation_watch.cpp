@@ -165,9 +165,9 @@ ActivationWatch::OutputPtr ActivationWatch::make_output(uint32_t layer, const at
         if (!step->active || !d.defined() || step->paused) return;
         const WorkMeter::Stretch stretch(step->meter);
         at::NoGradGuard no_grad;
-        made->arrived = current_backward_pass();
-        if (!gradients) return;
         try {
+          made->arrived = current_backward_pass();
+          if (!gradients) return;
           made->gradient_square_sum = squared_norm(d);
           made->gradient_elements = d.numel();
         } catch (const std::exception&) {
