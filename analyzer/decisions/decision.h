@@ -1,11 +1,10 @@
 #pragma once
 
-#include <optional>
+#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "src/loss/loss_alarms.h"
-#include "src/report/report.h"
 
 namespace tycho::analyzer {
 
@@ -28,9 +27,5 @@ struct Decision {
   std::string setting;       ///< what to change: learning_rate, batch_size, ...; empty: no number
   double factor = kUnknown;  ///< by how much, relative to the run
 };
-
-/// The decisions for a run, at most five, the one with the largest gain first. Of those that
-/// concern the same setting the first stays. Empty where nothing that was measured asks for one.
-std::vector<Decision> decisions(const Report& report);
 
 }  // namespace tycho::analyzer

@@ -18,7 +18,7 @@ void keep_laws_that_spoke(const Report& report, std::vector<std::string>* laws) 
 
 }  // namespace
 
-std::vector<Decision> decisions(const Report& report) {
+std::vector<Decision> decide(const Report& report) {
   constexpr size_t kMost = 5;
   const Signs signs(report);
   std::vector<Decision> result;

@@ -1,11 +1,17 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "decisions/decision.h"
 #include "decisions/signs.h"
 
 namespace tycho::analyzer {
+
+/// The decisions for a run, at most five, the one with the largest gain first. Of those that
+/// concern the same setting the first stays. Empty where nothing that was measured asks for one.
+/// Reads everything of the report but its decisions; costs a pass over its series.
+std::vector<Decision> decide(const Report& report);
 
 // One rule per file, which says what it looks at and with which thresholds. Each is asked only
 // where Signs::enough().

@@ -77,6 +77,7 @@ double largest(const Samples& samples) {
 Signs::Signs(const Report& of) : report(of) {
   loss = run("loss");
   learning_rate = run("learning_rate");
+  if (loss.size() < kFewestLosses) return;
   for (int i = 0; i < report.model.parameter_size(); ++i) {
     const v1::Parameter& described = report.model.parameter(i);
     ParameterSigns signs;

@@ -40,7 +40,8 @@ struct ParameterSigns {
 };
 
 /// What decisions are made from: the course of the loss, the settings and how each parameter fared,
-/// from what every session records. Values are means over the report's stretches of steps; memory
+/// from what every session records; without the parameters where too few losses were observed for a
+/// decision. Values are means over the report's stretches of steps; memory
 /// and time are those of the report's series.
 class Signs {
  public:

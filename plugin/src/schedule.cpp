@@ -121,8 +121,8 @@ void Scheduler::due_by_floor(int64_t step, std::vector<Due>* due) const {
     if ((*due)[i] != Due::kNot || !entry.cheap()) continue;
     const double cost = cost_of(entry);
     const bool affordable = step % entry.floor_interval == 0 && cost <= left;
-    const bool guaranteed = entry.schedule.guaranteed && log_spaced_at(since, kGuaranteedPerDecade);
-    if (!affordable && !guaranteed) continue;
+    if (!affordable && !(entry.schedule.guaranteed && log_spaced_at(since, kGuaranteedPerDecade)))
+      continue;
     (*due)[i] = Due::kYes;
     left -= cost;
   }

@@ -91,7 +91,7 @@ Verdict decide(const RunSetup& setup, const std::string& directory) {
   const auto report = analyzer::read_report(directory, nullptr);
   std::filesystem::remove_all(directory);
   if (!report.ok()) throw std::runtime_error(report.status().message());
-  verdict.decisions = analyzer::decisions(report.value());
+  verdict.decisions = report.value().decisions;
   verdict.loss_followed = std::nan("");
   if (!verdict.decisions.empty())
     verdict.loss_followed = train(followed(setup, verdict.decisions.front()), "").held_out_loss;

@@ -6,7 +6,6 @@
 
 #include "coverage.h"
 #include "curvature.h"
-#include "decisions/decision.h"
 #include "html_parts.h"
 #include "html_sections.h"
 #include "remarks.h"
@@ -112,7 +111,7 @@ std::string what_to_do_section(const Report& report) {
   std::string out = "<section><h2>What to do</h2>\n";
   const auto important = what_to_do(report);
   const auto known = remarks(report);
-  const auto decided = decisions(report);
+  const std::vector<Decision>& decided = report.decisions;
   const bool nothing = important.empty() && known.empty() && decided.empty();
   if (!nothing) out += "<div class=\"cards\">\n";
   for (size_t i = 0; i < decided.size(); ++i)

@@ -1,7 +1,6 @@
 #include <nlohmann/json.hpp>
 
 #include "coverage.h"
-#include "decisions/decision.h"
 #include "happenings.h"
 #include "remarks.h"
 #include "report.h"
@@ -120,7 +119,7 @@ std::string json_report(const Report& report) {
                      {"scope", remark.scope}});
   }
   json decided = json::array();
-  for (const Decision& each : decisions(report)) {
+  for (const Decision& each : report.decisions) {
     decided.push_back({{"code", each.code},
                        {"title", each.title},
                        {"because", each.because},

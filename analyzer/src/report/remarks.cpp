@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "coverage.h"
-#include "decisions/decision.h"
 #include "happenings.h"
 
 namespace tycho::analyzer {
@@ -161,8 +160,7 @@ std::vector<Remark> remarks(const Report& report) {
   failures(report, &result);
   losses(report, &result);
   // A floor that a fault keeps the loss at is none to stop at.
-  const auto decided = decisions(report);
-  if (std::any_of(decided.begin(), decided.end(),
+  if (std::any_of(report.decisions.begin(), report.decisions.end(),
                   [](const Decision& each) { return each.severity != Severity::kNote; })) {
     result.erase(std::remove_if(result.begin(), result.end(),
                                 [](const Remark& each) { return each.code == "loss_at_floor"; }),

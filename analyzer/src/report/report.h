@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "decisions/decision.h"
 #include "series_store.h"
 #include "src/loss/loss_course.h"
 #include "tycho/analyzer/engine.h"
@@ -27,7 +28,8 @@ struct Report {
   v1::StatisticRegistry registry;
   v1::OptimizerSettings settings;  ///< those used last
   std::vector<LawDescription> laws;
-  std::vector<Finding> findings;  ///< by importance
+  std::vector<Finding> findings;    ///< by importance
+  std::vector<Decision> decisions;  ///< by gain
   std::vector<v1::Event> events;
   v1::Health health;
   std::vector<trace::SegmentInfo> segments;

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <utility>
 
+#include "decisions/rules.h"
+
 namespace tycho::analyzer {
 
 void SpectrumKeeper::observe(const RunContext& context, const Frame& frame, Spectrum* spectrum) {
@@ -85,6 +87,7 @@ void ReportBuilder::update(const v1::RunDescription& run, const v1::ModelDescrip
   report_.frames = engine().frames();
   report_.bytes = 0;
   for (const auto& segment : report_.segments) report_.bytes += segment.bytes;
+  report_.decisions = decide(report_);
 }
 
 }  // namespace tycho::analyzer

@@ -7,7 +7,6 @@
 #include "cost_text.h"
 #include "coverage.h"
 #include "curvature.h"
-#include "decisions/decision.h"
 #include "happenings.h"
 #include "remarks.h"
 #include "report.h"
@@ -52,11 +51,10 @@ std::string happenings_section(const Report& report, size_t columns) {
   return out;
 }
 
-std::string decisions_section(const Report& report, const std::vector<Decision>& decided,
-                              bool colour, size_t columns) {
+std::string decisions_section(const Report& report, bool colour, size_t columns) {
   std::string out;
   int number = 0;
-  for (const Decision& each : decided) {
+  for (const Decision& each : report.decisions) {
     const bool loud = each.severity != Severity::kNote;
     out += fmt::format(
         "  {} {}\n",
@@ -89,9 +87,8 @@ std::string text_report(const Report& report, bool colour, int width) {
   out += "\nWhat to do\n";
   const auto important = what_to_do(report);
   const auto known = remarks(report);
-  const auto decided = decisions(report);
-  out += decisions_section(report, decided, colour, columns);
-  if (important.empty() && known.empty() && decided.empty())
+  out += decisions_section(report, colour, columns);
+  if (important.empty() && known.empty() && report.decisions.empty())
     out += "  " + wrap(nothing_to_do(report), 2, columns) + "\n";
   for (const Remark& remark : known) {
     const bool loud = remark.severity != Severity::kNote;
