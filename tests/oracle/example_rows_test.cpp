@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "plugin/src/observer.h"
+#include "single_examples.h"
 
 namespace tycho {
 namespace {
@@ -13,24 +14,6 @@ namespace {
 using torch::Tensor;
 namespace nn = torch::nn;
 namespace F = torch::nn::functional;
-
-ModelInfo describe(nn::Module& module) {
-  ModelInfo info;
-  info.layers.push_back({0, "", module.name(), {}});
-  for (auto& item : module.named_parameters()) {
-    const auto id = static_cast<uint32_t>(info.parameters.size());
-    info.layers[0].parameters.push_back(id);
-    info.parameters.push_back({id, item.key(), 0, item.value()});
-  }
-  return info;
-}
-
-Tensor normal(at::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble); }
-
-// Per row of the first dimension; mixes the numbers of a row, and is no sum over them.
-Tensor row_losses(const Tensor& y) {
-  return y.reshape({y.size(0), -1}).sin().cumsum(1).square().sum(1);
-}
 
 // Every parameter is observed; none is; exact or absent, one by one.
 enum class Expect { kExact, kAbsent, kHonest };
@@ -40,8 +23,7 @@ void expect_sound(nn::Module& module, const std::function<Tensor(int step)>& los
                   Expect expect, const std::vector<std::string>& absent = {},
                   int64_t batch_dim = 0) {
   const ModelInfo info = describe(module);
-  std::vector<Tensor> parameters;
-  for (const auto& parameter : info.parameters) parameters.push_back(parameter.tensor);
+  const std::vector<Tensor> parameters = parameters_of(info);
   ObserverOptions options;
   options.batch_dim = batch_dim;
   Observer observer(info, options);
@@ -50,10 +32,7 @@ void expect_sound(nn::Module& module, const std::function<Tensor(int step)>& los
   for (int step = 0; step < 3; ++step) {
     const Tensor each = losses(step) / static_cast<double>(batch);
     ASSERT_EQ(each.size(0), batch);
-    std::vector<std::vector<Tensor>> expected;
-    for (int64_t i = 0; i < batch; ++i) {
-      expected.push_back(torch::autograd::grad({each[i]}, parameters, {}, true, false, true));
-    }
+    const auto expected = gradients_by_example(each, parameters, batch);
     module.zero_grad();
     observer.install(needs, 1, step == 0 ? 0 : batch);
     losses(step).mean().backward();
@@ -377,8 +356,7 @@ TEST_F(ExampleRows, PenaltiesAndCustomFunctionsThatJoinLater) {
   Net net(3, 5, 1);
   const Tensor x = normal({4, 3});
   const ModelInfo info = describe(net);
-  std::vector<Tensor> parameters;
-  for (const auto& parameter : info.parameters) parameters.push_back(parameter.tensor);
+  const std::vector<Tensor> parameters = parameters_of(info);
   const auto penalty = [&] {
     const Tensor at = x.clone().requires_grad_(true);
     const Tensor y = net.forward(at);

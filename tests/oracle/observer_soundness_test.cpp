@@ -6,23 +6,13 @@
 #include <functional>
 
 #include "plugin/src/observer.h"
+#include "single_examples.h"
 
 namespace tycho {
 namespace {
 
 using torch::Tensor;
 namespace nn = torch::nn;
-
-ModelInfo describe(nn::Module& module) {
-  ModelInfo info;
-  info.layers.push_back({0, "", module.name(), {}});
-  for (auto& item : module.named_parameters()) {
-    const auto id = static_cast<uint32_t>(info.parameters.size());
-    info.layers[0].parameters.push_back(id);
-    info.parameters.push_back({id, item.key(), 0, item.value()});
-  }
-  return info;
-}
 
 Needs gradients_only() {
   Needs needs;
@@ -56,14 +46,10 @@ uint32_t id_of(const ModelInfo& info, const std::string& name) {
 void expect_sound(nn::Module& module, const std::function<Tensor()>& forward, int64_t batch,
                   const std::vector<std::string>& unobserved) {
   const ModelInfo info = describe(module);
-  std::vector<Tensor> parameters;
-  for (const auto& parameter : info.parameters) parameters.push_back(parameter.tensor);
+  const std::vector<Tensor> parameters = parameters_of(info);
   const Tensor each = losses(forward()) / batch;
   ASSERT_EQ(each.size(0), batch);
-  std::vector<std::vector<Tensor>> expected;
-  for (int64_t i = 0; i < batch; ++i) {
-    expected.push_back(torch::autograd::grad({each[i]}, parameters, {}, true, false, true));
-  }
+  const auto expected = gradients_by_example(each, parameters, batch);
   Observer observer(info, {});
   for (int pass = 0; pass < 3; ++pass) {
     module.zero_grad();

@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "plugin/src/observer.h"
+#include "single_examples.h"
 
 namespace tycho {
 namespace {
@@ -75,15 +76,8 @@ std::vector<Layer> layers(bool batch_first) {
 void expect_exact(const std::string& name, nn::Module& module,
                   const std::function<Tensor(int step)>& losses, int64_t batch, int64_t batch_dim,
                   double tolerance = 1e-9) {
-  ModelInfo info;
-  info.layers.push_back({0, "", module.name(), {}});
-  std::vector<Tensor> parameters;
-  for (auto& item : module.named_parameters()) {
-    const auto id = static_cast<uint32_t>(info.parameters.size());
-    info.layers[0].parameters.push_back(id);
-    info.parameters.push_back({id, item.key(), 0, item.value()});
-    parameters.push_back(item.value());
-  }
+  const ModelInfo info = describe(module);
+  const std::vector<Tensor> parameters = parameters_of(info);
   ObserverOptions options;
   options.batch_dim = batch_dim;
   Observer observer(info, options);
@@ -91,10 +85,7 @@ void expect_exact(const std::string& name, nn::Module& module,
   needs.gradients = needs.per_example_gradient_norms = true;
   for (int step = 0; step < 3; ++step) {
     const Tensor each = losses(step) / static_cast<double>(batch);
-    std::vector<std::vector<Tensor>> expected;
-    for (int64_t i = 0; i < batch; ++i) {
-      expected.push_back(torch::autograd::grad({each[i]}, parameters, {}, true, false, true));
-    }
+    const auto expected = gradients_by_example(each, parameters, batch);
     module.zero_grad();
     observer.install(needs, 1, step == 0 ? 0 : batch);
     losses(step).mean().backward();

@@ -8,6 +8,7 @@
 #include <functional>
 
 #include "plugin/src/observer.h"
+#include "single_examples.h"
 
 namespace tycho {
 namespace {
@@ -18,24 +19,6 @@ namespace nn = torch::nn;
 namespace F = torch::nn::functional;
 
 constexpr int64_t kMemory = int64_t{64} << 20;
-
-ModelInfo describe(nn::Module& module) {
-  ModelInfo info;
-  info.layers.push_back({0, "", module.name(), {}});
-  for (auto& item : module.named_parameters()) {
-    const auto id = static_cast<uint32_t>(info.parameters.size());
-    info.layers[0].parameters.push_back(id);
-    info.parameters.push_back({id, item.key(), 0, item.value()});
-  }
-  return info;
-}
-
-Tensor normal(at::IntArrayRef sizes) { return torch::randn(sizes, torch::kDouble); }
-
-// Per example: mixes its numbers, and is no sum over them.
-Tensor row_losses(const Tensor& y) {
-  return y.reshape({y.size(0), -1}).sin().cumsum(1).square().sum(1);
-}
 
 /// By parameter, at the last of the steps.
 struct Observed {
@@ -49,8 +32,7 @@ struct Observed {
 Observed observe(nn::Module& module, const std::function<Tensor(int step)>& losses, int64_t batch,
                  int64_t batch_dim = 0, bool taped = true) {
   const ModelInfo info = describe(module);
-  std::vector<Tensor> parameters;
-  for (const auto& parameter : info.parameters) parameters.push_back(parameter.tensor);
+  const std::vector<Tensor> parameters = parameters_of(info);
   ObserverOptions options;
   options.batch_dim = batch_dim;
   Observer observer(info, options);
@@ -60,10 +42,7 @@ Observed observe(nn::Module& module, const std::function<Tensor(int step)>& loss
   for (int step = 0; step < 2; ++step) {
     result = Observed();
     const Tensor each = losses(step) / static_cast<double>(batch);
-    std::vector<std::vector<Tensor>> expected;
-    for (int64_t i = 0; i < batch; ++i) {
-      expected.push_back(torch::autograd::grad({each[i]}, parameters, {}, true, false, true));
-    }
+    const auto expected = gradients_by_example(each, parameters, batch);
     module.zero_grad();
     std::optional<tape::TapeRecorder> recorder;
     if (taped) recorder.emplace(parameters, std::unordered_set<const c10::TensorImpl*>(), nullptr);
