@@ -263,12 +263,14 @@ void BackgroundJudge::push(trace::QueuedMessage message) noexcept {
     const std::lock_guard lock(state.mutex);
     if (state.stopping || !state.counters.failure.empty()) return;
     state.accept(std::move(message), size);
+    // With the lock held: after it, a listener may have destroyed the judge.
+    state.work.notify_one();
   } catch (...) {
     const std::lock_guard lock(state.mutex);
     state.fail("memory is out");
     state.gone = true;
+    state.work.notify_one();
   }
-  state.work.notify_one();
 }
 
 std::vector<LiveFinding> BackgroundJudge::findings() const {
