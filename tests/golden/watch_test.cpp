@@ -176,5 +176,64 @@ TEST_F(WatchCommandTest, EndsOnASignalAndLeavesNothingBehind) {
   EXPECT_NE(seen.find("live  step 0", left), std::string::npos) << seen;
 }
 
+class AlarmHookTest : public WatchCommandTest {
+ protected:
+  std::string broken() {
+    const std::string directory = scratch_.path("broken");
+    auto writer = open_losses(directory);
+    for (int64_t step = 0; step < 60; ++step)
+      write_loss(writer.get(), step, step < 30 ? 1 / (1.0 + static_cast<double>(step)) : NAN);
+    EXPECT_TRUE(writer->close().ok());
+    return directory;
+  }
+};
+
+TEST_F(AlarmHookTest, RunsACommandForAnAlarm) {
+  const std::string told = scratch_.path("told");
+  const std::string directory = broken();
+  for (const char* how : {"", "--once ", "--json ", "--until alarm "}) {
+    std::filesystem::remove(told);
+    const Outcome outcome =
+        run("watch " + directory + " " + how + "--on-alarm 'cat >> " + told + "'");
+    EXPECT_EQ(outcome.exit_code, std::string(how) == "--until alarm " ? 4 : 0) << outcome.err;
+    EXPECT_EQ(outcome.out.find("alerts"), std::string::npos) << outcome.out;
+    const auto lines = lines_of(read_file(told));
+    ASSERT_EQ(lines.size(), 1u) << how;
+    const json alert = json::parse(lines[0]);
+    EXPECT_EQ(alert["code"], "loss_not_finite");
+    EXPECT_EQ(alert["step"], 30);
+    EXPECT_EQ(alert["id"], "watched");
+    EXPECT_EQ(alert["path"], directory);
+  }
+  // Nothing is told of a run that is well.
+  std::filesystem::remove(told);
+  EXPECT_EQ(run("watch " + sample() + " --on-alarm 'cat >> " + told + "'").exit_code, 0);
+  EXPECT_FALSE(std::filesystem::exists(told));
+}
+
+TEST_F(AlarmHookTest, SaysOnceThatAHookFailsAndFollowsAllTheSame) {
+  const Outcome outcome = run("watch " + broken() + " --on-alarm /no/such/program");
+  EXPECT_EQ(outcome.exit_code, 0);
+  const auto lines = lines_of(outcome.err);
+  ASSERT_EQ(lines.size(), 2u) << outcome.err;
+  EXPECT_EQ(lines[0].rfind("tycho: an alert could not be delivered to the command of --on-alarm: "
+                           "it ended with 127: ",
+                           0),
+            0u)
+      << lines[0];
+  EXPECT_EQ(lines[1], "tycho: alerts: 0 sent, 1 failed, 0 dropped, 0 left out by the limit");
+  EXPECT_NE(outcome.out.find("the run is finished"), std::string::npos);
+}
+
+TEST_F(AlarmHookTest, RefusesOptionsThatMeanNothing) {
+  for (const char* options :
+       {"--webhook ftp://example.org", "--webhook example.org", "--alert-from note",
+        "--alert-interval -1", "--alert-interval soon"}) {
+    const Outcome outcome = run("watch " + sample() + " " + options);
+    EXPECT_EQ(outcome.exit_code, 2) << options;
+    EXPECT_FALSE(outcome.err.empty());
+  }
+}
+
 }  // namespace
 }  // namespace tycho::testing

@@ -58,6 +58,7 @@ struct RunFollower::Impl {
   std::string path;
   bool is_file = false;
   bool restart_asked = false;
+  bool was_there = false;          ///< a segment was read, even if it is forgotten by now
   std::vector<std::string> known;  ///< names that were opened or given up, in order
   std::vector<std::unique_ptr<SegmentFeed>> feeds;
   std::vector<SkippedRegion> unreadable;
@@ -224,7 +225,7 @@ bool RunFollower::Impl::poll_once(FollowHandler& handler, uint64_t most_bytes) {
   const auto listed = list();
   const bool nothing = listed.ok() && listed.value().empty();
   if (nothing || (!listed.ok() && listed.status().code() == Status::Code::kNotFound)) {
-    state = feeds.empty() ? RunState::kWaiting : RunState::kGone;
+    state = was_there ? RunState::kGone : RunState::kWaiting;
     why = nothing ? fmt::format("{} holds no segment", path) : listed.status().message();
     return false;
   }
@@ -241,6 +242,7 @@ bool RunFollower::Impl::poll_once(FollowHandler& handler, uint64_t most_bytes) {
     open_new(listed.value());
     relate(feeds);
   }
+  was_there = was_there || !feeds.empty();
   const bool more = read(handler, most_bytes);
   set_state();
   collect();

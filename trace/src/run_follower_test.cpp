@@ -302,6 +302,27 @@ TEST(RunFollower, SaysThatARunIsGoneAndTakesTheOneThatFollows) {
   expect_as_fresh(follower, got, directory, "a third run");
 }
 
+TEST(RunFollower, SaysThatARunIsGoneWhicheverPartOfItGoesFirst) {
+  for (const char* first : {"000000.mcap", "000001.mcap"}) {
+    ScratchDirectory scratch;
+    const std::string directory = scratch.path("run");
+    write_run(directory, 30);
+    write_file(directory + "/000001.mcap", read_file(directory + "/000000.mcap"));
+    RunFollower follower(directory);
+    Followed got;
+    (void)follower.poll(got, kAll);
+    ASSERT_EQ(follower.segments().size(), 2u);
+    std::filesystem::remove(directory + "/" + first);
+    // What is left of it is damaged, or is gone when it is opened.
+    for (const auto& entry : std::filesystem::directory_iterator(directory))
+      write_file(entry.path().string(), "");
+    (void)follower.poll(got, kAll);
+    std::filesystem::remove_all(directory);
+    (void)follower.poll(got, kAll);
+    EXPECT_EQ(follower.state(), RunState::kGone) << first;
+  }
+}
+
 TEST(RunFollower, BeginsAgainWhenAWriterTakesBackWhatItWrote) {
   ScratchDirectory scratch;
   write_run(scratch.path("whole"), 60);

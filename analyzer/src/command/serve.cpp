@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "alert_options.h"
 #include "command.h"
 #include "src/serve/access.h"
 #include "src/serve/server.h"
@@ -16,6 +17,7 @@ namespace {
 struct Options {
   std::vector<std::string> directories;
   ServerOptions server;
+  AlertOptions alerts;
 };
 
 std::string address(const ServerOptions& options, int port) {
@@ -33,7 +35,14 @@ int run_serve(const Options& options) {
   }
   // Before there are other threads: none of them is interrupted by a signal.
   Signals signals;
-  RunCatalog catalog(options.directories);
+  auto alerts = Alerts::open(options.alerts);
+  if (!alerts.ok()) {
+    (void)fail(alerts.status());
+    return kUsage;
+  }
+  CatalogOptions following;
+  following.alerts = alerts.value().get();
+  RunCatalog catalog(options.directories, following);
   auto server = Server::open(options.server, &catalog);
   if (!server.ok()) return fail(server.status());
   catalog.start();
@@ -42,13 +51,18 @@ int run_serve(const Options& options) {
       std::printf("%s\n", address(options.server, server.value()->port()).c_str()) >= 0 &&
       std::fflush(stdout) == 0;
   if (told) {
-    while (signals.wait(-1, -1, -1) != Waited::kQuit) {
+    const int look_at_alerts = following.alerts->any() ? 1000 : -1;
+    while (signals.wait(look_at_alerts, -1, -1) != Waited::kQuit) {
       if (signals.take_stop_request()) signals.stop();
+      say_troubles(following.alerts);
     }
   }
   catalog.stop();  // Ends the streams.
   server.value()->stop();
   answering.join();
+  following.alerts->close(std::chrono::seconds(2));
+  say_troubles(following.alerts);
+  if (const std::string lost = losses_text(following.alerts->counters()); !lost.empty()) say(lost);
   return told ? kSuccess : fail(Status(Status::Code::kIoError, "cannot write the output"));
 }
 
@@ -73,6 +87,7 @@ void add_serve(CLI::App* app, Action* action) {
       ->add_option("--metrics-runs", options->server.metrics_runs,
                    "How many runs have gauges of their own in /metrics; default 200")
       ->check(CLI::Range(0, 10000));
+  add_alert_options(command, &options->alerts);
   command->callback([options, action] {
     const ServerOptions& server = options->server;
     if (!server.token.empty() && !is_good_token(server.token))

@@ -7,9 +7,11 @@
 #include <deque>
 #include <filesystem>
 
+#include "alert_options.h"
 #include "command.h"
 #include "output.h"
 #include "src/follow/followed_run.h"
+#include "src/follow/text_columns.h"
 #include "src/follow/watch_lines.h"
 #include "src/follow/watch_screen.h"
 #include "src/printable.h"
@@ -31,7 +33,12 @@ struct Options {
   bool once = false;
   bool json = false;
   std::vector<std::string> until;
+  AlertOptions alerts;
 };
+
+// For alerts, when the run has ended, and when the user ends the command.
+constexpr std::chrono::seconds kPatience{15};
+constexpr std::chrono::seconds kShortPatience{2};
 
 int64_t wall_clock_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(
@@ -57,13 +64,25 @@ std::string runs_below(const std::string& path) {
 
 class Watch {
  public:
-  explicit Watch(Options options)
+  Watch(Options options, std::unique_ptr<Alerts> alerts)
       : options_(std::move(options)),
         run_(options_.run),
-        drawn_(stdout_is_terminal() && !options_.json && !options_.once) {}
+        drawn_(stdout_is_terminal() && !options_.json && !options_.once),
+        alerts_(std::move(alerts)),
+        alert_watch_(alerts_->watch(true)) {}
 
   int go() {
-    if (options_.once) return once();
+    const int status = options_.once ? once() : watch();
+    if (alerts_->any()) {
+      alerts_->close(quit_ ? kShortPatience : kPatience);
+      say_troubles(alerts_.get());
+      if (const std::string lost = losses_text(alerts_->counters()); !lost.empty()) say(lost);
+    }
+    return status;
+  }
+
+ private:
+  int watch() {
     Screen screen;
     if (drawn_) screen.enter();
     int status = follow(&screen);
@@ -75,11 +94,11 @@ class Watch {
     return status;
   }
 
- private:
   int once() {
     while (run_.poll(kBytesAtOnce)) {
     }
     run_.judge();
+    tell_alarms();
     note_changes();
     if (run_.state() == RunState::kWaiting || run_.state() == RunState::kUnreadable)
       return fail(Status(Status::Code::kNotATrace, run_.why() + runs_below(options_.run)));
@@ -102,7 +121,19 @@ class Watch {
     screen.height = height;
     screen.colour = wants_colour();
     screen.unicode = shows_unicode();
-    return watch_screen(run_, recent_, wall_clock_ns(), screen);
+    std::vector<std::string> lines = watch_screen(run_, recent_, wall_clock_ns(), screen);
+    const auto below_head = std::min<ptrdiff_t>(2, static_cast<ptrdiff_t>(lines.size()));
+    for (const std::string& trouble : troubles_)
+      lines.insert(lines.begin() + below_head, cut(printable(trouble), screen.width));
+    if (height > 0 && lines.size() > height) lines.resize(height);
+    return lines;
+  }
+
+  void tell_alarms() {
+    if (!alerts_->any()) return;
+    alerts_->send(alert_watch_.look(run_));
+    if (!drawn_) return say_troubles(alerts_.get());
+    for (std::string& trouble : alerts_->take_troubles()) troubles_.push_back(std::move(trouble));
   }
 
   bool say_all(const std::vector<std::string>& lines) {
@@ -182,6 +213,8 @@ class Watch {
         const auto took = Clock::now() - begin;
         // Judging takes a tenth of the time at most.
         judge_again = Clock::now() + std::max<Clock::duration>(interval(), 10 * took);
+        // What was over long ago is no news.
+        if (!more) tell_alarms();
         if (!show(screen)) {
           output_failed_ = true;
           return kFailure;
@@ -195,8 +228,8 @@ class Watch {
         output_failed_ = true;
         return kFailure;
       }
-      if (waited == Waited::kQuit)
-        return signals.quit_signal() == 0 ? kSuccess : 128 + signals.quit_signal();
+      quit_ = waited == Waited::kQuit;
+      if (quit_) return signals.quit_signal() == 0 ? kSuccess : 128 + signals.quit_signal();
       const bool stop = signals.take_stop_request();
       if (stop) {
         screen->leave();
@@ -214,12 +247,25 @@ class Watch {
   Options options_;
   FollowedRun run_;
   bool drawn_;
+  std::unique_ptr<Alerts> alerts_;
+  AlertWatch alert_watch_;
+  std::vector<std::string> troubles_;  // of hooks, while a screen is drawn
+  bool quit_ = false;
   bool output_failed_ = false;
   Status message_;
   WatchLines lines_;
   std::deque<VerdictChange> recent_;
   uint64_t shown_version_ = 0;
 };
+
+int run_watch(const Options& options) {
+  auto alerts = Alerts::open(options.alerts);
+  if (!alerts.ok()) {
+    (void)fail(alerts.status());
+    return kUsage;
+  }
+  return Watch(options, std::move(alerts).value()).go();
+}
 
 }  // namespace
 
@@ -244,7 +290,8 @@ void add_watch(CLI::App* app, Action* action) {
                          "loss_jumped", "loss_spikes", "loss_stuck", "loss_at_floor", "not_finite",
                          "dead_units", "instrument_failed", "trace_incomplete", "edge_passed",
                          "layer_silent", "updates_stopped", "batch_far_past_noise_scale"}));
-  command->callback([options, action] { *action = [options] { return Watch(*options).go(); }; });
+  add_alert_options(command, &options->alerts);
+  command->callback([options, action] { *action = [options] { return run_watch(*options); }; });
 }
 
 }  // namespace tycho::analyzer::command

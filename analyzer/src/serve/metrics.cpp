@@ -47,9 +47,9 @@ std::string value_text(double value) {
 
 class Page {
  public:
-  void family(const char* name, const char* help) {
+  void family(const char* name, const char* help, const char* type = "gauge") {
     name_ = name;
-    text_ += fmt::format("# HELP {} {}\n# TYPE {} gauge\n", name, help, name);
+    text_ += fmt::format("# HELP {} {}\n# TYPE {} {}\n", name, help, name, type);
   }
   void sample(const std::string& labels, double value) {
     text_ += fmt::format("{}{} {}\n", name_, labels.empty() ? "" : "{" + labels + "}",
@@ -77,8 +77,15 @@ Cards choose(Cards cards, size_t most) {
 
 }  // namespace
 
-std::string metrics_text(const Cards& all, size_t most_runs, int64_t now_ns) {
+std::string metrics_text(const Cards& all, size_t most_runs, int64_t now_ns,
+                         const AlertCounters& alerts) {
   Page page;
+  page.family("tycho_alerts_total",
+              "Alerts to the command and the webhook, by what became of them.", "counter");
+  page.sample("result=\"sent\"", static_cast<double>(alerts.sent));
+  page.sample("result=\"failed\"", static_cast<double>(alerts.failed));
+  page.sample("result=\"left_out\"", static_cast<double>(alerts.left_out));
+  page.sample("result=\"dropped\"", static_cast<double>(alerts.dropped));
   page.family("tycho_runs", "Runs below the directories that are served, by state.");
   for (const RunState state : kStates) {
     const auto count = std::count_if(all.begin(), all.end(),

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "src/alerts/alert_sender.h"
 #include "src/serve/run_card.h"
 
 namespace tycho::analyzer {
@@ -14,6 +15,6 @@ namespace tycho::analyzer {
 /// each law that was judged; all runs are counted by state. What is not known has no sample.
 /// `now_ns`: the wall clock, for the lag.
 std::string metrics_text(const std::vector<std::shared_ptr<const RunCard>>& cards, size_t most_runs,
-                         int64_t now_ns);
+                         int64_t now_ns, const AlertCounters& alerts = {});
 
 }  // namespace tycho::analyzer

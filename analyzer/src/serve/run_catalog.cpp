@@ -43,6 +43,7 @@ struct RunCatalog::Entry {
   Clock::time_point judge_again = Clock::time_point::min();
   Signature signature;   ///< when it was read to its end
   uint64_t page_of = 0;  ///< version of the run that the page shows
+  AlertWatch alert_watch;
   // Under the mutex.
   std::shared_ptr<const RunCard> card;
   std::shared_ptr<const RunPage> page;
@@ -70,6 +71,10 @@ void RunCatalog::stop() {
 bool RunCatalog::stopping() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return stop_;
+}
+
+AlertCounters RunCatalog::alerts() const {
+  return options_.alerts != nullptr ? options_.alerts->counters() : AlertCounters();
 }
 
 RunCatalog::Cards RunCatalog::cards() const {
@@ -131,11 +136,13 @@ void RunCatalog::look_for_runs() {
     auto entry = std::make_unique<Entry>();
     entry->name = name;
     entry->directory = directory;
+    if (options_.alerts != nullptr) entry->alert_watch = options_.alerts->watch(looked_once_);
     RunCard card = glance(directory);
     card.name = name;
     entry->card = std::make_shared<const RunCard>(std::move(card));
     added.push_back(std::move(entry));
   }
+  looked_once_ = true;
   const std::lock_guard<std::mutex> lock(mutex_);
   bool news = found.complete != complete_ || !added.empty();
   complete_ = found.complete;
@@ -246,6 +253,8 @@ void RunCatalog::read(Entry* entry, bool looked_at, size_t engines) {
 
 void RunCatalog::publish(Entry* entry, bool looked_at) {
   const FollowedRun& run = *entry->run;
+  if (options_.alerts != nullptr && options_.alerts->any())
+    options_.alerts->send(entry->alert_watch.look(run));
   RunCard card = make_card(run);
   card.name = entry->name;
   std::shared_ptr<RunPage> page;

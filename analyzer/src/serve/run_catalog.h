@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "src/alerts/alerts.h"
 #include "src/follow/followed_run.h"
 #include "src/serve/run_card.h"
 #include "src/serve/run_page.h"
@@ -22,6 +23,9 @@ struct CatalogOptions {
   std::chrono::milliseconds poll_ended{5000};  ///< one that is not: it may be resumed
   /// A run's series are kept so long after somebody looked at it last.
   std::chrono::seconds keep_series{60};
+  /// Told of alarms, but for those of runs that have ended before the catalog saw them; nullptr:
+  /// nobody is. Outlives the catalog.
+  Alerts* alerts = nullptr;
 };
 
 /// The runs below some directories, followed by a thread of its own: a card for each, a page for
@@ -55,6 +59,8 @@ class RunCatalog {
   std::shared_ptr<const RunPage> page(const std::string& name, uint64_t version,
                                       std::chrono::milliseconds most);
   bool stopping() const;
+  /// Of those that are told of alarms.
+  AlertCounters alerts() const;
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -73,6 +79,7 @@ class RunCatalog {
   std::thread thread_;
   // Only of the thread.
   Clock::time_point look_again_ = Clock::time_point::min();
+  bool looked_once_ = false;
 
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;

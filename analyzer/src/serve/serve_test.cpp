@@ -10,8 +10,8 @@
 #include "src/serve/metrics.h"
 #include "src/serve/pages.h"
 #include "src/serve/run_catalog.h"
+#include "src/serve/sample_runs.h"
 #include "tests/support/trace_samples.h"
-#include "tycho/trace/run_writer.h"
 
 namespace tycho::analyzer {
 namespace {
@@ -19,34 +19,6 @@ namespace {
 using namespace tycho::testing;
 using std::chrono::milliseconds;
 namespace fs = std::filesystem;
-
-std::unique_ptr<trace::RunWriter> open_run(const std::string& directory, const std::string& id) {
-  trace::RunWriterOptions options;
-  options.directory = directory;
-  auto writer = trace::RunWriter::open(options, sample_run(id), sample_model(2), sample_registry());
-  EXPECT_TRUE(writer.ok()) << writer.status().message();
-  return std::move(writer).value();
-}
-
-void write_losses(trace::RunWriter* writer, int64_t from, int64_t to, double loss = 0) {
-  for (int64_t step = from; step < to; ++step) {
-    v1::Record record;
-    record.set_step(step);
-    auto* column = record.add_column();
-    column->set_scope(v1::SCOPE_RUN);
-    column->add_value(loss != 0 ? loss : 1 / (1.0 + static_cast<double>(step)));
-    const int64_t time_ns = 1'000'000'000 + step * 10'000'000;
-    writer->write("loss", record, time_ns);
-    writer->write("scalars", sample_record(step, 2), time_ns);
-  }
-  EXPECT_TRUE(writer->flush().ok());
-}
-
-void write_run(const std::string& directory, const std::string& id) {
-  auto writer = open_run(directory, id);
-  write_losses(writer.get(), 0, 20);
-  EXPECT_TRUE(writer->close().ok());
-}
 
 std::set<std::string> names(const FoundRuns& found) {
   std::set<std::string> result;
@@ -203,92 +175,6 @@ TEST(Pages, EscapeTheNamesOfRuns) {
   for (const std::string& html :
        {waiting_page(evil), message_page("No such run", evil), live_page(evil, RunPage())})
     EXPECT_EQ(html.find("<img"), std::string::npos) << html;
-}
-
-class CatalogTest : public ::testing::Test {
- protected:
-  CatalogTest() {
-    options_.look_for_runs = milliseconds(50);
-    options_.poll_live = milliseconds(20);
-    options_.poll_ended = milliseconds(50);
-  }
-  // The card as soon as it says so; the last one there was where it does not within 20 s.
-  std::shared_ptr<const RunCard> wait_for(const RunCatalog& catalog, const std::string& name,
-                                          const std::function<bool(const RunCard&)>& says) {
-    std::shared_ptr<const RunCard> card;
-    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    uint64_t version = 0;
-    while (std::chrono::steady_clock::now() < end) {
-      card = catalog.card(name);
-      if (card != nullptr && says(*card)) break;
-      version = catalog.wait_for_change(version, milliseconds(100));
-    }
-    return card;
-  }
-  ScratchDirectory scratch_;
-  CatalogOptions options_;
-};
-
-TEST_F(CatalogTest, FindsRunsAsTheyAppearAndFollowsThem) {
-  fs::create_directories(scratch_.path("runs"));
-  RunCatalog catalog({scratch_.path("runs")}, options_);
-  catalog.start();
-  EXPECT_TRUE(catalog.cards().cards.empty());
-  EXPECT_EQ(catalog.card("a"), nullptr);
-  EXPECT_EQ(catalog.page("a", 0, milliseconds(10)), nullptr);
-  auto writer = open_run(scratch_.path("runs/a"), "a");
-  write_losses(writer.get(), 0, 20);
-  auto card = wait_for(catalog, "a", [](const RunCard& run) { return run.step == 19; });
-  ASSERT_NE(card, nullptr);
-  EXPECT_EQ(card->state, trace::RunState::kLive);
-  EXPECT_EQ(card->title, "sample");
-  EXPECT_NEAR(card->steps_per_second, 100, 1e-6);
-  // Somebody looks: there are series now, also of what was read before.
-  auto page = catalog.page("a", 0, std::chrono::seconds(20));
-  ASSERT_NE(page, nullptr);
-  EXPECT_FALSE(page->view["series"].empty());
-  write_losses(writer.get(), 20, 40);
-  const auto newer = catalog.page("a", page->version, std::chrono::seconds(20));
-  ASSERT_NE(newer, nullptr);
-  EXPECT_NE(newer->version, page->version);
-  ASSERT_TRUE(writer->close().ok());
-  card = wait_for(catalog, "a",
-                  [](const RunCard& run) { return run.state == trace::RunState::kFinished; });
-  EXPECT_EQ(card->step, 39);
-  // Resumed, and gone.
-  v1::RunDescription resumed = sample_run("a");
-  resumed.set_resumed(true);
-  resumed.set_resume_step(30);
-  resumed.set_start_time_ns(5000);
-  trace::RunWriterOptions writing;
-  writing.directory = scratch_.path("runs/a");
-  auto again = trace::RunWriter::open(writing, resumed, sample_model(2), sample_registry());
-  ASSERT_TRUE(again.ok());
-  write_losses(again.value().get(), 30, 60);
-  card = wait_for(catalog, "a", [](const RunCard& run) { return run.step == 59; });
-  EXPECT_EQ(card->state, trace::RunState::kLive);
-  ASSERT_TRUE(again.value()->close().ok());
-  (void)wait_for(catalog, "a",
-                 [](const RunCard& run) { return run.state == trace::RunState::kFinished; });
-  fs::remove_all(scratch_.path("runs/a"));
-  card = wait_for(catalog, "a",
-                  [](const RunCard& run) { return run.state == trace::RunState::kGone; });
-  EXPECT_EQ(card->state, trace::RunState::kGone);
-  catalog.stop();
-}
-
-TEST_F(CatalogTest, ForgetsARunThatIsGoneWhenNobodyLooks) {
-  write_run(scratch_.path("runs/a"), "a");
-  write_run(scratch_.path("runs/b"), "b");
-  RunCatalog catalog({scratch_.path("runs")}, options_);
-  catalog.start();
-  ASSERT_NE(wait_for(catalog, "a", [](const RunCard& run) { return run.is_read; }), nullptr);
-  fs::remove_all(scratch_.path("runs/a"));
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (catalog.card("a") != nullptr && std::chrono::steady_clock::now() < end)
-    std::this_thread::sleep_for(milliseconds(20));
-  EXPECT_EQ(catalog.card("a"), nullptr);
-  EXPECT_NE(catalog.card("b"), nullptr);
 }
 
 std::shared_ptr<RunCard> sample_card(const std::string& name) {

@@ -127,9 +127,9 @@ class HttpServer : public Server {
     });
     http_.Get("/", [](const Request&, Response& response) { show(list_page(), &response); });
     http_.Get("/metrics", [this](const Request&, Response& response) {
-      response.set_content(
-          metrics_text(catalog_->cards().cards, options_.metrics_runs, wall_clock_ns()),
-          "text/plain; version=0.0.4; charset=utf-8");
+      response.set_content(metrics_text(catalog_->cards().cards, options_.metrics_runs,
+                                        wall_clock_ns(), catalog_->alerts()),
+                           "text/plain; version=0.0.4; charset=utf-8");
     });
     http_.Get("/api/runs", [this](const Request&, Response& response) {
       std::set<std::string> known;

@@ -1,0 +1,162 @@
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "src/alerts/alert_hook.h"
+#include "tests/support/trace_samples.h"
+
+namespace tycho::analyzer {
+namespace {
+
+using namespace tycho::testing;
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+Alert an_alert() {
+  Alert alert;
+  alert.code = "loss_diverged";
+  alert.severity = Severity::kAlarm;
+  alert.title = "The loss diverged";
+  alert.text = "It is 3 times what it was.";
+  alert.run = "a";
+  alert.step = 130;
+  alert.value = 0.1;
+  return alert;
+}
+
+AlertHook::Outcome run(const std::string& command, const Alert& alert = an_alert(),
+                       milliseconds timeout = seconds(60)) {
+  return make_command_hook(command, timeout)->deliver(alert);
+}
+
+TEST(CommandHook, GetsTheAlertOnItsInputAndInItsEnvironment) {
+  ScratchDirectory scratch;
+  const std::string out = scratch.path("out");
+  Alert alert = an_alert();
+  alert.loss = NAN;
+  const auto outcome =
+      run("cat > '" + out + "'; env | grep '^TYCHO_ALARM_' | sort >> '" + out + "'", alert);
+  EXPECT_TRUE(outcome.delivered) << outcome.why;
+  const std::string text = read_file(out);
+  const auto object = nlohmann::json::parse(text.substr(0, text.find('\n')));
+  EXPECT_EQ(object["code"], "loss_diverged");
+  EXPECT_EQ(object["severity"], "alarm");
+  EXPECT_EQ(object["step"], 130);
+  EXPECT_EQ(object["value"], 0.1);
+  EXPECT_TRUE(object["loss"].is_null());
+  EXPECT_TRUE(object["last_step"].is_null());
+  EXPECT_EQ(text.substr(text.find('\n') + 1),
+            "TYCHO_ALARM_CODE=loss_diverged\nTYCHO_ALARM_ID=\nTYCHO_ALARM_LAST_STEP=\n"
+            "TYCHO_ALARM_LOSS=\nTYCHO_ALARM_PATH=\nTYCHO_ALARM_RUN=a\nTYCHO_ALARM_SCOPE=run\n"
+            "TYCHO_ALARM_SEVERITY=alarm\nTYCHO_ALARM_STATE=\nTYCHO_ALARM_STEP=130\n"
+            "TYCHO_ALARM_TEXT=It is 3 times what it was.\nTYCHO_ALARM_TITLE=The loss diverged\n"
+            "TYCHO_ALARM_VALUE=0.1\n");
+}
+
+TEST(CommandHook, RunsNothingThatARunIsCalled) {
+  ScratchDirectory scratch;
+  const std::string touched = scratch.path("touched");
+  for (const std::string& name :
+       {"$(touch " + touched + ")", "`touch " + touched + "`", "'; touch " + touched + "; '",
+        "\"; touch " + touched + "; \"", "\n touch " + touched + "\n",
+        std::string("a\0b\xff\x1b[2J", 8), std::string(300'000, 'x')}) {
+    Alert alert = an_alert();
+    alert.run = alert.title = alert.text = alert.path = alert.scope = alert.id = name;
+    const auto outcome =
+        run("echo $TYCHO_ALARM_RUN \"$TYCHO_ALARM_TITLE\" $TYCHO_ALARM_TEXT; cat; true", alert);
+    EXPECT_TRUE(outcome.delivered) << outcome.why;
+    EXPECT_FALSE(std::filesystem::exists(touched)) << name;
+  }
+}
+
+TEST(CommandHook, SaysHowItFailed) {
+  const auto failed = run("echo 'no route to host' >&2; echo more >&2; exit 3");
+  EXPECT_FALSE(failed.delivered);
+  EXPECT_TRUE(failed.try_again);
+  EXPECT_EQ(failed.why, "it ended with 3: no route to host");
+  const auto missing = run("/no/such/program --flag");
+  EXPECT_FALSE(missing.delivered);
+  EXPECT_FALSE(missing.try_again);
+  EXPECT_NE(missing.why.find("it ended with 127"), std::string::npos) << missing.why;
+  EXPECT_NE(missing.why.find("not found"), std::string::npos) << missing.why;
+  const auto killed = run("kill -USR1 $$; sleep 60");
+  EXPECT_FALSE(killed.delivered);
+  EXPECT_TRUE(killed.try_again);
+  EXPECT_EQ(killed.why.rfind("it ended with 138", 0) == 0 ||
+                killed.why.rfind("it was ended by signal 10", 0) == 0,
+            true)
+      << killed.why;
+}
+
+TEST(CommandHook, KeepsTheBeginningOfMuchThatIsWritten) {
+  // More than a pipe holds: it would wait for a reader for ever.
+  const auto much = run("yes error | head -c 1000000 >&2; yes output | head -c 1000000; exit 1");
+  EXPECT_EQ(much.why, "it ended with 1: error");
+  EXPECT_TRUE(run("exit 0").delivered);             // Its input is not read.
+  EXPECT_TRUE(run("exec <&- >&- 2>&-").delivered);  // It has no streams.
+}
+
+TEST(CommandHook, EndsWhatHangsWithWhatItStarted) {
+  ScratchDirectory scratch;
+  const std::string file = scratch.path("child");
+  const auto outcome = run("trap '' TERM; sleep 1000 & echo $! > '" + file + "'; wait; sleep 1000",
+                           an_alert(), milliseconds(300));
+  EXPECT_FALSE(outcome.delivered);
+  EXPECT_TRUE(outcome.try_again);
+  EXPECT_EQ(outcome.why, "it took longer than 0.3 s");
+  const auto child = static_cast<pid_t>(std::stol(read_file(file)));
+  // Whoever takes care of orphans may not have seen its end yet.
+  bool gone = false;
+  for (int i = 0; i < 500 && !gone; ++i) {
+    const std::string path = "/proc/" + std::to_string(child) + "/stat";
+    std::error_code error;
+    gone =
+        !std::filesystem::exists(path, error) || read_file(path).find(") Z") != std::string::npos;
+    if (!gone) std::this_thread::sleep_for(milliseconds(10));
+  }
+  EXPECT_TRUE(gone);
+}
+
+TEST(CommandHook, CanBeCancelled) {
+  const auto hook = make_command_hook("sleep 1000", seconds(1000));
+  std::thread canceller([&] {
+    std::this_thread::sleep_for(milliseconds(100));
+    hook->cancel();
+  });
+  const auto outcome = hook->deliver(an_alert());
+  canceller.join();
+  EXPECT_FALSE(outcome.delivered);
+  EXPECT_EQ(outcome.why, "there was no time left");
+  EXPECT_FALSE(hook->deliver(an_alert()).delivered);
+}
+
+TEST(CommandHook, HandsDownNeitherFilesNorSignals) {
+  std::array<int, 2> ends = {-1, -1};
+  ASSERT_EQ(::pipe(ends.data()), 0);  // Without O_CLOEXEC.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  const auto pipe_before = std::signal(SIGPIPE, SIG_IGN);
+  const auto open_files = run("ls /proc/$$/fd | tr '\\n' ' ' >&2; exit 1");
+  const auto blocked = run("grep ^SigBlk /proc/$$/status >&2; exit 1");
+  // A shell that ignores it does not hear of it.
+  const auto ignored = run("kill -PIPE $$; exit 0");
+  (void)std::signal(SIGPIPE, pipe_before);
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  ::close(ends[0]);
+  ::close(ends[1]);
+  EXPECT_EQ(open_files.why, "it ended with 1: 0 1 2 ");
+  EXPECT_EQ(blocked.why, "it ended with 1: SigBlk:\\x090000000000000000");
+  EXPECT_EQ(ignored.why, "it was ended by signal 13");
+}
+
+}  // namespace
+}  // namespace tycho::analyzer

@@ -1,0 +1,140 @@
+#include "src/serve/run_catalog.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <functional>
+#include <thread>
+
+#include "src/serve/sample_runs.h"
+
+namespace tycho::analyzer {
+namespace {
+
+using namespace tycho::testing;
+using std::chrono::milliseconds;
+namespace fs = std::filesystem;
+
+class CatalogTest : public ::testing::Test {
+ protected:
+  CatalogTest() {
+    options_.look_for_runs = milliseconds(50);
+    options_.poll_live = milliseconds(20);
+    options_.poll_ended = milliseconds(50);
+  }
+  // The card as soon as it says so; the last one there was where it does not within 20 s.
+  std::shared_ptr<const RunCard> wait_for(const RunCatalog& catalog, const std::string& name,
+                                          const std::function<bool(const RunCard&)>& says) {
+    std::shared_ptr<const RunCard> card;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    uint64_t version = 0;
+    while (std::chrono::steady_clock::now() < end) {
+      card = catalog.card(name);
+      if (card != nullptr && says(*card)) break;
+      version = catalog.wait_for_change(version, milliseconds(100));
+    }
+    return card;
+  }
+  ScratchDirectory scratch_;
+  CatalogOptions options_;
+};
+
+TEST_F(CatalogTest, FindsRunsAsTheyAppearAndFollowsThem) {
+  fs::create_directories(scratch_.path("runs"));
+  RunCatalog catalog({scratch_.path("runs")}, options_);
+  catalog.start();
+  EXPECT_TRUE(catalog.cards().cards.empty());
+  EXPECT_EQ(catalog.card("a"), nullptr);
+  EXPECT_EQ(catalog.page("a", 0, milliseconds(10)), nullptr);
+  auto writer = open_run(scratch_.path("runs/a"), "a");
+  write_losses(writer.get(), 0, 20);
+  auto card = wait_for(catalog, "a", [](const RunCard& run) { return run.step == 19; });
+  ASSERT_NE(card, nullptr);
+  EXPECT_EQ(card->state, trace::RunState::kLive);
+  EXPECT_EQ(card->title, "sample");
+  EXPECT_NEAR(card->steps_per_second, 100, 1e-6);
+  // Somebody looks: there are series now, also of what was read before.
+  auto page = catalog.page("a", 0, std::chrono::seconds(20));
+  ASSERT_NE(page, nullptr);
+  EXPECT_FALSE(page->view["series"].empty());
+  write_losses(writer.get(), 20, 40);
+  const auto newer = catalog.page("a", page->version, std::chrono::seconds(20));
+  ASSERT_NE(newer, nullptr);
+  EXPECT_NE(newer->version, page->version);
+  ASSERT_TRUE(writer->close().ok());
+  card = wait_for(catalog, "a",
+                  [](const RunCard& run) { return run.state == trace::RunState::kFinished; });
+  EXPECT_EQ(card->step, 39);
+  // Resumed, and gone.
+  v1::RunDescription resumed = sample_run("a");
+  resumed.set_resumed(true);
+  resumed.set_resume_step(30);
+  resumed.set_start_time_ns(5000);
+  trace::RunWriterOptions writing;
+  writing.directory = scratch_.path("runs/a");
+  auto again = trace::RunWriter::open(writing, resumed, sample_model(2), sample_registry());
+  ASSERT_TRUE(again.ok());
+  write_losses(again.value().get(), 30, 60);
+  card = wait_for(catalog, "a", [](const RunCard& run) { return run.step == 59; });
+  EXPECT_EQ(card->state, trace::RunState::kLive);
+  ASSERT_TRUE(again.value()->close().ok());
+  (void)wait_for(catalog, "a",
+                 [](const RunCard& run) { return run.state == trace::RunState::kFinished; });
+  fs::remove_all(scratch_.path("runs/a"));
+  card = wait_for(catalog, "a",
+                  [](const RunCard& run) { return run.state == trace::RunState::kGone; });
+  EXPECT_EQ(card->state, trace::RunState::kGone);
+  catalog.stop();
+}
+
+TEST_F(CatalogTest, ForgetsARunThatIsGoneWhenNobodyLooks) {
+  write_run(scratch_.path("runs/a"), "a");
+  write_run(scratch_.path("runs/b"), "b");
+  RunCatalog catalog({scratch_.path("runs")}, options_);
+  catalog.start();
+  ASSERT_NE(wait_for(catalog, "a", [](const RunCard& run) { return run.is_read; }), nullptr);
+  fs::remove_all(scratch_.path("runs/a"));
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (catalog.card("a") != nullptr && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(milliseconds(20));
+  EXPECT_EQ(catalog.card("a"), nullptr);
+  EXPECT_NE(catalog.card("b"), nullptr);
+}
+
+TEST_F(CatalogTest, TellsAlarmsOfWhatItSawHappen) {
+  AlertOptions alert_options;
+  const std::string told = scratch_.path("told");
+  alert_options.command = "echo \"$TYCHO_ALARM_CODE $TYCHO_ALARM_ID\" >> '" + told + "'";
+  auto alerts = Alerts::open(alert_options);
+  ASSERT_TRUE(alerts.ok());
+  options_.alerts = alerts.value().get();
+  {
+    auto old = open_run(scratch_.path("runs/old"), "old");
+    write_losses(old.get(), 0, 20, NAN);
+    EXPECT_TRUE(old->close().ok());
+  }
+  auto live = open_run(scratch_.path("runs/live"), "live");
+  write_losses(live.get(), 0, 20);
+  RunCatalog catalog({scratch_.path("runs")}, options_);
+  catalog.start();
+  const auto is_read = [](const RunCard& run) { return run.is_read; };
+  for (const char* name : {"old", "live"}) ASSERT_NE(wait_for(catalog, name, is_read), nullptr);
+  const auto is_broken = [](const RunCard& run) { return run.count(Severity::kAlarm) > 0; };
+  write_losses(live.get(), 20, 40, NAN);
+  EXPECT_TRUE(is_broken(*wait_for(catalog, "live", is_broken)));
+  {
+    auto brief = open_run(scratch_.path("runs/brief"), "brief");
+    write_losses(brief.get(), 0, 20, NAN);
+    EXPECT_TRUE(brief->close().ok());
+  }
+  EXPECT_TRUE(is_broken(*wait_for(catalog, "brief", is_broken)));
+  EXPECT_TRUE(is_broken(*catalog.card("old")));
+  catalog.stop();
+  alerts.value()->close(std::chrono::seconds(60));
+  EXPECT_EQ(catalog.alerts().sent, 2u);
+  EXPECT_EQ(read_file(told), "loss_not_finite live\nloss_not_finite brief\n");
+}
+
+}  // namespace
+}  // namespace tycho::analyzer
