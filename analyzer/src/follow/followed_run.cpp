@@ -73,6 +73,7 @@ void FollowedRun::begin() {
     };
   }
   builder_ = std::make_unique<ReportBuilder>(path_, options_.series, std::move(listener));
+  if (!options_.changes) builder_->watch_alarms();
   changes_.clear();
   times_.clear();
   last_time_ns_ = 0;
@@ -135,12 +136,12 @@ void FollowedRun::judge() {
   builder_->update(follower_.run(), follower_.model(), follower_.registry(), follower_.segments(),
                    follower_.skipped());
   remarks_ = analyzer::remarks(report());
-  for (const LiveFinding& alarm : builder_->alarms()) {
+  for (const Alarm& alarm : builder_->alarms()) {
     const bool known = std::any_of(remarks_.begin(), remarks_.end(),
-                                   [&](const Remark& remark) { return remark.code == alarm.law; });
+                                   [&](const Remark& remark) { return remark.code == alarm.code; });
     if (known) continue;
-    remarks_.push_back({alarm.law, alarm.severity, alarm.title, alarm.gate, alarm.window_begin,
-                        alarm.measured, "", alarm.scope});
+    remarks_.push_back({alarm.code, alarm.severity, alarm.title, alarm.text, alarm.step,
+                        alarm.value, "", alarm.scope});
   }
   std::stable_sort(remarks_.begin(), remarks_.end(),
                    [](const Remark& a, const Remark& b) { return a.severity < b.severity; });

@@ -16,8 +16,8 @@ namespace tycho::analyzer {
 
 struct FollowOptions {
   bool series = true;  ///< without, there are no charts (ReportBuilder)
-  /// Without, take_changes() has none, remarks() are those of the report alone, and much is read
-  /// faster.
+  /// Without, take_changes() has none, alarms are looked at by judge() and not at steps of their
+  /// own, and much is read faster.
   bool changes = true;
 };
 
@@ -41,8 +41,8 @@ class FollowedRun {
   }
 
   const Report& report() const { return builder_->report(); }
-  /// Those of the report, and alarms of the LiveJudge that it does not have; the most serious
-  /// first.
+  /// Those of the report, and alarms of the LiveJudge (edge_passed, layer_silent, ...) that it does
+  /// not have; the most serious first.
   const std::vector<Remark>& remarks() const { return remarks_; }
   /// Of verdicts, since the last call, as the LiveJudge says them: at the same steps as in the
   /// trainer and in `tycho replay`. The oldest are left out where there are very many.

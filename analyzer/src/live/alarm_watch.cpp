@@ -1,10 +1,8 @@
 #include "src/live/alarm_watch.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <cmath>
 
+#include "src/live/alarm_texts.h"
 #include "src/loss/loss_alarms.h"
 
 namespace tycho::analyzer {
@@ -86,39 +84,10 @@ void AlarmWatch::settle_facts(const RunContext& context, const v1::Health& healt
       first_not_finite_ = static_cast<int>(events_seen_);
   }
   if (first_not_finite_ >= 0) {
-    const v1::Event& event = events[static_cast<size_t>(first_not_finite_)];
-    const bool harmless = course_.observed() > 0 && std::isfinite(course_.last().value);
-    Alarm alarm;
-    alarm.code = "not_finite";
-    // With a loss scale, a step whose gradients overflow is skipped, and nothing is wrong.
-    alarm.severity = harmless ? Severity::kWarning : Severity::kAlarm;
-    alarm.title = "Numbers that are not finite";
-    alarm.step = event.step();
-    alarm.text = fmt::format(
-        "First at step {}, in {}: {}. {}", event.step(),
-        context.scope_name(event.scope(), event.entity()),
-        event.message().empty() ? event.code() : event.message(),
-        harmless ? "The loss is finite; if the step was not skipped, look at what this layer was "
-                   "given."
-                 : "What is computed from them afterwards means nothing: lower the learning rate, "
-                   "clip gradients, or look at what this layer was given.");
-    found.push_back(std::move(alarm));
+    found.push_back(not_finite_alarm(events[static_cast<size_t>(first_not_finite_)],
+                                     context.model(), course_, !last));
   }
-  if (health.messages_dropped() > 0 || health.write_failures() > 0) {
-    Alarm alarm;
-    alarm.code = "trace_incomplete";
-    alarm.severity = Severity::kWarning;
-    alarm.title = "The trace is losing data";
-    alarm.step = health.step();
-    alarm.value = static_cast<double>(health.messages_dropped());
-    alarm.text = fmt::format(
-        "{} messages were dropped, and {} writes failed{}. Training is not affected; what is "
-        "missing "
-        "cannot be judged later.",
-        health.messages_dropped(), health.write_failures(),
-        health.last_write_failure().empty() ? "" : " (" + health.last_write_failure() + ")");
-    found.push_back(std::move(alarm));
-  }
+  if (auto losing = losing_data_alarm(health)) found.push_back(std::move(*losing));
   settle(Group::kFacts, std::move(found), last, say);
 }
 

@@ -7,15 +7,13 @@
 
 #include "coverage.h"
 #include "happenings.h"
+#include "src/live/alarm_texts.h"
 
 namespace tycho::analyzer {
 namespace {
 
-std::string entity_name(const Report& report, v1::Scope scope, uint32_t entity) {
-  if (scope == v1::SCOPE_LAYER) return report.layer_path(entity);
-  if (scope == v1::SCOPE_PARAMETER && entity < static_cast<uint32_t>(report.model.parameter_size()))
-    return report.model.parameter(static_cast<int>(entity)).name();
-  return "the run";
+Remark remark_of(const Alarm& alarm) {
+  return {alarm.code, alarm.severity, alarm.title, alarm.text, alarm.step, alarm.value, "", ""};
 }
 
 void loss(const Report& report, std::vector<Remark>* result) {
@@ -38,23 +36,10 @@ void non_finite(const Report& report, std::vector<Remark>* result) {
     if (first == nullptr || event.step() < first->step()) first = &event;
   }
   if (first == nullptr) return;
-  // With a loss scale, a step whose gradients overflow is skipped, and nothing is wrong.
-  const bool recovered = report.loss.observed() > 0 && std::isfinite(report.loss.last().value) &&
-                         report.loss.last().step > first->step();
-  Remark remark;
-  remark.code = "not_finite";
-  remark.severity = recovered ? Severity::kWarning : Severity::kAlarm;
-  remark.title = "Numbers that are not finite";
-  remark.step = first->step();
-  remark.text = fmt::format(
-      "First at step {}, in {}: {}. {}", first->step(),
-      entity_name(report, first->scope(), first->entity()),
-      first->message().empty() ? first->code() : first->message(),
-      recovered ? "The loss was finite at the end; if the step was not skipped, look at what this "
-                  "layer was given."
-                : "What is computed from them afterwards means nothing: lower the learning rate, "
-                  "clip gradients, or look at what this layer was given.");
-  result->push_back(std::move(remark));
+  const bool goes_on =
+      std::any_of(report.segments.begin(), report.segments.end(),
+                  [](const trace::SegmentInfo& segment) { return segment.being_written; });
+  result->push_back(remark_of(not_finite_alarm(*first, report.model, report.loss, goes_on)));
 }
 
 struct Silent {
@@ -127,21 +112,26 @@ void failures(const Report& report, std::vector<Remark>* result) {
 
 void losses(const Report& report, std::vector<Remark>* result) {
   if (!report.has_loss()) return;
+  const bool died =
+      std::any_of(report.segments.begin(), report.segments.end(),
+                  [](const trace::SegmentInfo& segment) { return segment.at_risk_seconds > 0; });
+  const auto losing = losing_data_alarm(report.health);
+  if (losing && report.skipped.empty() && !died) return result->push_back(remark_of(*losing));
   uint64_t bytes = 0;
   for (const auto& region : report.skipped) bytes += region.end - region.begin;
   Remark remark;
   remark.code = "trace_incomplete";
   remark.title = "The trace is not complete";
-  std::string died;
+  std::string writer;
   for (const trace::SegmentInfo& segment : report.segments) {
     if (segment.at_risk_seconds <= 0) continue;
-    died = fmt::format("The writer died: up to {:g} s of steps before its end may be missing. ",
-                       segment.at_risk_seconds);
+    writer = fmt::format("The writer died: up to {:g} s of steps before its end may be missing. ",
+                         segment.at_risk_seconds);
   }
   remark.text = fmt::format(
       "{}{} bytes could not be read and {} messages were dropped while it was written; everything "
       "else was used. See what was lost, below.",
-      died, bytes, report.health.messages_dropped());
+      writer, bytes, report.health.messages_dropped());
   result->push_back(std::move(remark));
 }
 

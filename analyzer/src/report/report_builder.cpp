@@ -52,13 +52,29 @@ void ReportBuilder::add_consumer(const Engine::FrameConsumer& consumer) {
   judge_ != nullptr ? judge_->add_consumer(consumer) : engine_->add_consumer(consumer);
 }
 
-void ReportBuilder::finish() { judge_ != nullptr ? judge_->finish() : engine_->finish(); }
+void ReportBuilder::finish() {
+  judge_ != nullptr ? judge_->finish() : engine_->finish();
+  ended_ = true;
+}
 
-std::vector<LiveFinding> ReportBuilder::alarms() const {
-  std::vector<LiveFinding> raised;
+void ReportBuilder::watch_alarms() {
+  if (judge_ != nullptr) return;
+  alarms_ = std::make_unique<AlarmWatch>();
+  add_consumer([this](const RunContext& context, const Frame& frame) {
+    ended_ = false;
+    alarms_->observe(context, frame, engine_->health(), [](const Alarm&, bool) {});
+  });
+}
+
+std::vector<Alarm> ReportBuilder::alarms() const {
+  if (alarms_ != nullptr) return alarms_->raised();
+  std::vector<Alarm> raised;
   if (judge_ == nullptr) return raised;
   for (LiveFinding& finding : judge_->last_findings()) {
-    if (finding.is_alarm()) raised.push_back(std::move(finding));
+    if (!finding.is_alarm()) continue;
+    raised.push_back({std::move(finding.law), finding.severity, std::move(finding.scope),
+                      std::move(finding.title), std::move(finding.gate), finding.window_begin,
+                      finding.measured});
   }
   return raised;
 }
@@ -88,6 +104,10 @@ void ReportBuilder::update(const v1::RunDescription& run, const v1::ModelDescrip
   report_.bytes = 0;
   for (const auto& segment : report_.segments) report_.bytes += segment.bytes;
   report_.decisions = decide(report_);
+  if (alarms_ != nullptr) {
+    alarms_->look(engine().context(), engine().health(), report_.findings, ended_,
+                  [](const Alarm&, bool) {});
+  }
 }
 
 }  // namespace tycho::analyzer

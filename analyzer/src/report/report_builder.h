@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "report.h"
+#include "src/live/alarm_watch.h"
 #include "tycho/analyzer/engine.h"
 #include "tycho/analyzer/live_judge.h"
 
@@ -40,8 +41,11 @@ class ReportBuilder {
   void add_consumer(const Engine::FrameConsumer& consumer);
   /// Completes the last frame.
   void finish();
-  /// Alarms that are raised; none without a listener.
-  std::vector<LiveFinding> alarms() const;
+  /// Before the first message, where there is no listener: watches for alarms.
+  void watch_alarms();
+  /// Alarms that are raised: with a listener those of the LiveJudge, which looks at the laws now
+  /// and then; with watch_alarms() those at the last update(); else none.
+  std::vector<Alarm> alarms() const;
   /// Brings report() up to date with all complete frames; the last step of a run that goes on is
   /// complete when the next one has begun. Judges all laws: costs most of what a report does.
   void update(const v1::RunDescription& run, const v1::ModelDescription& model,
@@ -58,6 +62,8 @@ class ReportBuilder {
   // One of the two.
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<LiveJudge> judge_;
+  std::unique_ptr<AlarmWatch> alarms_;
+  bool ended_ = false;  ///< no frame has come since finish()
   trace::MessageHandler* handler_ = nullptr;
   SpectrumKeeper spectrum_;
   uint64_t settings_version_ = static_cast<uint64_t>(-1);

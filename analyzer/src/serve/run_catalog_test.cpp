@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <functional>
@@ -134,6 +135,73 @@ TEST_F(CatalogTest, TellsAlarmsOfWhatItSawHappen) {
   alerts.value()->close(std::chrono::seconds(60));
   EXPECT_EQ(catalog.alerts().sent, 2u);
   EXPECT_EQ(read_file(told), "loss_not_finite live\nloss_not_finite brief\n");
+}
+
+// A layer of which no unit speaks is no remark of the report, but an alarm of the LiveJudge.
+void write_silent(trace::RunWriter* writer, int64_t from, int64_t to, double silent) {
+  for (int64_t step = from; step < to; ++step) {
+    v1::Record record;
+    record.set_step(step);
+    auto* column = record.add_column();
+    column->set_statistic(1);
+    column->set_scope(v1::SCOPE_LAYER);
+    for (uint32_t layer = 0; layer < 2; ++layer) {
+      column->add_entity(layer);
+      column->add_value(layer == 0 ? silent : 0);
+    }
+    writer->write("activations", record, 1'000'000'000 + step * 10'000'000);
+  }
+  EXPECT_TRUE(writer->flush().ok());
+}
+
+TEST_F(CatalogTest, ShowsTheAlarmsOfTheLiveJudge) {
+  v1::StatisticRegistry registry = sample_registry();
+  ASSERT_GT(registry.statistic_size(), 1);
+  registry.mutable_statistic(1)->set_name("dead_fraction");
+  trace::RunWriterOptions writing;
+  writing.directory = scratch_.path("runs/a");
+  auto writer = trace::RunWriter::open(writing, sample_run("a"), sample_model(2), registry);
+  ASSERT_TRUE(writer.ok());
+  write_silent(writer.value().get(), 0, 30, 0);
+  RunCatalog catalog({scratch_.path("runs")}, options_);
+  catalog.start();
+  const auto has_alarm = [](const RunCard& run) {
+    return std::any_of(run.remarks.begin(), run.remarks.end(), [](const Remark& remark) {
+      return remark.code == "layer_silent" && remark.step == 30;
+    });
+  };
+  EXPECT_FALSE(
+      has_alarm(*wait_for(catalog, "a", [](const RunCard& run) { return run.step == 29; })));
+  write_silent(writer.value().get(), 30, 80, 1);
+  EXPECT_TRUE(has_alarm(*wait_for(catalog, "a", has_alarm)));
+  // It is over.
+  write_silent(writer.value().get(), 80, 110, 0);
+  const auto is_over = [&](const RunCard& run) { return !has_alarm(run); };
+  EXPECT_TRUE(is_over(*wait_for(catalog, "a", is_over)));
+  // It comes back, and stays so when the run ends.
+  write_silent(writer.value().get(), 110, 160, 1);
+  ASSERT_TRUE(writer.value()->close().ok());
+  const auto ends_so = [](const RunCard& run) {
+    return run.state == trace::RunState::kFinished &&
+           std::any_of(run.remarks.begin(), run.remarks.end(), [](const Remark& remark) {
+             return remark.code == "layer_silent" && remark.step == 110;
+           });
+  };
+  EXPECT_TRUE(ends_so(*wait_for(catalog, "a", ends_so)));
+  catalog.stop();
+  // And whoever reads it afterwards, says the same as tycho watch.
+  FollowedRun now(scratch_.path("runs/a"));
+  FollowedRun without(scratch_.path("runs/a"), {true, false});
+  for (FollowedRun* run : {&now, &without}) {
+    while (run->poll(1 << 20)) {
+    }
+    run->judge();
+  }
+  ASSERT_EQ(now.remarks().size(), without.remarks().size());
+  for (size_t i = 0; i < now.remarks().size(); ++i) {
+    EXPECT_EQ(now.remarks()[i].code, without.remarks()[i].code);
+    EXPECT_EQ(now.remarks()[i].text, without.remarks()[i].text);
+  }
 }
 
 }  // namespace
