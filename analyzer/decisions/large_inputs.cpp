@@ -50,7 +50,7 @@ std::optional<Decision> large_inputs(const Signs& signs) {
   decision.gain = signs.nothing_learned() ? 0.985 : 0.55;
   decision.laws = {"signal_propagation"};
   decision.statistic = "activation_rms";
-  decision.scope = "layer:" + first->layer;
+  decision.scope = "layer:" + layer.path();
   decision.step = rms.front().step;
   decision.setting = "input_scale";
   decision.factor = 1 / inputs;

@@ -20,11 +20,13 @@ std::optional<Decision> large_start(const Signs& signs) {
   Samples first;
   Samples last;
   std::string output;
+  std::string scope;
   for (int i = 0; i < signs.report.model.layer_size(); ++i) {
     Samples rms = signs.layer("activation_rms", static_cast<size_t>(i));
     if (rms.empty()) continue;
     if (first.empty()) first = rms;
-    output = signs.report.layer_path(static_cast<uint32_t>(i));
+    output = signs.report.layer_label(static_cast<uint32_t>(i));
+    scope = "layer:" + signs.report.model.layer(i).path();
     last = std::move(rms);
   }
   if (last.empty() || !is_at_start(signs.report, last.front().step)) return std::nullopt;
@@ -46,7 +48,7 @@ std::optional<Decision> large_start(const Signs& signs) {
   decision.gain = 0.92;
   decision.laws = {"signal_propagation"};
   decision.statistic = "activation_rms";
-  decision.scope = "layer:" + output;
+  decision.scope = scope;
   decision.step = last.front().step;
   decision.setting = "gain";
   decision.factor = 0.2;

@@ -83,7 +83,7 @@ Signs::Signs(const Report& of) : report(of) {
     ParameterSigns signs;
     signs.id = static_cast<size_t>(i);
     signs.name = described.name();
-    signs.layer = report.layer_path(described.layer());
+    signs.layer = report.layer_label(described.layer());
     signs.is_weight = described.shape_size() >= 2;
     signs.in_optimizer = described.parameter_group() >= 0;
     signs.elements = described.element_count();

@@ -29,13 +29,16 @@ bool has_no_gradient(const Signs& signs, const std::string& layer) {
 
 std::optional<Decision> silent_layer(const Signs& signs) {
   std::vector<std::string> layers;
+  std::string scope;
   for (int i = 0; i < signs.report.model.layer_size(); ++i) {
     const Samples dead = signs.layer("dead_fraction", static_cast<size_t>(i));
     const bool silent =
         !dead.empty() && std::all_of(dead.begin(), dead.end(),
                                      [](const Sample& each) { return each.value >= kSilent; });
-    const std::string layer = signs.report.layer_path(static_cast<uint32_t>(i));
-    if (silent && has_no_gradient(signs, layer)) layers.push_back(layer);
+    const std::string layer = signs.report.layer_label(static_cast<uint32_t>(i));
+    if (!silent || !has_no_gradient(signs, layer)) continue;
+    if (layers.empty()) scope = "layer:" + signs.report.model.layer(i).path();
+    layers.push_back(layer);
   }
   if (layers.empty()) return std::nullopt;
   Decision decision;
@@ -53,7 +56,7 @@ std::optional<Decision> silent_layer(const Signs& signs) {
   decision.refuted_by = "Units that are active at the first steps and fall silent later.";
   decision.gain = signs.nothing_learned() ? 0.97 : 0.7;
   decision.statistic = "dead_fraction";
-  decision.scope = "layer:" + layers.front();
+  decision.scope = scope;
   decision.setting = "silent_layers";
   return decision;
 }

@@ -276,9 +276,9 @@ TEST_F(CompareTest, PagesNeedNoNetworkAndShowTheLaws) {
                            "What was left out", "class=\"picture\"", "examples to it"}) {
     EXPECT_THAT(page, HasSubstr(part));
   }
-  EXPECT_LT(page.find("What to do"), page.find("Laws over these runs"));
-  EXPECT_LT(page.find("Laws over these runs"), page.find("What differs"));
-  EXPECT_LT(page.find("What differs"), page.find("Runs overlaid"));
+  EXPECT_LT(page.find("<h2>What to do"), page.find("<h2>Laws over these runs"));
+  EXPECT_LT(page.find("<h2>Laws over these runs"), page.find("<h2>What differs"));
+  EXPECT_LT(page.find("<h2>What differs"), page.find("<h2>Runs overlaid"));
   EXPECT_TRUE(nlohmann::json::accept(read_file(scratch_.path("p.json"))));
 }
 

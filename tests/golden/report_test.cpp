@@ -24,6 +24,9 @@ TEST(ReportTest, JsonHasTheFieldsOfTheContract) {
   const ScratchDirectory scratch;
   write_golden_run(scratch.path("run"));
   const auto json = nlohmann::json::parse(analyzer::json_report(read(scratch.path("run"))));
+  EXPECT_EQ(json.at("schema"), "tycho-report-1");
+  ASSERT_EQ(json.at("layers").size(), 2u);
+  EXPECT_EQ(json.at("layers")[0].at("path"), kHostileName);
   const auto& run = json.at("run");
   EXPECT_EQ(run.at("configuration").at("note"), kHostileName);
   EXPECT_EQ(run.at("versions").at("tycho"), "0.1.0");
@@ -94,9 +97,10 @@ TEST(ReportTest, SeriesKeepsExtremesMeansAndCountsOfAllSteps) {
     ASSERT_EQ(buckets[i].count, end - begin);
     double sum = 0;
     for (int64_t step = begin; step < end; ++step) sum += sample_value(step, 2, 2);
-    EXPECT_EQ(buckets[i].max, sample_value(begin, 2, 2));  // the sample falls with the step
-    EXPECT_EQ(buckets[i].min, sample_value(end - 1, 2, 2));
-    EXPECT_NEAR(buckets[i].mean(), sum / static_cast<double>(end - begin), 1e-12);
+    // The sample falls with the step; six digits are kept.
+    EXPECT_NEAR(buckets[i].max, sample_value(begin, 2, 2), 1e-6);
+    EXPECT_NEAR(buckets[i].min, sample_value(end - 1, 2, 2), 1e-6);
+    EXPECT_NEAR(buckets[i].mean(), sum / static_cast<double>(end - begin), 5e-6);
   }
 }
 
@@ -120,7 +124,8 @@ TEST(ReportTest, CurvatureIsShownWhereItWasMeasured) {
   const analyzer::Report report = read(scratch.path("run"));
   const std::string text = analyzer::text_report(report, false, 80);
   EXPECT_THAT(text, HasSubstr("30 +- 1, edge of stability at 40 (ratio 0.75)"));
-  EXPECT_THAT(text, HasSubstr("top eigenvector by layer: layers.1 70 %, layers.0 30 %"));
+  EXPECT_THAT(
+      text, HasSubstr("top eigenvector by layer: layers.1 (Linear) 70 %, layers.0 (Linear) 30 %"));
   EXPECT_THAT(text, HasSubstr("largest eigenvalues: 30 20 10"));
   // 0.001 is three orders of magnitude, three characters of the ramp, below 0.899.
   EXPECT_THAT(text, HasSubstr("-1 |%@"));

@@ -1,7 +1,5 @@
-(function () {
+tycho.unpack(document.getElementById('data'), function (data) {
   'use strict';
-  var data = JSON.parse(document.getElementById('data').textContent);
-  var dark = window.matchMedia && window.matchMedia('(prefers-color-scheme: dark)').matches;
   var statistic = document.getElementById('statistic');
   var layer = document.getElementById('layer');
   var along = document.getElementById('along');
@@ -11,21 +9,8 @@
   var dashes = ['', '7 3', '2 3', '9 3 2 3', '4 2', '12 4'];
   var marks = ['circle', 'square', 'triangle', 'diamond', 'cross', 'plus'];
 
-  function show(value) {
-    if (value === null || value === undefined || !isFinite(value)) return '';
-    var size = Math.abs(value);
-    return size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(size >= 1e5 ? 0 : 1) : String(+value.toPrecision(3));
-  }
-  // Perceptually even from dark to light (viridis, sampled); the lightest end is left out on white paper.
-  var stops = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99],
-    [170, 220, 50], [253, 231, 37]];
-  function colour(group) {
-    var t = data.groups.length > 1 ? group / (data.groups.length - 1) : 0.3;
-    t = dark ? 0.25 + 0.75 * t : 0.8 * t;
-    var at = t * (stops.length - 1);
-    var i = Math.min(stops.length - 2, Math.floor(at));
-    return 'rgb(' + stops[i].map(function (c, k) { return Math.round(c + (stops[i + 1][k] - c) * (at - i)); }).join(',') + ')';
-  }
+  var show = tycho.tick;
+  function colour(group) { return tycho.lineColour(data.groups.length > 1 ? group / (data.groups.length - 1) : 0.3); }
   function element(parent, name, attributes, text) {
     var node = document.createElementNS(svgSpace, name);
     Object.keys(attributes).forEach(function (key) { node.setAttribute(key, attributes[key]); });
@@ -56,6 +41,7 @@
       var points = [];
       values.forEach(function (y, i) {
         if (y === null) return;
+        if (tycho.isSquare(entry.statistic)) y = Math.sqrt(Math.max(0, y));
         var x = position(item.run, item.step[i]);
         if (x !== null && x !== undefined && isFinite(x)) points.push([x, y]);
       });
@@ -222,8 +208,8 @@
   }
   function drawMain() {
     var entry = current();
-    document.getElementById('title').textContent = entry.statistic + (entry.layers ? ' of ' + (layer.value || '(root)') : '') +
-      (entry.unit && entry.unit !== '1' ? ' [' + entry.unit + ']' : '');
+    document.getElementById('title').textContent = tycho.title(entry.statistic) + (entry.layers ? ' of ' + (layer.value || '(root)') : '') +
+      tycho.unit(entry);
     document.getElementById('definition').textContent = entry.definition;
     draw(document.getElementById('chart'), entry, layer.value,
       { width: 1130, height: 430, labels: 260, ticks: 8, axis: true, thin: 1.7 });
@@ -234,22 +220,19 @@
     data.overview.forEach(function (index) {
       var entry = data.series[index];
       if (entry.layers) return;
-      var figure = document.createElement('figure');
-      var caption = document.createElement('figcaption');
-      caption.textContent = entry.statistic.replace(/_/g, ' ');
+      var figure = tycho.make('figure', null, place);
+      tycho.make('figcaption', tycho.title(entry.statistic) + tycho.unit(entry), figure);
       figure.title = entry.definition;
       var svg = document.createElementNS(svgSpace, 'svg');
       svg.setAttribute('class', 'overlay');
-      figure.appendChild(caption);
       figure.appendChild(svg);
-      place.appendChild(figure);
       draw(svg, entry, null, { width: 330, height: 190, labels: 14, ticks: 4, axis: false, thin: 1.3 });
-      figure.onclick = function () {
+      tycho.pressable(figure, function () {
         statistic.selectedIndex = index;
         fillLayers();
         drawMain();
         document.getElementById('views').scrollIntoView();
-      };
+      });
     });
   }
   if (!data.series.length) {
@@ -258,7 +241,7 @@
   }
   data.series.forEach(function (entry) {
     var option = document.createElement('option');
-    option.textContent = entry.statistic + (entry.layers ? ' (layers)' : '');
+    option.textContent = tycho.title(entry.statistic) + (entry.layers ? ' (layers)' : '');
     statistic.appendChild(option);
   });
   along.value = data.by;
@@ -271,4 +254,4 @@
   fillLayers();
   drawMain();
   drawOverview();
-}());
+});

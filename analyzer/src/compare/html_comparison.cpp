@@ -3,45 +3,30 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 
 #include "src/compare/comparison.h"
+#include "src/compare/overlay_data.h"
 #include "src/compare/picture.h"
-#include "src/report/html_parts.h"
+#include "src/page/html_parts.h"
 #include "src/report/report.h"
 
 namespace tycho::analyzer {
 
 namespace assets {
-extern const char* const page_css;
 extern const char* const compare_css;
 extern const char* const compare_js;
 }  // namespace assets
 
 namespace {
 
-using nlohmann::json;
-
-/// Points of a page's curves, all together: more would make it slow to open.
-constexpr size_t kMostPoints = 600000;
-constexpr size_t kMostPointsPerCurve = 96;
-constexpr size_t kFewestPointsPerCurve = 16;
-
 std::string title_of(const Comparison& comparison, const Finding& finding) {
   const LawDescription* law = comparison.law(finding.law);
   return law != nullptr ? law->title : finding.law;
 }
 
-std::string interval(const Finding& finding) {
-  if (std::isnan(finding.ci_low) || std::isnan(finding.ci_high)) return "";
-  return fmt::format("[{}, {}]", short_number(finding.ci_low), short_number(finding.ci_high));
-}
-
-std::string optional_number(double value) { return std::isnan(value) ? "" : short_number(value); }
-
 std::string what_to_do_section(const Comparison& comparison) {
-  std::string out = "<section><h2>What to do</h2>\n";
+  std::string out = "<section id=\"to-do\"><h2>What to do</h2>\n";
   const auto important = what_to_do(comparison);
   if (important.empty()) {
     return out + "<p>" + escape(nothing_to_do(comparison)) + "</p></section>\n";
@@ -156,13 +141,13 @@ std::string law_block(const Comparison& comparison, const LawDescription& law) {
   std::vector<const ComparisonFinding*> whole;
   std::string rows;
   size_t count = 0;
-  constexpr size_t kMostRows = 400;
+  const size_t most = rows_per_law(comparison.laws.size());
   std::map<Verdict, int> counts;
   for (const ComparisonFinding& finding : comparison.findings) {
     if (finding.law != law.id) continue;
     ++counts[finding.verdict];
     if (finding.scope == "runs") whole.push_back(&finding);
-    if (++count > kMostRows) continue;
+    if (++count > most) continue;
     rows += fmt::format(
         "<tr><td class=\"name\">{}{}</td><td>{}</td><td class=\"number\">{}</td><td "
         "class=\"number\">{}</td><td class=\"number\">{}</td><td>{}</td></tr>\n",
@@ -180,11 +165,7 @@ std::string law_block(const Comparison& comparison, const LawDescription& law) {
     says = speaks ? evidence(*finding) : finding->gate;
     break;
   }
-  std::string out = fmt::format(
-      "<details class=\"law\" id=\"law-{}\"{}><summary><span class=\"lawtitle\">{}</span> {}<span "
-      "class=\"says\">{}</span></summary>\n<div class=\"lawbody\"><p class=\"formula\">{}</p>\n",
-      escape(law.id), verdict != Verdict::kNotApplicable ? " open" : "", escape(law.title),
-      badge(verdict), escape(says), escape(law.formula));
+  std::string out = law_head(law, verdict, verdict != Verdict::kNotApplicable, says);
   std::set<std::string> drawn;
   for (const ComparisonFinding* finding : whole) {
     if (finding->verdict == Verdict::kNotApplicable || !drawn.insert(finding->sweep).second)
@@ -196,19 +177,16 @@ std::string law_block(const Comparison& comparison, const LawDescription& law) {
   }
   out += "<details><summary>all findings</summary>";
   for (const auto& [of, times] : counts) out += badge(of, times) + " ";
-  out +=
-      "<table><thead><tr><th>where</th><th>verdict</th><th>measured</th><th>95 % interval</th><th>"
-      "predicted</th><th>what it means</th></tr></thead><tbody>\n" +
-      rows + "</tbody></table>\n";
-  if (count > kMostRows) {
-    out += fmt::format("<p class=\"muted\">and {} more, in the JSON.</p>\n", count - kMostRows);
+  out += kFindingHead + rows + "</tbody></table>\n";
+  if (count > most) {
+    out += fmt::format("<p class=\"muted\">and {} more, in the JSON.</p>\n", count - most);
   }
   out += "</details>\n";
   return out + law_footer(law) + "</div></details>\n";
 }
 
 std::string laws_section(const Comparison& comparison) {
-  std::string out = "<section><h2>Laws over these runs</h2>\n";
+  std::string out = "<section id=\"laws\"><h2>Laws over these runs</h2>\n";
   std::vector<const LawDescription*> order;
   for (const LawDescription& law : comparison.laws) order.push_back(&law);
   const auto silent = [&](const LawDescription* law) {
@@ -230,7 +208,7 @@ std::string differences_section(const Comparison& comparison) {
   const RunSet& set = comparison.set;
   const Outcomes ends = outcomes(comparison);
   const Alignment by = comparison.options.by;
-  std::string out = "<section><h2>What differs</h2>\n";
+  std::string out = "<section id=\"differences\"><h2>What differs</h2>\n";
   const auto found = sweeps(set);
   if (!found.empty()) {
     out += "<p>Sweeps: ";
@@ -287,7 +265,7 @@ std::string differences_section(const Comparison& comparison) {
 
 std::string left_out_section(const Comparison& comparison) {
   const RunSet& set = comparison.set;
-  std::string out = "<section><h2>What was left out</h2>\n";
+  std::string out = "<section id=\"left-out\"><h2>What was left out</h2>\n";
   if (set.left_out().empty() && set.notes().empty()) out += "<p>Nothing.</p>\n";
   if (!set.left_out().empty()) {
     out += "<table><thead><tr><th>run</th><th>why</th></tr></thead><tbody>\n";
@@ -297,11 +275,7 @@ std::string left_out_section(const Comparison& comparison) {
     }
     out += "</tbody></table>\n";
   }
-  if (!set.notes().empty()) {
-    out += "<ul>";
-    for (const std::string& note : set.notes()) out += "<li>" + escape(note) + "</li>";
-    out += "</ul>\n";
-  }
+  if (!set.notes().empty()) out += bullets(set.notes());
   return out + "</section>\n";
 }
 
@@ -319,176 +293,6 @@ const char* const kViews = R"html(<section id="views"><h2>Runs overlaid</h2>
 <h3 id="title"></h3><p class="muted" id="definition"></p><svg class="overlay" id="chart"></svg></section>
 )html";
 
-/// Positions of at most `most` of `size` things, the first and the last among them.
-std::vector<size_t> thinned(size_t size, size_t most) {
-  std::vector<size_t> result;
-  if (size <= most) {
-    for (size_t i = 0; i < size; ++i) result.push_back(i);
-    return result;
-  }
-  for (size_t i = 0; i < most; ++i) result.push_back(i * (size - 1) / (most - 1));
-  return result;
-}
-
-/// Where a run stood at its steps.
-json position_map(const RunDigest& run) {
-  const std::vector<RunBin>* longest = nullptr;
-  for (const auto& [name, bins] : run.run_series) {
-    if (longest == nullptr || bins.size() > longest->size()) longest = &bins;
-  }
-  json steps = json::array();
-  json examples = json::array();
-  json time = json::array();
-  bool any_examples = false;
-  bool any_time = false;
-  if (longest != nullptr) {
-    for (const size_t i : thinned(longest->size(), kMostPointsPerCurve)) {
-      const Position& at = (*longest)[i].position;
-      steps.push_back(rounded(at.step));
-      examples.push_back(rounded(at.examples));
-      time.push_back(rounded(at.seconds));
-      any_examples = any_examples || std::isfinite(at.examples);
-      any_time = any_time || std::isfinite(at.seconds);
-    }
-  }
-  return {{"step", steps},
-          {"examples", any_examples ? examples : json::array()},
-          {"time", any_time ? time : json::array()}};
-}
-
-struct PageData {
-  json data;
-  std::vector<std::string> left_out;  ///< statistics of layers for which there was no room
-};
-
-PageData page_data(const Comparison& comparison) {
-  const RunSet& set = comparison.set;
-  PageData result;
-  std::map<std::string, std::pair<std::string, std::string>> meaning;  // unit, definition
-  std::set<std::string> of_runs;
-  std::map<std::string, size_t> of_layers;  // to the number of curves
-  for (const RunDigest& run : set.runs()) {
-    for (const auto& definition : run.registry.statistic())
-      meaning.try_emplace(definition.name(), definition.unit(), definition.definition());
-    for (const auto& [name, bins] : run.run_series) of_runs.insert(name);
-    for (const auto& [name, bins] : run.layer_series) {
-      of_layers[name] += static_cast<size_t>(run.model.layer_size());
-    }
-  }
-  json series = json::array();
-  const auto start = [&](const std::string& name) {
-    return json{{"statistic", name},
-                {"unit", meaning[name].first},
-                {"definition", meaning[name].second},
-                {"runs", json::array()}};
-  };
-  for (const std::string& name : of_runs) {
-    json entry = start(name);
-    for (size_t r = 0; r < set.runs().size(); ++r) {
-      const auto* bins = set.runs()[r].series(name);
-      if (bins == nullptr) continue;
-      json steps = json::array();
-      json values = json::array();
-      for (const size_t i : thinned(bins->size(), kMostPointsPerCurve)) {
-        steps.push_back(rounded((*bins)[i].position.step));
-        values.push_back((*bins)[i].count > 0 ? rounded((*bins)[i].mean) : json(nullptr));
-      }
-      entry["runs"].push_back({{"run", r}, {"step", steps}, {"y", values}});
-    }
-    series.push_back(std::move(entry));
-  }
-  // What laws over several runs read comes first, then what has fewest curves.
-  std::set<std::string> read;
-  for (const LawDescription& law : comparison.laws)
-    read.insert(law.statistics.begin(), law.statistics.end());
-  std::vector<std::pair<std::string, size_t>> order(of_layers.begin(), of_layers.end());
-  std::stable_sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
-    const bool first = read.count(a.first) > 0;
-    const bool second = read.count(b.first) > 0;
-    return first != second ? first : a.second < b.second;
-  });
-  size_t curves = 0;
-  for (const auto& [name, count] : order) curves += count;
-  const size_t most = std::clamp(curves > 0 ? kMostPoints / curves : kMostPointsPerCurve,
-                                 kFewestPointsPerCurve, size_t{48});
-  size_t points = 0;
-  for (const auto& [name, count] : order) {
-    if (points + count * most > kMostPoints && points > 0) {
-      result.left_out.push_back(name);
-      continue;
-    }
-    points += count * most;
-    json entry = start(name);
-    std::vector<std::string> layers;
-    for (size_t r = 0; r < set.runs().size(); ++r) {
-      const RunDigest& run = set.runs()[r];
-      const auto* bins = run.layers(name);
-      if (bins == nullptr) continue;
-      json steps = json::array();
-      json values = json::object();
-      const std::vector<size_t> kept = thinned(bins->size(), most);
-      for (const size_t i : kept) steps.push_back(rounded((*bins)[i].position.step));
-      for (const v1::Layer& layer : run.model.layer()) {
-        json of_layer = json::array();
-        bool any = false;
-        for (const size_t i : kept) {
-          const auto& cells = (*bins)[i].cell;
-          const double mean = layer.id() < cells.size() ? cells[layer.id()].mean() : kUnknown;
-          any = any || std::isfinite(mean);
-          of_layer.push_back(rounded(mean));
-        }
-        if (!any) continue;
-        values[layer.path()] = std::move(of_layer);
-        if (std::find(layers.begin(), layers.end(), layer.path()) == layers.end())
-          layers.push_back(layer.path());
-      }
-      entry["runs"].push_back({{"run", r}, {"step", steps}, {"y", values}});
-    }
-    entry["layers"] = layers;
-    series.push_back(std::move(entry));
-  }
-  static const std::vector<std::string> kFirst = {
-      "loss",          "probe_loss",   "output_change",   "preconditioned_sharpness",
-      "sharpness",     "grad_norm_sq", "weight_norm_sq",  "update_norm_sq",
-      "learning_rate", "batch_size",   "kernel_distance", "step_seconds"};
-  json overview = json::array();
-  for (const std::string& name : kFirst) {
-    for (size_t i = 0; i < series.size(); ++i) {
-      if (series[i]["statistic"] == name && !series[i].contains("layers")) overview.push_back(i);
-    }
-  }
-  // Of replicates only, each is named.
-  const bool single = set.groups() == 1;
-  json runs = json::array();
-  json groups = json::array();
-  for (size_t r = 0; r < set.runs().size(); ++r) {
-    runs.push_back({{"label", set.label(r)},
-                    {"group", single ? r : set.group(r)},
-                    {"map", position_map(set.runs()[r])}});
-    if (single) groups.push_back({{"label", set.label(r)}});
-  }
-  for (size_t g = 0; g < set.groups() && !single; ++g) {
-    groups.push_back({{"label", set.group_label(g)}});
-  }
-  result.data = {{"by", to_string(comparison.options.by)},
-                 {"runs", runs},
-                 {"groups", groups},
-                 {"series", series},
-                 {"overview", overview}};
-  return result;
-}
-
-std::string tally(const Comparison& comparison) {
-  std::map<Verdict, int> counts;
-  for (const LawDescription& law : comparison.laws) ++counts[summary_verdict(comparison, law)];
-  std::string out = "<p class=\"tally\">";
-  for (const Verdict verdict : {Verdict::kViolated, Verdict::kHolds, Verdict::kUnderpowered,
-                                Verdict::kNotYet, Verdict::kNotMeasured, Verdict::kNotApplicable}) {
-    if (counts[verdict] > 0) out += badge(verdict) + fmt::format(" <b>{}</b> ", counts[verdict]);
-  }
-  return out + "</p>\n";
-}
-
 }  // namespace
 
 std::string html_comparison(const Comparison& comparison) {
@@ -500,21 +304,24 @@ std::string html_comparison(const Comparison& comparison) {
     if (std::find(axes.begin(), axes.end(), axis) == axes.end()) axes.push_back(axis);
   }
   if (!axes.empty()) title += " over " + enumerate(axes);
-  const PageData page = page_data(comparison);
-  std::string out =
-      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
-      "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n";
-  out += fmt::format("<title>{} - comparison</title>\n<style>{}\n{}</style></head><body><main>\n",
-                     escape(title), assets::page_css, assets::compare_css);
+  const OverlayData page = overlay_data(comparison);
+  std::string out = page_head(title + " - comparison", assets::compare_css);
   out += fmt::format(
       "<header><p class=\"kind\">Comparison</p><h1>{}</h1><p>{}; laid over each other by "
-      "{}{}</p>{}</header>\n",
+      "{}{}</p>{}{}</header>\n",
       escape(title),
       set.groups() == 1 ? std::string("they differ by their seeds at most")
                         : fmt::format("{} groups that differ by more than seeds", set.groups()),
       to_string(comparison.options.by),
       set.left_out().empty() ? "" : fmt::format("; {} left out", set.left_out().size()),
-      tally(comparison));
+      tally(comparison.laws,
+            [&](const LawDescription& law) { return summary_verdict(comparison, law); }),
+      contents({{"to-do", "What to do"},
+                {"laws", "Laws"},
+                {"differences", "What differs"},
+                {"overview", "At a glance"},
+                {"views", "Runs overlaid"},
+                {"left-out", "What was left out"}}));
   out += what_to_do_section(comparison);
   out += laws_section(comparison);
   out += differences_section(comparison);
@@ -525,9 +332,7 @@ std::string html_comparison(const Comparison& comparison) {
            escape(enumerate(page.left_out)) + ".</p>\n";
   }
   out += left_out_section(comparison);
-  out += "</main>\n<script type=\"application/json\" id=\"data\">" + script_json(page.data) +
-         "</script>\n<script>" + assets::compare_js + "</script>\n";
-  return out + "</body></html>\n";
+  return out + page_end(page.data, "", assets::compare_js);
 }
 
 }  // namespace tycho::analyzer

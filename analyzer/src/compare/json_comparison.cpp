@@ -98,7 +98,8 @@ std::string json_comparison(const Comparison& comparison) {
     law["curve"] = pairs(finding.curve);
     laws.push_back(law);
   }
-  const json result = {{"by", to_string(comparison.options.by)},
+  const json result = {{"schema", "tycho-comparison-1"},
+                       {"by", to_string(comparison.options.by)},
                        {"loss_statistic", ends.statistic},
                        {"common_end", number(ends.common_end)},
                        {"runs", runs},

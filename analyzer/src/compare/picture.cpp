@@ -6,7 +6,7 @@
 #include <cmath>
 #include <limits>
 
-#include "src/report/html_parts.h"
+#include "src/page/html_parts.h"
 
 namespace tycho::analyzer {
 namespace {

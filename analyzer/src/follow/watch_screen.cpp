@@ -169,7 +169,7 @@ void add_layers(const Report& report, const ScreenOptions& options, size_t room,
   lines->title(title);
   const auto rows = rows_to_show(layers, room - 2);
   for (const size_t layer : rows) {
-    std::string line = fit(printable(report.layer_path(static_cast<uint32_t>(layer))), kName);
+    std::string line = fit(printable(report.layer_label(static_cast<uint32_t>(layer))), kName);
     for (const Shown& column : shown) {
       const auto values = means(report.series.series({column.statistic, v1::SCOPE_LAYER}, layer));
       const double last = last_of(values);

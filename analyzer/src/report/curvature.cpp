@@ -11,11 +11,7 @@ namespace tycho::analyzer {
 namespace {
 
 double last_value(const Report& report, const char* statistic, v1::Scope scope, size_t entity) {
-  const auto buckets = report.series.series({statistic, scope}, entity);
-  for (auto bucket = buckets.rbegin(); bucket != buckets.rend(); ++bucket) {
-    if (bucket->count > 0) return bucket->mean();
-  }
-  return kUnknown;
+  return report.series.last({statistic, scope}, entity);
 }
 
 }  // namespace
@@ -35,7 +31,7 @@ Curvature curvature(const Report& report) {
     for (int i = 0; i < report.model.layer_size(); ++i) {
       const double share = last_value(report, statistic, v1::SCOPE_LAYER, static_cast<size_t>(i));
       if (std::isfinite(share))
-        result.layer_share.emplace_back(report.layer_path(static_cast<uint32_t>(i)), share);
+        result.layer_share.emplace_back(report.layer_label(static_cast<uint32_t>(i)), share);
     }
   }
   std::stable_sort(result.layer_share.begin(), result.layer_share.end(),

@@ -6,9 +6,9 @@
 
 #include "cost_text.h"
 #include "happenings.h"
-#include "html_parts.h"
 #include "html_sections.h"
 #include "remarks.h"
+#include "src/page/html_parts.h"
 
 namespace tycho::analyzer {
 namespace {
@@ -30,7 +30,7 @@ std::string identity_section(const Report& report) {
   std::string command;
   for (const std::string& argument : report.run.command_line()) command += argument + " ";
   const std::time_t start = static_cast<std::time_t>(report.run.start_time_ns() / 1000000000);
-  std::string out = "<section><h2>The run</h2><table><tbody>\n";
+  std::string out = "<section id=\"run\"><h2>The run</h2><table><tbody>\n";
   std::map<std::string, std::string> facts = {
       {"run", report.run.run_id()},
       {"name", report.run.run_name()},
@@ -66,7 +66,7 @@ std::string identity_section(const Report& report) {
 }
 
 std::string lost_section(const Report& report) {
-  std::string out = "<section><h2>What was lost</h2>\n";
+  std::string out = "<section id=\"lost\"><h2>What was lost</h2>\n";
   if (!report.has_loss()) out += "<p>" + escape(no_known_loss(report)) + "</p>\n";
   if (report.health.messages_dropped() > 0) {
     out += fmt::format("<p>{} messages were dropped because the disk could not keep up.</p>\n",
@@ -116,7 +116,7 @@ std::string happenings_section(const Report& report) {
 }
 
 std::string cost_section(const Report& report) {
-  std::string out = "<section><h2>What Tycho cost</h2>\n";
+  std::string out = "<section id=\"cost\"><h2>What Tycho cost</h2>\n";
   out += fmt::format("<p>{} {} of {} steps were observed.</p>\n", escape(cost_text(report.health)),
                      report.health.steps_observed(), report.health.steps_seen());
   if (report.health.cost_size() > 0) {

@@ -6,15 +6,18 @@
 
 #include "coverage.h"
 #include "curvature.h"
-#include "html_parts.h"
 #include "html_sections.h"
+#include "layer_names.h"
 #include "remarks.h"
 #include "report.h"
+#include "src/page/html_parts.h"
 
 namespace tycho::analyzer {
 
 namespace assets {
-extern const char* const page_css;
+extern const char* const series_js;
+extern const char* const heat_js;
+extern const char* const layers_js;
 extern const char* const page_js;
 extern const char* const dygraph_js;
 extern const char* const dygraph_css;
@@ -50,13 +53,6 @@ std::string chart_link(const Report& report, const std::string& statistic,
       escape(statistic), escape(scope));
 }
 
-std::string interval(const Finding& finding) {
-  if (std::isnan(finding.ci_low) || std::isnan(finding.ci_high)) return "";
-  return fmt::format("[{}, {}]", short_number(finding.ci_low), short_number(finding.ci_high));
-}
-
-std::string optional_number(double value) { return std::isnan(value) ? "" : short_number(value); }
-
 std::string shown(const Finding& finding, const std::string& number) {
   return shows_numbers(finding) ? number : "";
 }
@@ -66,7 +62,7 @@ std::string finding_row(const Report& report, const Finding& finding) {
       "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"number\">{}</td><td "
       "class=\"number\">{}</td>"
       "<td class=\"number\">{}</td><td>{}{}</td></tr>\n",
-      escape(finding.scope), badge(finding.verdict),
+      escape(scope_label(report.model, finding.scope)), badge(finding.verdict),
       shown(finding, optional_number(finding.measured)), shown(finding, interval(finding)),
       shown(finding, (finding.relation == Relation::kEqual || std::isnan(finding.predicted)
                           ? ""
@@ -74,17 +70,6 @@ std::string finding_row(const Report& report, const Finding& finding) {
                          optional_number(finding.predicted)),
       escape(finding.advice.empty() ? finding.gate : finding.advice),
       chart_link(report, finding.evidence_statistic, finding.scope));
-}
-
-constexpr const char* kFindingHead =
-    "<table><thead><tr><th>where</th><th>verdict</th><th>measured</th><th>95 % "
-    "interval</th><th>predicted</th>"
-    "<th>what it means</th></tr></thead><tbody>\n";
-
-std::string list(const std::vector<std::string>& items) {
-  std::string out = "<ul>\n";
-  for (const std::string& item : items) out += "<li>" + escape(item) + "</li>\n";
-  return out + "</ul>\n";
 }
 
 std::string remark_card(const Report& report, const Remark& remark) {
@@ -108,7 +93,7 @@ std::string decision_card(const Report& report, const Decision& decision, int nu
 }
 
 std::string what_to_do_section(const Report& report) {
-  std::string out = "<section><h2>What to do</h2>\n";
+  std::string out = "<section id=\"to-do\"><h2>What to do</h2>\n";
   const auto important = what_to_do(report);
   const auto known = remarks(report);
   const std::vector<Decision>& decided = report.decisions;
@@ -121,8 +106,9 @@ std::string what_to_do_section(const Report& report) {
     out += fmt::format(
         "<article class=\"card {}\"><h3>{} <span class=\"muted\">{}</span></h3><p>{}</p><p "
         "class=\"evidence\">{} {}{}</p></article>\n",
-        to_string(finding->verdict), escape(title_of(report, *finding)), escape(finding->scope),
-        escape(finding->advice), badge(finding->verdict), escape(evidence(*finding)),
+        to_string(finding->verdict), escape(title_of(report, *finding)),
+        escape(scope_label(report.model, finding->scope)), escape(finding->advice),
+        badge(finding->verdict), escape(evidence(*finding)),
         chart_link(report, finding->evidence_statistic, finding->scope));
   }
   if (!nothing) out += "</div>\n";
@@ -135,7 +121,7 @@ std::string what_to_do_section(const Report& report) {
   }
   const auto missing = what_is_missing(report);
   if (!missing.empty())
-    out += "<details><summary>What is not known yet, and why</summary>" + list(missing) +
+    out += "<details><summary>What is not known yet, and why</summary>" + bullets(missing) +
            "</details>\n";
   return out + "</section>\n";
 }
@@ -167,13 +153,9 @@ std::string law_block(const Report& report, const LawDescription& law) {
     const std::string seen = evidence(*run);
     const bool speaks = run->verdict == Verdict::kHolds || run->verdict == Verdict::kViolated;
     says = speaks && !seen.empty() ? seen : run->gate;
-    if (run->scope != "run") says = run->scope + ": " + says;
+    if (run->scope != "run") says = scope_label(report.model, run->scope) + ": " + says;
   }
-  std::string out = fmt::format(
-      "<details class=\"law\" id=\"law-{}\"{}><summary><span class=\"lawtitle\">{}</span> {}<span "
-      "class=\"says\">{}</span></summary>\n<div class=\"lawbody\"><p class=\"formula\">{}</p>\n",
-      escape(law.id), verdict == Verdict::kViolated ? " open" : "", escape(law.title),
-      badge(verdict), escape(says), escape(law.formula));
+  std::string out = law_head(law, verdict, verdict == Verdict::kViolated, says);
   if (findings.size() > 1) {
     out += "<p>";
     for (const auto& [of, count] : counts) out += badge(of, count) + " ";
@@ -181,13 +163,13 @@ std::string law_block(const Report& report, const LawDescription& law) {
   }
   if (!findings.empty()) {
     out += kFindingHead;
-    constexpr size_t kMostRows = 400;
-    for (size_t i = 0; i < findings.size() && i < kMostRows; ++i)
+    const size_t most = rows_per_law(report.laws.size());
+    for (size_t i = 0; i < findings.size() && i < most; ++i)
       out += finding_row(report, *findings[i]);
     out += "</tbody></table>\n";
-    if (findings.size() > kMostRows) {
+    if (findings.size() > most) {
       out += fmt::format("<p class=\"muted\">and {} more, in the JSON report.</p>\n",
-                         findings.size() - kMostRows);
+                         findings.size() - most);
     }
   }
   return out + law_footer(law) + "</div></details>\n";
@@ -195,7 +177,7 @@ std::string law_block(const Report& report, const LawDescription& law) {
 
 std::string lines_section(const Report& report) {
   std::string out =
-      "<section><h2>The five lines of learning mechanics</h2>\n<div class=\"lines\">\n";
+      "<section id=\"laws\"><h2>The five lines of learning mechanics</h2>\n<div class=\"lines\">\n";
   for (const Line line : {Line::kSolvableSettings, Line::kSimplifyingLimits, Line::kEmpiricalLaws,
                           Line::kHyperparameters, Line::kUniversalPhenomena}) {
     std::string blocks;
@@ -212,20 +194,8 @@ std::string lines_section(const Report& report) {
   return out + "</div></section>\n";
 }
 
-// How many laws came out how, for the head of the page.
-std::string tally(const Report& report) {
-  std::map<Verdict, int> counts;
-  for (const LawDescription& law : report.laws) ++counts[summary_verdict(report, law)];
-  std::string out = "<p class=\"tally\">";
-  for (const Verdict verdict : {Verdict::kViolated, Verdict::kHolds, Verdict::kUnderpowered,
-                                Verdict::kNotYet, Verdict::kNotMeasured, Verdict::kNotApplicable}) {
-    if (counts[verdict] > 0) out += badge(verdict) + fmt::format(" <b>{}</b> ", counts[verdict]);
-  }
-  return out + "</p>\n";
-}
-
 const char* const kOverview = R"html(<section class="noempty" id="overview"><h2>At a glance</h2>
-<p class="muted">Each line is a layer or a parameter, from dark at the input to light at the output. Click a chart to look closer.</p>
+<p class="muted">Each line is a layer or a parameter, dark for the first and light for the last of the model; of lists, the first position is dark. Press a chart to look closer.</p>
 <div class="multiples" id="multiples"></div></section>
 )html";
 
@@ -236,18 +206,26 @@ std::string curvature_section(const Report& report) {
   std::string out = "<section id=\"curvature\"><h2>Curvature</h2>\n";
   if (!seen.headroom.empty()) out += "<p>" + escape(seen.headroom) + "</p>\n";
   if (const std::vector<std::string> lines = curvature_lines(seen); !lines.empty())
-    out += "<p class=\"muted\">As measured last:</p>\n" + list(lines);
+    out += "<p class=\"muted\">As measured last:</p>\n" + bullets(lines);
   return out + "<div class=\"multiples wide\" id=\"curves\"></div></section>\n";
 }
 
+const char* const kLayers = R"html(<section id="layers"><h2>Layers</h2>
+<p class="muted">Values as measured last, the mean of the last stretch of steps. A heading sorts; a layer leads to its series.</p>
+<div class="controls"><label>Find <input id="layer-find" type="search" autocomplete="off"></label></div>
+<div class="scroll" id="layer-table"></div></section>
+)html";
+
 const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
 <div class="controls"><label>Statistic <select id="statistic"></select></label>
+<label>Rows <select id="grouping"><option value="none">one by one</option><option value="kind">by kind of layer</option><option value="block">by block</option></select></label>
 <label>Scale <select id="scale"><option value="auto">automatic</option><option value="linear">linear</option><option value="log">logarithmic</option></select></label>
 <span class="muted">Choose a row for its series; drag across the chart to zoom, double-click to see all.</span></div>
-<div class="heatwrap"><div class="rows" id="rows"></div><div><canvas class="heat" id="heat"></canvas>
+<p class="muted" id="left-out"></p>
+<div class="heatwrap"><div class="rows" id="rows"></div><div><canvas class="heat" id="heat" aria-hidden="true"></canvas>
 <div class="axis"><span id="from"></span><span id="to"></span></div>
 <div class="legend"><span id="low"></span><canvas id="ramp" width="160" height="12"></canvas><span id="high"></span>
-<span>empty: not measured</span><span class="broken"></span><span>not finite</span></div></div></div>
+<span>a value stands until the next is measured; empty: not measured</span><span class="broken"></span><span>not finite</span></div></div></div>
 <h3 id="title"></h3><p class="muted" id="definition"></p><div class="chart" id="chart"></div>
 <details><summary>as a table</summary><div class="tablebox"><table><thead><tr><th>step</th><th>mean</th><th>95 % interval</th><th>least</th>
 <th>largest</th><th>not finite</th></tr></thead><tbody id="values"></tbody></table></div></details></section>
@@ -259,27 +237,35 @@ std::string html_report(const Report& report) {
   const std::string name = report.run.run_name().empty() ? report.path : report.run.run_name();
   uint64_t elements = 0;
   for (const auto& parameter : report.model.parameter()) elements += parameter.element_count();
+  const std::string curved = curvature_section(report);
+  std::vector<std::pair<std::string, std::string>> sections = {
+      {"short", "In short"}, {"to-do", "What to do"}, {"overview", "At a glance"}};
+  if (!curved.empty()) sections.emplace_back("curvature", "Curvature");
+  sections.insert(sections.end(), {{"laws", "Laws"},
+                                   {"layers", "Layers"},
+                                   {"views", "Layer by layer"},
+                                   {"run", "The run"},
+                                   {"lost", "What was lost"},
+                                   {"cost", "What Tycho cost"}});
   std::string out =
-      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
-      "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n";
-  out += fmt::format(
-      "<title>{} - mechanics report</title>\n<style>{}\n{}</style></head><body><main>\n",
-      escape(name), without_source_map(assets::dygraph_css), assets::page_css);
+      page_head(name + " - mechanics report", without_source_map(assets::dygraph_css));
   out += fmt::format(
       "<header><p class=\"kind\">Mechanics report</p><h1>{}</h1><p>{}; {} layers with {} "
-      "weights{}</p>{}</header>\n",
+      "weights{}</p>{}{}</header>\n",
       escape(name),
       report.frames == 0 ? std::string("no step was observed")
                          : fmt::format("steps {} to {}, {} of them observed", report.first_step,
                                        report.last_step, report.frames),
       report.model.layer_size(), elements,
       report.run.optimizer().empty() ? "" : ", trained by " + escape(report.run.optimizer()),
-      tally(report));
-  out += "<section><h2>In short</h2>" + list(in_short(report)) + "</section>\n";
+      tally(report.laws, [&](const LawDescription& law) { return summary_verdict(report, law); }),
+      contents(sections));
+  out += "<section id=\"short\"><h2>In short</h2>" + bullets(in_short(report)) + "</section>\n";
   out += what_to_do_section(report);
   out += kOverview;
-  out += curvature_section(report);
+  out += curved;
   out += lines_section(report);
+  out += kLayers;
   out += kViews;
   out += identity_section(report);
   out += lost_section(report);
@@ -288,11 +274,9 @@ std::string html_report(const Report& report) {
   out +=
       "<details class=\"noprint\"><summary>licence of the chart library (dygraphs)</summary><pre>" +
       escape(assets::dygraph_license) + "</pre></details>\n";
-  out += "</main>\n<script type=\"application/json\" id=\"data\">" +
-         script_json(view_data(report)) + "</script>\n";
-  out += std::string("<script>") + without_source_map(assets::dygraph_js) + "</script>\n<script>" +
-         assets::page_js + "</script>\n";
-  return out + "</body></html>\n";
+  return out + page_end(view_data(report), without_source_map(assets::dygraph_js),
+                        std::string(assets::series_js) + assets::heat_js + assets::layers_js +
+                            assets::page_js);
 }
 
 }  // namespace tycho::analyzer

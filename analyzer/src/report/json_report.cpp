@@ -2,6 +2,7 @@
 
 #include "coverage.h"
 #include "happenings.h"
+#include "layer_names.h"
 #include "remarks.h"
 #include "report.h"
 #include "src/report/json_parts.h"
@@ -137,7 +138,20 @@ std::string json_report(const Report& report) {
   json laws = json::array();
   for (const Finding& finding : report.findings) laws.push_back(finding_json(finding));
   // Names come from the user's program and need not be UTF-8.
-  return json{{"run", run},
+  json layers = json::array();
+  for (const v1::Layer& layer : report.model.layer()) {
+    json parameters = json::array();
+    for (const uint32_t id : layer.parameter()) {
+      if (id < static_cast<uint32_t>(report.model.parameter_size()))
+        parameters.push_back(report.model.parameter(static_cast<int>(id)).name());
+    }
+    layers.push_back({{"path", layer.path()},
+                      {"kind", layer_kind(report.model, layer)},
+                      {"parameters", std::move(parameters)}});
+  }
+  return json{{"schema", "tycho-report-1"},
+              {"run", run},
+              {"layers", layers},
               {"in_short", in_short(report)},
               {"loss", loss_json(report.loss)},
               {"decisions", decided},

@@ -1,154 +1,69 @@
-(function () {
+// The page of one run: charts, the heatmap with the series chosen, links to them, and what a live page changes.
+tycho.page = function (data) {
   'use strict';
-  var data = JSON.parse(document.getElementById('data').textContent);
   var statistic = document.getElementById('statistic');
   var scale = document.getElementById('scale');
-  var rows = document.getElementById('rows');
-  var heat = document.getElementById('heat');
   var chosen = 0;
   var chart = null;
+  var show = tycho.show, wide = tycho.series.wide, at = tycho.series.at;
+  var blue = tycho.dark ? '#56b4e9' : '#0072b2', orange = tycho.dark ? '#f0955a' : '#d55e00';
 
   function step(bucket) { return data.first_step + bucket * data.steps_per_bucket; }
-  function show(value) {
-    if (value === null || value === undefined || !isFinite(value)) return '';
-    var size = Math.abs(value);
-    return size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(3).replace(/\.?0+e/, 'e') : String(+value.toPrecision(4));
-  }
   function current() { return data.series[statistic.selectedIndex]; }
-  function values(entities) {
-    var all = [];
-    entities.forEach(function (entity) {
-      entity.mean.forEach(function (v) { if (v !== null && v !== undefined) all.push(v); });
-    });
-    return all;
-  }
-  // Orders of magnitude need a logarithmic axis, and zeros or signs forbid one.
-  function wide(entities) {
-    var low = Infinity, high = 0, positive = true;
-    values(entities).forEach(function (v) {
-      if (v <= 0) positive = false;
-      low = Math.min(low, v);
-      high = Math.max(high, v);
-    });
-    return positive && high > 100 * low;
-  }
   function isLogarithmic(entities) {
     return scale.value === 'log' || (scale.value === 'auto' && wide(entities));
   }
-
-  // Perceptually even from dark to light, so that it can be read without colour too (viridis, sampled).
-  var stops = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99],
-    [170, 220, 50], [253, 231, 37]];
-  function colour(t) {
-    var at = Math.max(0, Math.min(1, t)) * (stops.length - 1);
-    var i = Math.min(stops.length - 2, Math.floor(at));
-    return stops[i].map(function (c, k) { return Math.round(c + (stops[i + 1][k] - c) * (at - i)); });
-  }
-  function drawHeat() {
-    var entry = current();
-    var logarithmic = isLogarithmic(entry.entities);
-    var low = Infinity, high = -Infinity;
-    entry.entities.forEach(function (entity) {
-      entity.mean.forEach(function (v) {
-        if (v === null || (logarithmic && v <= 0)) return;
-        var x = logarithmic ? Math.log10(v) : v;
-        low = Math.min(low, x);
-        high = Math.max(high, x);
-      });
-    });
-    var width = Math.max(1, data.buckets);
-    var height = entry.entities.length;
-    heat.width = width;
-    heat.height = height;
-    var rowHeight = Math.max(12, Math.min(26, Math.floor(520 / height)));
-    heat.style.height = rowHeight * height + 'px';
-    var context = heat.getContext('2d');
-    var image = context.createImageData(width, height);
-    for (var r = 0; r < height; r++) {
-      var m = entry.entities[r].mean;
-      var broken = entry.entities[r].not_finite || [];
-      for (var b = 0; b < width; b++) {
-        var v = b < m.length ? m[b] : null;
-        var at = 4 * (r * width + b);
-        if (broken.indexOf(b) >= 0) {
-          image.data[at] = 213; image.data[at + 1] = 94; image.data[at + 2] = 0; image.data[at + 3] = 255;
-          continue;
-        }
-        if (v === null || v === undefined || (logarithmic && v <= 0)) { image.data[at + 3] = 0; continue; }
-        var x = logarithmic ? Math.log10(v) : v;
-        var rgb = colour(high > low ? (x - low) / (high - low) : 0.5);
-        image.data[at] = rgb[0]; image.data[at + 1] = rgb[1]; image.data[at + 2] = rgb[2]; image.data[at + 3] = 255;
-      }
-    }
-    context.putImageData(image, 0, 0);
-    rows.textContent = '';
-    entry.entities.forEach(function (entity, r) {
-      var div = document.createElement('div');
-      div.textContent = entity.name;
-      div.title = entity.name;
-      div.style.height = rowHeight + 'px';
-      div.style.lineHeight = rowHeight + 'px';
-      if (r === chosen) div.className = 'chosen';
-      div.onclick = function () { choose(r); };
-      rows.appendChild(div);
-    });
-    document.getElementById('low').textContent = isFinite(low) ? show(logarithmic ? Math.pow(10, low) : low) : '';
-    document.getElementById('high').textContent = isFinite(high) ? show(logarithmic ? Math.pow(10, high) : high) : '';
-    document.getElementById('from').textContent = 'step ' + step(0);
-    document.getElementById('to').textContent = 'step ' + data.last_step;
+  function quantity(entry) {
+    return tycho.title(entry.statistic) + tycho.unit(entry);
   }
   function drawChart() {
     var entry = current();
-    var entity = entry.entities[chosen];
+    var entity = entry.all[chosen];
     var prediction = data.predictions.filter(function (p) {
       return p.statistic === entry.statistic && p.scope === entity.scope;
     })[0];
-    var interval = entity.half_width;
+    var level = prediction && tycho.isSquare(entry.statistic) ? Math.sqrt(prediction.level) : prediction && prediction.level;
+    var interval = entity.low;
     var spread = !interval && entity.min;
     var labels = ['step', interval ? 'mean with its 95 % interval' :
-      spread ? 'mean; band: from least to largest of the steps it stands for' : 'value'];
+      spread ? 'mean; band: from least to largest of the steps it stands for' : entity.levels ? 'mean' : 'value'];
     if (prediction) labels.push('predicted: ' + prediction.law);
     var points = [];
-    for (var b = 0; b < data.buckets; b++) {
-      var mean = b < entity.mean.length ? entity.mean[b] : null;
+    for (var b = 0; b < data.buckets; b += entity.stride) {
+      var i = b / entity.stride;
+      var mean = at(entity, b);
       var cell = [null, null, null];
-      if (mean !== null && mean !== undefined) {
-        var half = interval && interval[b] !== null ? interval[b] : 0;
-        cell = spread ? [entity.min[b], mean, entity.max[b]] : [mean - half, mean, mean + half];
-      }
+      if (mean !== null) cell = spread ? [entity.min[i], mean, entity.max[i]] : interval ? [interval[i], mean, entity.high[i]] : [mean, mean, mean];
       var row = [step(b), cell];
-      if (prediction) row.push([prediction.level, prediction.level, prediction.level]);
+      if (prediction) row.push([level, level, level]);
       points.push(row);
     }
-    document.getElementById('title').textContent = entry.statistic + ' of ' + entity.name +
-      (entry.unit && entry.unit !== '1' ? ' [' + entry.unit + ']' : '');
-    document.getElementById('definition').textContent = entry.definition;
+    document.getElementById('title').textContent = tycho.title(entry.statistic) + ' of ' + entity.name + tycho.unit(entry);
+    document.getElementById('definition').textContent = entry.definition +
+      (tycho.isSquare(entry.statistic) ? ' Shown is its root (recorded as ' + entry.statistic + ').' : '') +
+      (entity.levels ? ' For want of room this series is given in ' + entity.mean.length + ' stretches and to the 254th part of its range; ' +
+        'tycho export has every value.' : '');
     var logarithmic = isLogarithmic([entity]);
     if (chart) chart.destroy();
     chart = new Dygraph(document.getElementById('chart'), points, {
       labels: labels, customBars: true, logscale: logarithmic, connectSeparatedPoints: true,
-      colors: ['#0072b2', '#d55e00'], strokeWidth: 1.8, fillAlpha: 0.22, drawPoints: values([entity]).length < 60, pointSize: 2.5,
-      xlabel: 'step', axisLabelFontSize: 12, gridLineColor: 'rgba(128,128,128,.25)', legend: 'always',
+      colors: [blue, orange], strokeWidth: 1.8, fillAlpha: 0.22, drawPoints: points.length < 60, pointSize: 2.5,
+      xlabel: 'step', ylabel: quantity(entry), axisLabelFontSize: 12, gridLineColor: 'rgba(128,128,128,.25)', legend: 'always',
       series: prediction ? seriesStyle(labels[2]) : {},
-      axes: { y: { axisLabelFormatter: show, valueFormatter: show, axisLabelWidth: 70 } }
+      axes: { y: { axisLabelFormatter: tycho.tick, valueFormatter: function (v) { return show(v, entity.levels ? 3 : 4); }, axisLabelWidth: 62 } }
     });
     var body = document.getElementById('values');
     body.textContent = '';
-    for (b = 0; b < data.buckets; b++) {
-      var m = b < entity.mean.length ? entity.mean[b] : null;
-      var bad = (entity.not_finite || []).indexOf(b) >= 0;
+    var digits = entity.levels ? 3 : 4;
+    for (b = 0; b < entity.mean.length; b++) {
+      var m = entity.mean[b];
+      var bad = entity.not_finite.indexOf(b) >= 0;
       if ((m === null || m === undefined) && !bad) continue;
-      var tr = document.createElement('tr');
-      var h = interval && interval[b] !== null ? interval[b] : null;
-      [step(b), show(m), h === null ? '' : '[' + show(m - h) + ', ' + show(m + h) + ']',
-        show(entity.min ? entity.min[b] : m), show(entity.max ? entity.max[b] : m), bad ? 'yes' : '']
-        .forEach(function (text) {
-          var td = document.createElement('td');
-          td.className = 'number';
-          td.textContent = text;
-          tr.appendChild(td);
-        });
-      body.appendChild(tr);
+      var tr = tycho.make('tr', null, body);
+      var given = interval && entity.has_interval[b] !== null;
+      [step(b * entity.stride), show(m, digits), given ? '[' + show(entity.low[b]) + ', ' + show(entity.high[b]) + ']' : '',
+        entity.levels ? '' : show(entity.min ? entity.min[b] : m), entity.levels ? '' : show(entity.max ? entity.max[b] : m), bad ? 'yes' : '']
+        .forEach(function (text) { tycho.make('td', text, tr).className = 'number'; });
     }
   }
   function seriesStyle(label) {
@@ -156,14 +71,19 @@
     style[label] = { strokePattern: [7, 4], strokeWidth: 2, drawPoints: false };
     return style;
   }
+  var heat = tycho.heat({ data: function () { return data; }, entry: current, chosen: function () { return chosen; },
+    logarithmic: isLogarithmic, choose: choose });
   function choose(row) {
     chosen = row;
-    drawHeat();
+    heat.draw();
     drawChart();
   }
-  function select() {
-    chosen = 0;
-    drawHeat();
+  // `row`: the place of a series among those of the statistic.
+  function select(row) {
+    chosen = row || 0;
+    heat.regroup(current().all.length);
+    if (chosen) heat.reveal(chosen);
+    heat.draw();
     drawChart();
   }
   // Small charts of what is worth a first look; only of what was recorded.
@@ -187,38 +107,34 @@
       if (!candidates.length) return;
       var entry = candidates[0];
       if (changed && !changed[data.series.indexOf(entry)]) return;
-      var entities = entry.entities.slice(0, 80);
+      var entities = tycho.series.some(data, entry, 60);
       var points = smallPoints(entities);
       if (points.length < 2) return;
       if (small[name]) {
         small[name].updateOptions({ file: points, logscale: wide(entities) });
         return;
       }
-      var figure = document.createElement('figure');
-      var caption = document.createElement('figcaption');
-      caption.textContent = name.replace(/_/g, ' ') + (entry.unit && entry.unit !== '1' ? ' [' + entry.unit + ']' : '');
-      var box = document.createElement('div');
+      var figure = tycho.make('figure', null, place);
+      tycho.make('figcaption', quantity(entry) + (entities.length < entry.all.length ? ', ' + entities.length + ' of ' + entry.all.length : ''), figure);
+      var box = tycho.make('div', null, figure);
       box.className = 'small';
-      figure.appendChild(caption);
-      figure.appendChild(box);
       figure.title = entry.definition;
-      place.appendChild(figure);
       small[name] = new Dygraph(box, points, {
         labels: ['step'].concat(entities.map(function (entity) { return entity.name; })),
         logscale: wide(entities), legend: 'never', connectSeparatedPoints: true, strokeWidth: 1.3,
         drawPoints: points.length < 30, pointSize: 2, interactionModel: {}, axisLabelFontSize: 11,
         gridLineColor: 'rgba(128,128,128,.22)', highlightCircleSize: 0,
         colors: entities.map(function (entity, i) {
-          return entities.length === 1 ? '#0072b2' :
-            'rgb(' + colour(0.85 * i / (entities.length - 1)).join(',') + ')';
+          return entities.length === 1 ? blue : tycho.lineColour(i / (entities.length - 1));
         }),
-        axes: { y: { axisLabelFormatter: show, axisLabelWidth: 52 }, x: { axisLabelWidth: 44, pixelsPerLabel: 60 } }
+        xlabel: 'step', xLabelHeight: 14,
+        axes: { y: { axisLabelFormatter: tycho.tick, axisLabelWidth: 52 }, x: { axisLabelWidth: 44, pixelsPerLabel: 60 } }
       });
-      figure.onclick = function () {
+      tycho.pressable(figure, function () {
         statistic.selectedIndex = data.series.indexOf(entry);
         select();
         document.getElementById('views').scrollIntoView();
-      };
+      });
     });
     document.getElementById('overview').style.display = place.children.length ? '' : 'none';
   }
@@ -226,14 +142,10 @@
     return data.series.filter(function (entry) { return entry.statistic === name && (!scope || entry.scope === scope); })[0];
   }
   function box(title) {
-    var figure = document.createElement('figure');
-    var caption = document.createElement('figcaption');
-    caption.textContent = title;
-    var div = document.createElement('div');
+    var figure = tycho.make('figure', null, document.getElementById('curves'));
+    tycho.make('figcaption', title, figure);
+    var div = tycho.make('div', null, figure);
     div.className = 'small';
-    figure.appendChild(caption);
-    figure.appendChild(div);
-    document.getElementById('curves').appendChild(figure);
     return div;
   }
   var curves = [];
@@ -241,15 +153,12 @@
     if (points.length < 2) return;
     var common = {
       connectSeparatedPoints: true, strokeWidth: 1.6, fillAlpha: 0.22, drawPoints: points.length < 60, pointSize: 2, legend: 'always',
-      axisLabelFontSize: 11, gridLineColor: 'rgba(128,128,128,.22)',
-      axes: { y: { axisLabelFormatter: show, valueFormatter: show, axisLabelWidth: 60 }, x: { valueFormatter: show } }
+      axisLabelFontSize: 11, gridLineColor: 'rgba(128,128,128,.22)', xlabel: 'step', xLabelHeight: 16,
+      axes: { y: { axisLabelFormatter: tycho.tick, valueFormatter: function (v) { return show(v); }, axisLabelWidth: 60 },
+        x: { valueFormatter: function (v) { return show(v); } } }
     };
     Object.keys(options).forEach(function (key) { common[key] = options[key]; });
     curves.push(new Dygraph(box(title), points, common));
-  }
-  function at(entity, b) {
-    var v = entity && b < entity.mean.length ? entity.mean[b] : null;
-    return v === undefined ? null : v;
   }
   // The sharpness that the optimizer feels against the largest it can stand, which moves with the learning rate.
   function drawEdge() {
@@ -257,27 +166,27 @@
     var threshold = find('stability_threshold', 'run');
     if (!sharpness) return;
     var bound = find('preconditioned_sharpness_error_bound', 'run');
-    var entities = [sharpness.entities[0]].concat(threshold ? [threshold.entities[0]] : []);
+    var entities = [sharpness.all[0]].concat(threshold ? [threshold.all[0]] : []);
     var labels = ['step', bound ? 'sharpness with its error bound' : 'sharpness'];
     if (threshold) labels.push('edge of stability');
     var points = [];
     for (var b = 0; b < data.buckets; b++) {
       var s = at(entities[0], b);
       if (s === null) continue;
-      var half = bound ? at(bound.entities[0], b) || 0 : 0;
+      var half = bound ? at(bound.all[0], b) || 0 : 0;
       var row = [step(b), [s - half, s, s + half]];
       var t = threshold ? at(entities[1], b) : null;
       if (threshold) row.push([t, t, t]);
       points.push(row);
     }
     curve('sharpness, as the optimizer feels it, and the edge of stability', points, {
-      labels: labels, customBars: true, logscale: wide(entities), colors: ['#0072b2', '#d55e00'],
+      labels: labels, customBars: true, logscale: wide(entities), colors: [blue, orange],
       series: threshold ? seriesStyle(labels[2]) : {}
     });
   }
   function drawMany(title, entry, options) {
     if (!entry) return;
-    var entities = entry.entities.slice(0, 40);
+    var entities = tycho.series.some(data, entry, 40);
     var points = [];
     for (var b = 0; b < data.buckets; b++) {
       var row = [step(b)].concat(entities.map(function (entity) { return at(entity, b); }));
@@ -285,7 +194,7 @@
     }
     options.labels = ['step'].concat(entities.map(function (entity) { return entity.name; }));
     options.colors = entities.map(function (entity, i) {
-      return 'rgb(' + colour(entities.length > 1 ? 0.85 * i / (entities.length - 1) : 0.3).join(',') + ')';
+      return tycho.lineColour(entities.length > 1 ? i / (entities.length - 1) : 0.3);
     });
     options.legend = 'onmouseover';
     curve(title, points, options);
@@ -309,7 +218,7 @@
     var top = Math.max.apply(null, points.map(function (p) { return p[1]; }));
     points.forEach(function (p) { p[1] = Math.max(p[1], 1e-10 * top); });  // a logarithm has no 0
     curve('spectral density of the Hessian at step ' + data.spectrum.step, points, {
-      labels: ['eigenvalue', 'density'], logscale: top > 0, colors: ['#0072b2'], fillGraph: true, drawPoints: false
+      labels: ['eigenvalue', 'density'], logscale: top > 0, xlabel: 'eigenvalue', colors: [blue], fillGraph: true, drawPoints: false
     });
   }
   function drawCurvature() {
@@ -320,53 +229,62 @@
     drawMany('share of the top eigenvector by layer',
       find('preconditioned_eigenvector_share', 'layers') || find('top_eigenvector_share', 'layers'), { stackedGraph: true, valueRange: [0, 1.05] });
     var eigenvalues = find('hessian_eigenvalue', 'positions');
-    if (eigenvalues) drawMany('largest eigenvalues of the Hessian', eigenvalues, { logscale: wide(eigenvalues.entities) });
+    if (eigenvalues) drawMany('largest eigenvalues of the Hessian', eigenvalues, { logscale: wide(eigenvalues.all) });
     drawSpectrum();
   }
+  data.series.forEach(function (entry) { tycho.series.expand(data, entry); });
   if (!data.series.length) {
     document.getElementById('views').textContent = 'No statistic was recorded.';
     document.getElementById('overview').style.display = 'none';
-    return;
+    document.getElementById('layers').style.display = 'none';
+    return null;
   }
   function fillChoice() {
     statistic.textContent = '';
     data.series.forEach(function (entry) {
       var option = document.createElement('option');
-      option.textContent = entry.statistic + ' (' + entry.scope + ')';
+      option.textContent = tycho.title(entry.statistic) + ' (' + entry.scope + ')';
       statistic.appendChild(option);
     });
   }
   fillChoice();
-  statistic.onchange = select;
-  scale.onchange = select;
-  heat.onclick = function (event) {
-    var box = heat.getBoundingClientRect();
-    choose(Math.min(current().entities.length - 1, Math.floor((event.clientY - box.top) / box.height * heat.height)));
-  };
+  statistic.onchange = function () { select(); };
+  scale.onchange = function () { choose(chosen); };
+  var table = tycho.layers({
+    data: function () { return data; },
+    columns: function () { return data.layers.columns.map(function (c) { return c.statistic; }); },
+    show: function (name, layer) {
+      var entry = find(name, 'layers') || find('grad_norm_sq', 'layers') || find(current().statistic, 'layers');
+      if (!entry) return;
+      var row = 0;
+      entry.all.forEach(function (entity, i) { if (entity.id === layer) row = i; });
+      statistic.selectedIndex = data.series.indexOf(entry);
+      select(row);
+    }
+  });
   Array.prototype.forEach.call(document.querySelectorAll('a[data-statistic]'), function (link) {
     link.onclick = function () {
       // The very series, or else the first of the statistic.
       var found = null;
       data.series.forEach(function (entry, i) {
         if (entry.statistic !== link.dataset.statistic) return;
-        entry.entities.forEach(function (entity, r) {
+        entry.all.forEach(function (entity, r) {
           if (!found || (entity.scope === link.dataset.scope && !found.exact))
             found = { series: i, row: r, exact: entity.scope === link.dataset.scope };
         });
       });
       if (!found) return;
       statistic.selectedIndex = found.series;
-      choose(found.row);
+      select(found.row);
     };
   });
-  var legend = document.getElementById('ramp');
-  var ramp = legend.getContext('2d');
-  for (var i = 0; i < legend.width; i++) {
-    ramp.fillStyle = 'rgb(' + colour(i / (legend.width - 1)).join(',') + ')';
-    ramp.fillRect(i, 0, 1, legend.height);
-  }
   drawOverview();
   drawCurvature();
+  table.draw();
+  if (data.left_out.length) {
+    document.getElementById('left-out').textContent = 'For want of room this page leaves out: ' + data.left_out.join(', ') +
+      '. tycho export has every value.';
+  }
   var first = 0;
   ['grad_norm_sq', 'activation_rms', 'loss'].some(function (name) {
     return data.series.some(function (entry, i) {
@@ -398,11 +316,11 @@
     if (name || wanted.layer !== undefined) {
       var entry = (name && wanted.layer !== undefined && find(name, 'layers')) || (name && find(name)) || current();
       var row = 0;
-      entry.entities.forEach(function (entity, i) {
-        if (wanted.layer === entity.name || wanted.layer === String(i)) row = i;
+      entry.all.forEach(function (entity, i) {
+        if ('layer:' + wanted.layer === entity.scope || wanted.layer === entity.name || wanted.layer === String(i)) row = i;
       });
       statistic.selectedIndex = data.series.indexOf(entry);
-      choose(row);
+      select(row);
     }
     if (law) law.scrollIntoView();
     else if (name) document.getElementById('views').scrollIntoView();
@@ -415,39 +333,60 @@
   function update(changes, all) {
     var changed = {};
     if (all) {
-      var shown = current(), scope = shown.entities[chosen].scope;
+      var shown = current(), scope = shown.all[chosen].scope;
       data = all;
+      data.series.forEach(function (entry) { tycho.series.expand(data, entry); });
       Object.keys(small).forEach(function (name) { small[name].destroy(); });
       small = {};
       document.getElementById('multiples').textContent = '';
       fillChoice();
       statistic.selectedIndex = Math.max(0, data.series.indexOf(find(shown.statistic, shown.scope)));
       chosen = 0;
-      current().entities.forEach(function (entity, i) { if (entity.scope === scope) chosen = i; });
+      current().all.forEach(function (entity, i) { if (entity.scope === scope) chosen = i; });
       data.series.forEach(function (entry, i) { changed[i] = true; });
     } else {
       Object.keys(changes).forEach(function (key) { if (key !== 'series') data[key] = changes[key]; });
-      (changes.series || []).forEach(function (entry) {
-        changed[entry.index] = true;
-        Object.keys(entry.entities).forEach(function (number) {
-          var entity = data.series[entry.index].entities[number];
-          var arrays = entry.entities[number];
+      (changes.series || []).forEach(function (part) {
+        var entry = data.series[part.index];
+        changed[part.index] = true;
+        Object.keys(part.entities || {}).forEach(function (number) {
+          var entity = entry.entities[number];
+          var arrays = part.entities[number];
           Object.keys(arrays).forEach(function (key) {
             if (arrays[key] === null) { delete entity[key]; return; }
             entity[key] = (entity[key] || []).slice(0, arrays[key].from).concat(arrays[key].values);
           });
         });
+        if (part.rest) entry.rest = part.rest;
+        tycho.series.expand(data, entry);
       });
     }
     drawOverview(changed);
+    if (all || changes.layers) table.draw();
     if (all || changes.spectrum || data.series.some(function (entry, i) {
       return changed[i] && /sharpness|eigenvector|eigenvalue|stability_threshold/.test(entry.statistic);
     })) drawCurvature();
     if (!changed[statistic.selectedIndex]) return;
     var zoom = chart.isZoomed('x') ? chart.xAxisRange() : null;
-    drawHeat();
+    heat.draw();
     drawChart();
     if (zoom) chart.updateOptions({ dateWindow: zoom });
   }
-  window.tychoPage = { update: update };
+  return update;
+};
+(function () {
+  'use strict';
+  // What comes before the series are unpacked waits.
+  var waiting = [];
+  window.tychoPage = { update: function (changes, all) { waiting.push([changes, all]); } };
+  tycho.unpack(document.getElementById('data'), function (data) {
+    var update = tycho.page(data);
+    if (!update) {
+      delete window.tychoPage;
+      return;
+    }
+    window.tychoPage.update = update;
+    waiting.splice(0).forEach(function (each) { update(each[0], each[1]); });
+    document.documentElement.dataset.ready = 'yes';
+  });
 }());

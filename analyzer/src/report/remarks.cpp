@@ -86,7 +86,7 @@ void dead_units(const Report& report, std::vector<Remark>* result) {
       "In each of the last {} observed steps, {:.0f} % or more of the units of {} were not above "
       "zero for any example of the batch, and got no gradient there{}. Units that are silent in "
       "every step learn nothing: a lower learning rate or a leaky activation keeps them alive.",
-      worst.steps, std::floor(100 * worst.least), report.layer_path(static_cast<uint32_t>(layer)),
+      worst.steps, std::floor(100 * worst.least), report.layer_label(static_cast<uint32_t>(layer)),
       layers > 1 ? fmt::format("; {} other {} more than {:.0f} %", layers - 1,
                                layers == 2 ? "layer has" : "layers have", 100 * kMany)
                  : "");

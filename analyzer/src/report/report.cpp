@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layer_names.h"
 #include "remarks.h"
 #include "report_builder.h"
 
@@ -16,11 +17,7 @@ const LawDescription* Report::law(const std::string& id) const {
   return found == laws.end() ? nullptr : &*found;
 }
 
-std::string Report::layer_path(uint32_t id) const {
-  if (id >= static_cast<uint32_t>(model.layer_size())) return fmt::format("layer {}", id);
-  const std::string& path = model.layer(static_cast<int>(id)).path();
-  return path.empty() ? "(root)" : path;
-}
+std::string Report::layer_label(uint32_t id) const { return layer_name(model, id); }
 
 Result<Report> read_report(const std::string& path,
                            const std::function<void(uint64_t frames)>& progress) {

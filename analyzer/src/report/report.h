@@ -47,7 +47,8 @@ struct Report {
     return !trace::losses(segments, skipped).empty() || health.messages_dropped() > 0;
   }
   const LawDescription* law(const std::string& id) const;
-  std::string layer_path(uint32_t id) const;
+  /// The layer with its kind: layer_name().
+  std::string layer_label(uint32_t id) const;
 };
 
 /// `progress` is told the number of frames now and then; may be empty.

@@ -38,7 +38,49 @@ void merge(const Bucket& from, Bucket* into) {
 
 }  // namespace
 
-SeriesStore::SeriesStore(size_t capacity) : capacity_(std::max<size_t>(2, capacity / 2 * 2)) {}
+void SeriesStore::Cells::resize(size_t entities) {
+  cell.resize(entities);
+  if (!errors.empty()) errors.resize(entities);
+  if (!non_finite.empty()) non_finite.resize(entities);
+}
+
+Bucket SeriesStore::Cells::at(size_t entity) const {
+  Bucket bucket;
+  if (entity >= size()) return bucket;
+  bucket.min = cell[entity].min.value();
+  bucket.max = cell[entity].max.value();
+  bucket.count = cell[entity].count;
+  bucket.sum = cell[entity].mean.value() * bucket.count;
+  if (!errors.empty()) {
+    bucket.error_square = errors[entity].square.value();
+    bucket.errors = errors[entity].count;
+  }
+  if (!non_finite.empty()) bucket.non_finite = non_finite[entity];
+  return bucket;
+}
+
+void SeriesStore::Cells::set(size_t entity, const Bucket& bucket) {
+  Cell& into = cell[entity];
+  into.min = ShortDouble(bucket.min);
+  into.max = ShortDouble(bucket.max);
+  into.mean = ShortDouble(bucket.count > 0 ? bucket.mean() : 0);
+  into.count = bucket.count;
+  if (bucket.errors > 0 && errors.empty()) errors.resize(size());
+  if (!errors.empty()) errors[entity] = {ShortDouble(bucket.error_square), bucket.errors};
+  if (bucket.non_finite > 0 && non_finite.empty()) non_finite.resize(size());
+  if (!non_finite.empty()) non_finite[entity] = bucket.non_finite;
+}
+
+SeriesStore::SeriesStore(size_t capacity, size_t most_cells)
+    : capacity_(std::max<size_t>(2, capacity / 2 * 2)), most_cells_(most_cells) {}
+
+void SeriesStore::fit_capacity() {
+  size_t series = 0;
+  for (const Column& column : columns_) series += column.entities;
+  while (capacity_ > kFewestStretches && capacity_ % 4 == 0 && series * capacity_ > most_cells_)
+    capacity_ /= 2;
+  while (bucket_ >= static_cast<int64_t>(capacity_)) halve();
+}
 
 // Columns for everything the registry defines; new ones after a resumed session brought a new
 // registry.
@@ -81,6 +123,7 @@ void SeriesStore::observe(const RunContext& context, const Frame& frame) {
     bucket_ = bucket;
     while (bucket_ >= static_cast<int64_t>(capacity_)) halve();
   }
+  bool more = false;
   for (Column& column : columns_) {
     const ColumnValues values = frame.column(column.index);
     if (!values.present) continue;
@@ -89,6 +132,7 @@ void SeriesStore::observe(const RunContext& context, const Frame& frame) {
     if (column.entities < size) {
       column.entities = size;
       column.open.resize(size);
+      more = true;
     }
     for (size_t i = 0; i < size; ++i) {
       if (!is_measured(values.value[i])) continue;
@@ -97,6 +141,7 @@ void SeriesStore::observe(const RunContext& context, const Frame& frame) {
       add(values.value[i], error, &column.open[i]);
     }
   }
+  if (more) fit_capacity();
 }
 
 void SeriesStore::close_bucket() {
@@ -104,9 +149,15 @@ void SeriesStore::close_bucket() {
   for (Column& column : columns_) {
     if (column.entities == 0) continue;
     if (column.closed.size() <= position) column.closed.resize(position + 1);
-    auto& into = column.closed[position];
+    Cells& into = column.closed[position];
     if (into.size() < column.entities) into.resize(column.entities);
-    for (size_t i = 0; i < column.entities; ++i) merge(column.open[i], &into[i]);
+    for (size_t i = 0; i < column.entities; ++i) {
+      const Bucket& open = column.open[i];
+      if (open.count == 0 && open.non_finite == 0) continue;
+      Bucket merged = into.at(i);
+      merge(open, &merged);
+      into.set(i, merged);
+    }
     std::fill(column.open.begin(), column.open.end(), Bucket{});
   }
   used_ = std::max(used_, position + 1);
@@ -119,9 +170,14 @@ void SeriesStore::halve() {
         if (i != i / 2) column.closed[i / 2] = std::move(column.closed[i]);
         continue;
       }
-      auto& into = column.closed[i / 2];
-      if (into.size() < column.closed[i].size()) into.resize(column.closed[i].size());
-      for (size_t j = 0; j < column.closed[i].size(); ++j) merge(column.closed[i][j], &into[j]);
+      Cells& into = column.closed[i / 2];
+      const Cells from = std::move(column.closed[i]);
+      if (into.size() < from.size()) into.resize(from.size());
+      for (size_t j = 0; j < from.size(); ++j) {
+        Bucket merged = into.at(j);
+        merge(from.at(j), &merged);
+        into.set(j, merged);
+      }
     }
     column.closed.resize((column.closed.size() + 1) / 2);
   }
@@ -139,15 +195,29 @@ void SeriesStore::finish() {
   }
 }
 
+const SeriesStore::Column* SeriesStore::find(const Key& key) const {
+  for (const Column& column : columns_) {
+    if (!(column.key < key) && !(key < column.key)) return &column;
+  }
+  return nullptr;
+}
+
 std::vector<Bucket> SeriesStore::series(const Key& key, size_t entity) const {
   std::vector<Bucket> result;
-  for (const Column& column : columns_) {
-    if (column.key < key || key < column.key) continue;
-    for (const auto& bucket : column.closed) {
-      result.push_back(entity < bucket.size() ? bucket[entity] : Bucket{});
-    }
+  if (const Column* column = find(key)) {
+    result.reserve(column->closed.size());
+    for (const Cells& cells : column->closed) result.push_back(cells.at(entity));
   }
   return result;
+}
+
+double SeriesStore::last(const Key& key, size_t entity) const {
+  if (const Column* column = find(key)) {
+    for (auto cells = column->closed.rbegin(); cells != column->closed.rend(); ++cells) {
+      if (const Bucket bucket = cells->at(entity); bucket.count > 0) return bucket.mean();
+    }
+  }
+  return __builtin_nan("");
 }
 
 }  // namespace tycho::analyzer

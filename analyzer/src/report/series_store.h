@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "short_double.h"
 #include "tycho/analyzer/frame.h"
 
 namespace tycho::analyzer {
@@ -26,13 +27,17 @@ struct Bucket {
 };
 
 /// Minimum, maximum and mean of every series over stretches of equal length: what a screen can
-/// show. The number of stretches stays between half of and all of `capacity` however long the run
-/// is; memory depends on the number of series only. Of lists (scope index) the first 64 positions
-/// are kept.
+/// show, to six digits. The number of stretches stays between half of and all of `capacity` however
+/// long the run is. With many series there are fewer stretches, so that all of them together stay
+/// below `most_cells`, at 16 bytes each (and 8 more where standard errors were recorded), as long
+/// as kFewestStretches allow it. Of lists (scope index) the first 64 positions are kept.
 class SeriesStore {
  public:
+  static constexpr size_t kFewestStretches = 16;
+  static constexpr size_t kMostCells = size_t{4} << 20;
+
   /// `capacity`: even, at least 2.
-  explicit SeriesStore(size_t capacity = 256);
+  explicit SeriesStore(size_t capacity = 256, size_t most_cells = kMostCells);
 
   void observe(const RunContext& context, const Frame& frame);
   /// After the last frame.
@@ -47,6 +52,8 @@ class SeriesStore {
   };
   /// Buckets of one series; fewer than buckets() where it ended earlier. Empty: never recorded.
   std::vector<Bucket> series(const Key& key, size_t entity) const;
+  /// The last mean of a series; NaN where there is none.
+  double last(const Key& key, size_t entity) const;
   /// What was recorded at all, in the registry's order, with the number of entities.
   const std::vector<std::pair<Key, size_t>>& recorded() const { return recorded_; }
 
@@ -55,18 +62,40 @@ class SeriesStore {
   int64_t steps_per_bucket() const { return width_; }
 
  private:
+  struct Cell {
+    ShortDouble mean, min, max;
+    uint32_t count = 0;
+  };
+  struct Errors {
+    ShortDouble square;
+    uint32_t count = 0;
+  };
+  /// One bucket of a column: the cells of its entities. What few series have stands apart.
+  struct Cells {
+    std::vector<Cell> cell;
+    std::vector<Errors> errors;
+    std::vector<uint32_t> non_finite;
+    void resize(size_t entities);
+    size_t size() const { return cell.size(); }
+    Bucket at(size_t entity) const;
+    void set(size_t entity, const Bucket& bucket);
+  };
   struct Column {
     Key key;
     ColumnIndex index = kNoColumn;
     size_t entities = 0;
-    std::vector<Bucket> open;                 // by entity: the bucket being filled
-    std::vector<std::vector<Bucket>> closed;  // by bucket, then entity; empty: nothing recorded
+    std::vector<Bucket> open;   // by entity: the bucket being filled
+    std::vector<Cells> closed;  // by bucket; empty: nothing recorded
   };
   void prepare(const RunContext& context);
+  const Column* find(const Key& key) const;
+  /// Fewer stretches where there are more series.
+  void fit_capacity();
   void close_bucket();
   void halve();
 
   size_t capacity_;
+  size_t most_cells_;
   size_t used_ = 0;
   int64_t first_step_ = 0;
   int64_t width_ = 1;

@@ -8,6 +8,7 @@
 #include "coverage.h"
 #include "curvature.h"
 #include "happenings.h"
+#include "layer_names.h"
 #include "remarks.h"
 #include "report.h"
 #include "text_layout.h"
@@ -106,9 +107,10 @@ std::string text_report(const Report& report, bool colour, int width) {
   }
   for (const Finding* finding : important) {
     const LawDescription* law = report.law(finding->law);
-    out += fmt::format(
-        "  {} {} ({}): {}\n", paint(mark(finding->verdict), finding->verdict, colour),
-        law ? law->title : finding->law, clean(finding->scope), to_string(finding->verdict));
+    out +=
+        fmt::format("  {} {} ({}): {}\n", paint(mark(finding->verdict), finding->verdict, colour),
+                    law ? law->title : finding->law,
+                    clean(scope_label(report.model, finding->scope)), to_string(finding->verdict));
     out += "    " + wrap(finding->advice, 4, columns) + "\n";
     if (const std::string seen = evidence(*finding); !seen.empty())
       out += "    " + wrap(seen, 4, columns) + "\n";

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "src/report/html_parts.h"
+#include "src/page/html_parts.h"
 
 namespace tycho::analyzer {
 

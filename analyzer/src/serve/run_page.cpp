@@ -42,7 +42,11 @@ bool same_series(const json& before, const json& after) {
   for (size_t i = 0; i < before.size(); ++i) {
     if (before[i]["statistic"] != after[i]["statistic"] ||
         before[i]["scope"] != after[i]["scope"] ||
-        before[i]["entities"].size() != after[i]["entities"].size())
+        before[i]["entities"].size() != after[i]["entities"].size() ||
+        before[i].contains("rest") != after[i].contains("rest"))
+      return false;
+    // Which layers stand out may change; the others are sent again when anything of them has.
+    if (after[i].contains("rest") && before[i]["rest"]["of"] != after[i]["rest"]["of"])
       return false;
     for (size_t k = 0; k < before[i]["entities"].size(); ++k) {
       if (before[i]["entities"][k]["scope"] != after[i]["entities"][k]["scope"]) return false;
@@ -65,7 +69,14 @@ json view_changes(const json& before, const json& after) {
       json entity = entity_changes(then[k], now[k]);
       if (!entity.empty()) entities[std::to_string(k)] = std::move(entity);
     }
-    if (!entities.empty()) series.push_back({{"index", i}, {"entities", std::move(entities)}});
+    json part = json::object();
+    if (!entities.empty()) part["entities"] = std::move(entities);
+    if (const auto rest = after["series"][i].find("rest");
+        rest != after["series"][i].end() && before["series"][i]["rest"] != *rest)
+      part["rest"] = *rest;
+    if (part.empty()) continue;
+    part["index"] = i;
+    series.push_back(std::move(part));
   }
   if (!series.empty()) changes["series"] = std::move(series);
   return changes;

@@ -120,6 +120,9 @@ nlohmann::json applied(nlohmann::json view, const nlohmann::json& changes) {
   }
   if (!changes.contains("series")) return view;
   for (const auto& entry : changes["series"]) {
+    if (entry.contains("rest"))
+      view["series"][entry["index"].get<size_t>()]["rest"] = entry["rest"];
+    if (!entry.contains("entities")) continue;
     for (const auto& [number, arrays] : entry["entities"].items()) {
       auto& entity = view["series"][entry["index"].get<size_t>()]["entities"][std::stoul(number)];
       for (const auto& [key, array] : arrays.items()) {

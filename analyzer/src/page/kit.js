@@ -1,0 +1,73 @@
+// What the scripts of all pages share.
+window.tycho = (function () {
+  'use strict';
+  var dark = !!window.matchMedia && window.matchMedia('(prefers-color-scheme: dark)').matches;
+
+  // A number as every page says it: four significant digits, or fewer.
+  function show(value, digits) {
+    if (value === null || value === undefined || !isFinite(value)) return '';
+    digits = digits > 0 && digits < 5 ? digits : 4;
+    var size = Math.abs(value);
+    return size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(digits - 1).replace(/\.?0+e/, 'e') :
+      String(+value.toPrecision(digits));
+  }
+  // For an axis; the library that draws charts passes more than the value.
+  function tick(value) { return show(value, 3); }
+
+  // Perceptually even from dark to light, so that it can be read without colour too (viridis, sampled).
+  var stops = [[68, 1, 84], [71, 44, 122], [59, 81, 139], [44, 113, 142], [33, 144, 141], [39, 173, 129], [92, 200, 99],
+    [170, 220, 50], [253, 231, 37]];
+  function colour(t) {
+    var at = Math.max(0, Math.min(1, t)) * (stops.length - 1);
+    var i = Math.min(stops.length - 2, Math.floor(at));
+    return stops[i].map(function (c, k) { return Math.round(c + (stops[i + 1][k] - c) * (at - i)); });
+  }
+  // Of a line: without the end that the paper swallows.
+  function lineColour(t) { return 'rgb(' + colour(dark ? 0.3 + 0.7 * t : 0.8 * t).join(',') + ')'; }
+
+  function make(name, text, parent) {
+    var node = document.createElement(name);
+    if (text !== undefined && text !== null) node.textContent = text;
+    if (parent) parent.appendChild(node);
+    return node;
+  }
+  // Something to press, with a mouse or a keyboard.
+  function pressable(node, action) {
+    node.tabIndex = 0;
+    node.setAttribute('role', 'button');
+    node.onclick = action;
+    node.onkeydown = function (event) {
+      if (event.target !== node || (event.key !== 'Enter' && event.key !== ' ')) return;
+      event.preventDefault();
+      action(event);
+    };
+    return node;
+  }
+  // The name of a statistic for people; of the square of a norm, that of the norm.
+  function title(statistic) { return statistic.replace(/_norm_sq$/, '_norm').replace(/_/g, ' '); }
+  function isSquare(statistic) { return /_norm_sq$/.test(statistic); }
+  function unit(entry) { return entry.unit && entry.unit !== '1' ? ' [' + entry.unit + ']' : ''; }
+
+  function bytes(base64) {
+    var text = atob(base64);
+    var result = new Uint8Array(text.length);
+    for (var i = 0; i < text.length; i++) result[i] = text.charCodeAt(i);
+    return result;
+  }
+  // Gives what a script element holds to `use`: JSON, or in large pages JSON that is deflated, in base64.
+  function unpack(node, use) {
+    if (node.type === 'application/json') {
+      use(JSON.parse(node.textContent));
+      return;
+    }
+    if (typeof DecompressionStream === 'undefined') {
+      make('p', 'The charts of this page need a browser that knows DecompressionStream: Chromium 80, Firefox 113, Safari 16.4, or newer.',
+        document.querySelector('header')).className = 'alarm';
+      return;
+    }
+    var stream = new Blob([bytes(node.textContent)]).stream().pipeThrough(new DecompressionStream('deflate'));
+    new Response(stream).text().then(function (text) { use(JSON.parse(text)); });
+  }
+  return { dark: dark, show: show, tick: tick, colour: colour, lineColour: lineColour, make: make, pressable: pressable,
+    title: title, isSquare: isSquare, unit: unit, bytes: bytes, unpack: unpack };
+}());
