@@ -6,16 +6,11 @@
 #include <limits>
 #include <utility>
 
+#include "src/number_text.h"
+
 namespace tycho::analyzer {
 
-std::string format_number(double value) {
-  const double size = std::fabs(value);
-  if (size >= 1000 && size < 1e6) {
-    const double unit = std::pow(10.0, std::floor(std::log10(size)) - 2);
-    return fmt::format("{:.0f}", std::round(value / unit) * unit);
-  }
-  return fmt::format("{:.3g}", value);
-}
+std::string format_number(double value) { return number_text(value, 3); }
 
 double steps_between(int64_t from, int64_t to) {
   return static_cast<double>(to) - static_cast<double>(from);

@@ -8,7 +8,7 @@
 
 namespace tycho::analyzer {
 
-/// Three significant digits, without an exponent from 0.001 to a million: 1430, 0.0123, 2.5e+07.
+/// Three significant digits, without an exponent from 0.001 to a million: 1430, 0.0123, 2.5e7.
 std::string format_number(double value);
 
 /// Steps from one to the other. Those of a file may lie further apart than an integer can say.

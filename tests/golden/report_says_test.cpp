@@ -100,8 +100,8 @@ TEST(ReportSaysTest, ADivergedRunFirstAndWithoutAdvice) {
   for (const std::string& form : forms(report)) {
     EXPECT_THAT(form, HasSubstr("The loss diverged"));
     EXPECT_THAT(form,
-                HasSubstr("Before step 2 it lay between 2.2 and 2.3; then it rose to 3.6e+22 at "
-                          "step 2, and was 1.6e+06 at step 5"));
+                HasSubstr("Before step 2 it lay between 2.2 and 2.3; then it rose to 3.6e22 at "
+                          "step 2, and was 1.6e6 at step 5"));
     EXPECT_THAT(form, Not(HasSubstr("Nothing that was looked at")));
   }
   EXPECT_THAT(analyzer::what_to_do(report), IsEmpty());
@@ -175,14 +175,9 @@ TEST(ReportSaysTest, ARunWithoutALossIsToldSo) {
 TEST(ReportSaysTest, WhereTheoryDoesNotSpeakThereAreNoNumbers) {
   Report report = report_of(healthy_losses());
   add_law(&report, "edge", Verdict::kNotApplicable, "small batches", 13480);
-  for (const std::string& form : forms(report)) {
-    EXPECT_THAT(form, Not(HasSubstr("1.348e+04")));
-    EXPECT_THAT(form, Not(HasSubstr("13480")));
-  }
+  for (const std::string& form : forms(report)) EXPECT_THAT(form, Not(HasSubstr("13480")));
   report.findings[0].verdict = Verdict::kUnderpowered;
-  for (const std::string& form : forms(report))
-    EXPECT_TRUE(form.find("1.348e+04") != std::string::npos ||
-                form.find("13480") != std::string::npos);
+  for (const std::string& form : forms(report)) EXPECT_THAT(form, HasSubstr("13480"));
 }
 
 TEST(ReportSaysTest, OneLineForAReasonWithModulesAndWhatToDo) {

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <optional>
 
+#include "src/number_text.h"
 #include "src/statistics/block_averages.h"
 
 namespace tycho::analyzer {
@@ -33,7 +34,7 @@ constexpr double kLatestStuck = 0.3;
 
 std::string number(double value) {
   if (std::isnan(value)) return "NaN";
-  return fmt::format("{:.4g}", value);
+  return number_text(value, 4);
 }
 
 double mean_of(const Stretches& all, size_t begin, size_t end) {

@@ -3,13 +3,14 @@ window.tycho = (function () {
   'use strict';
   var dark = !!window.matchMedia && window.matchMedia('(prefers-color-scheme: dark)').matches;
 
-  // A number as every page says it: four significant digits, or fewer.
+  // A number as every page says it (number_text.h): four significant digits, or fewer.
   function show(value, digits) {
     if (value === null || value === undefined || !isFinite(value)) return '';
     digits = digits > 0 && digits < 5 ? digits : 4;
     var size = Math.abs(value);
-    return size !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(digits - 1).replace(/\.?0+e/, 'e') :
-      String(+value.toPrecision(digits));
+    var rounded = +value.toPrecision(digits);
+    return size !== 0 && (Math.abs(rounded) >= 1e6 || Math.abs(rounded) < 1e-3) ?
+      value.toExponential(digits - 1).replace(/\.?0+e/, 'e').replace('e+', 'e') : String(rounded);
   }
   // For an axis; the library that draws charts passes more than the value.
   function tick(value) { return show(value, 3); }
@@ -44,7 +45,9 @@ window.tycho = (function () {
     return node;
   }
   // The name of a statistic for people; of the square of a norm, that of the norm.
-  function title(statistic) { return statistic.replace(/_norm_sq$/, '_norm').replace(/_/g, ' '); }
+  function title(statistic) {
+    return statistic.replace(/_norm_sq$/, '_norm').replace(/_/g, ' ').replace(/\bgrad\b/, 'gradient').replace(/\brms\b/, 'RMS');
+  }
   function isSquare(statistic) { return /_norm_sq$/.test(statistic); }
   function unit(entry) { return entry.unit && entry.unit !== '1' ? ' [' + entry.unit + ']' : ''; }
 

@@ -13,6 +13,8 @@ tycho.page = function (data) {
   function isLogarithmic(entities) {
     return scale.value === 'log' || (scale.value === 'auto' && wide(entities));
   }
+  // Axes in the colour of text, whatever the paper's.
+  var ink = getComputedStyle(document.documentElement).getPropertyValue('--soft').trim() || '#57606a';
   function quantity(entry) {
     return tycho.title(entry.statistic) + tycho.unit(entry);
   }
@@ -48,7 +50,7 @@ tycho.page = function (data) {
     chart = new Dygraph(document.getElementById('chart'), points, {
       labels: labels, customBars: true, logscale: logarithmic, connectSeparatedPoints: true,
       colors: [blue, orange], strokeWidth: 1.8, fillAlpha: 0.22, drawPoints: points.length < 60, pointSize: 2.5,
-      xlabel: 'step', ylabel: quantity(entry), axisLabelFontSize: 12, gridLineColor: 'rgba(128,128,128,.25)', legend: 'always',
+      xlabel: 'step', ylabel: quantity(entry), axisLabelFontSize: 12, axisLineColor: ink, gridLineColor: 'rgba(128,128,128,.25)', legend: 'always',
       series: prediction ? seriesStyle(labels[2]) : {},
       axes: { y: { axisLabelFormatter: tycho.tick, valueFormatter: function (v) { return show(v, entity.levels ? 3 : 4); }, axisLabelWidth: 62 } }
     });
@@ -123,12 +125,12 @@ tycho.page = function (data) {
         labels: ['step'].concat(entities.map(function (entity) { return entity.name; })),
         logscale: wide(entities), legend: 'never', connectSeparatedPoints: true, strokeWidth: 1.3,
         drawPoints: points.length < 30, pointSize: 2, interactionModel: {}, axisLabelFontSize: 11,
-        gridLineColor: 'rgba(128,128,128,.22)', highlightCircleSize: 0,
+        axisLineColor: ink, gridLineColor: 'rgba(128,128,128,.22)', highlightCircleSize: 0,
         colors: entities.map(function (entity, i) {
           return entities.length === 1 ? blue : tycho.lineColour(i / (entities.length - 1));
         }),
         xlabel: 'step', xLabelHeight: 14,
-        axes: { y: { axisLabelFormatter: tycho.tick, axisLabelWidth: 52 }, x: { axisLabelWidth: 44, pixelsPerLabel: 60 } }
+        axes: { y: { axisLabelFormatter: tycho.tick, axisLabelWidth: 52, pixelsPerLabel: 24 }, x: { axisLabelWidth: 44, pixelsPerLabel: 60 } }
       });
       tycho.pressable(figure, function () {
         statistic.selectedIndex = data.series.indexOf(entry);
@@ -153,7 +155,7 @@ tycho.page = function (data) {
     if (points.length < 2) return;
     var common = {
       connectSeparatedPoints: true, strokeWidth: 1.6, fillAlpha: 0.22, drawPoints: points.length < 60, pointSize: 2, legend: 'always',
-      axisLabelFontSize: 11, gridLineColor: 'rgba(128,128,128,.22)', xlabel: 'step', xLabelHeight: 16,
+      axisLabelFontSize: 11, axisLineColor: ink, gridLineColor: 'rgba(128,128,128,.22)', xlabel: 'step', xLabelHeight: 16,
       axes: { y: { axisLabelFormatter: tycho.tick, valueFormatter: function (v) { return show(v); }, axisLabelWidth: 60 },
         x: { valueFormatter: function (v) { return show(v); } } }
     };

@@ -8,6 +8,7 @@
 #include "layer_names.h"
 #include "remarks.h"
 #include "report_builder.h"
+#include "src/number_text.h"
 
 namespace tycho::analyzer {
 
@@ -73,7 +74,7 @@ std::string titles_of(const Report& report, const std::vector<std::string>& laws
 std::string short_number(double value) {
   if (std::isnan(value)) return "not known";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
-  return fmt::format("{:.4g}", value);
+  return number_text(value, 4);
 }
 
 bool shows_numbers(const Finding& finding) { return finding.verdict != Verdict::kNotApplicable; }

@@ -64,9 +64,6 @@ class Search {
   }
 
   void measured() {
-    for (const auto& [key, entities] : report_.series.recorded()) {
-      if (key.scope == v1::SCOPE_LAYER) not_finite(key, entities);
-    }
     for (const Quantity& quantity : kQuantities) look_at(quantity);
   }
 
@@ -105,25 +102,20 @@ class Search {
            static_cast<int64_t>(bucket) * report_.series.steps_per_bucket();
   }
 
-  void not_finite(const SeriesStore::Key& key, size_t entities) {
-    for (size_t i = 0; i < entities; ++i) {
-      const auto buckets = report_.series.series(key, i);
-      for (size_t b = 0; b < buckets.size(); ++b) {
-        if (buckets[b].non_finite == 0) continue;
-        std::string name = key.statistic;
-        std::replace(name.begin(), name.end(), '_', ' ');
-        add(i, kNotFinite, fmt::format("{} not finite, first at about step {}", name, step(b)));
-        break;
-      }
-    }
-  }
-
   void look_at(const Quantity& quantity) {
     const SeriesStore::Key key{quantity.statistic, v1::SCOPE_LAYER};
     const double power = quantity.square ? 0.5 : 1;
     std::vector<double> last(layers_.size(), kUnknown);
     for (size_t i = 0; i < layers_.size(); ++i) {
       const auto buckets = report_.series.series(key, i);
+      // A norm or a size is finite in a run that is; other statistics need not be.
+      const auto broken = std::find_if(buckets.begin(), buckets.end(),
+                                       [](const Bucket& bucket) { return bucket.non_finite > 0; });
+      if (broken != buckets.end()) {
+        add(i, kNotFinite,
+            fmt::format("{} not finite, first at about step {}", quantity.name,
+                        step(static_cast<size_t>(broken - buckets.begin()))));
+      }
       std::vector<double> means;
       double largest = 0;
       size_t at = 0;

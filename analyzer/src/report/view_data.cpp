@@ -252,13 +252,17 @@ constexpr TableColumn kTable[] = {{"weight_norm_sq", "|weights|", true},
                                   {"stable_rank", "stable rank", false}};
 
 json layer_table(const Report& report, const std::vector<StandingOut>& outstanding) {
-  std::set<std::string> recorded;
-  for (const auto& [key, entities] : report.series.recorded()) {
-    if (key.scope == v1::SCOPE_LAYER) recorded.insert(key.statistic);
-  }
+  // Those that have a value of some layer.
+  std::vector<TableColumn> shown;
   json columns = json::array();
   for (const TableColumn& column : kTable) {
-    if (recorded.count(column.statistic) == 0) continue;
+    const SeriesStore::Key key{column.statistic, v1::SCOPE_LAYER};
+    const auto& layers = report.model.layer();
+    if (std::none_of(layers.begin(), layers.end(), [&](const v1::Layer& layer) {
+          return std::isfinite(report.series.last(key, layer.id()));
+        }))
+      continue;
+    shown.push_back(column);
     columns.push_back({{"statistic", column.statistic}, {"title", column.title}});
   }
   json rows = json::array();
@@ -269,8 +273,7 @@ json layer_table(const Report& report, const std::vector<StandingOut>& outstandi
         weights += report.model.parameter(static_cast<int>(id)).element_count();
     }
     json values = json::array();
-    for (const TableColumn& column : kTable) {
-      if (recorded.count(column.statistic) == 0) continue;
+    for (const TableColumn& column : shown) {
       const double last = report.series.last({column.statistic, v1::SCOPE_LAYER}, layer.id());
       values.push_back(rounded(column.root ? std::sqrt(last) : last));
     }
