@@ -35,5 +35,7 @@ std::unique_ptr<Law> make_norm_stationarity();
 std::unique_ptr<Law> make_fluctuation_dissipation();
 std::unique_ptr<Law> make_adam_update_rms();
 std::unique_ptr<Law> make_signal_propagation();
+std::unique_ptr<Law> make_loss_forecast();
+std::unique_ptr<Law> make_decay_gain();
 
 }  // namespace tycho::analyzer

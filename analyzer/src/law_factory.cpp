@@ -21,6 +21,8 @@ std::vector<std::unique_ptr<Law>> make_laws() {
   laws.push_back(make_norm_stationarity());
   laws.push_back(make_fluctuation_dissipation());
   laws.push_back(make_adam_update_rms());
+  laws.push_back(make_loss_forecast());
+  laws.push_back(make_decay_gain());
   laws.push_back(make_signal_propagation());
   laws.push_back(make_spectral_condition());
   laws.push_back(make_learning_regime());

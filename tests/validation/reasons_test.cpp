@@ -130,7 +130,9 @@ TEST(ReasonsTest, NoLawSpeaksOrExcusesItselfFalsely) {
     options.optimizer = optimizer;
     for (const Finding& finding : simulate(options)) {
       SCOPED_TRACE(finding.law + ": " + finding.gate);
-      EXPECT_TRUE(finding.verdict == Verdict::kNotMeasured ||
+      // The loss is there, for 60 steps.
+      const bool few = finding.verdict == Verdict::kNotYet && finding.law == "loss_forecast";
+      EXPECT_TRUE(few || finding.verdict == Verdict::kNotMeasured ||
                   finding.verdict == Verdict::kNotApplicable)
           << verdict(finding);
       EXPECT_TRUE(std::isnan(finding.measured) && std::isnan(finding.predicted));
