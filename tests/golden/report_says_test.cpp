@@ -225,6 +225,25 @@ TEST(ReportSaysTest, DifferentReasonsStayApartAndFailuresAreRemarks) {
   EXPECT_EQ(known[0].severity, Severity::kWarning);
 }
 
+TEST(ReportSaysTest, WhenAVerdictBecameKnown) {
+  Report report = report_of(healthy_losses());
+  add_law(&report, "good", Verdict::kHolds, "", 1);
+  add_law(&report, "bad", Verdict::kViolated, "", 2);
+  for (const std::string& form : forms(report)) EXPECT_THAT(form, Not(HasSubstr("since step")));
+  v1::Finding said;
+  said.set_kind(v1::Finding::VERDICT);
+  said.set_law("bad");
+  said.set_scope("run");
+  said.set_verdict(v1::Finding::VIOLATED);
+  said.set_step(123);
+  report.verdict_times.observe(said);
+  EXPECT_THAT(analyzer::text_report(report, false, 100000), HasSubstr("known since step 123"));
+  EXPECT_THAT(analyzer::html_report(report), HasSubstr("since step 123"));
+  const auto known = nlohmann::json::parse(analyzer::json_report(report)).at("known_since");
+  EXPECT_EQ(known, nlohmann::json::parse(
+                       R"([{"law":"bad","scope":"run","verdict":"VIOLATED","step":123}])"));
+}
+
 TEST(ReportSaysTest, AnOverflowThatWasSkippedIsNoAlarm) {
   Report report = report_of(healthy_losses());
   add_event(&report, v1::Event::NON_FINITE, "non_finite_gradient", "the gradient has 3 infinities",

@@ -53,6 +53,10 @@ class FollowedRun::Feeder : public trace::FollowHandler {
     run_->news_ = true;
     return engine().on_structure(structure, time_ns);
   }
+  bool on_finding(const v1::Finding& finding, int64_t time_ns) override {
+    run_->news_ = true;
+    return engine().on_finding(finding, time_ns);
+  }
 
  private:
   trace::MessageHandler& engine() { return run_->builder_->handler(); }

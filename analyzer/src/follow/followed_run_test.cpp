@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <deque>
+#include <map>
 #include <random>
 #include <set>
 #include <thread>
@@ -14,6 +15,7 @@
 #include "src/follow/watch_screen.h"
 #include "src/report/json_parts.h"
 #include "tests/support/trace_samples.h"
+#include "tycho/analyzer/finding_message.h"
 #include "tycho/trace/file_system.h"
 #include "tycho/trace/run_writer.h"
 
@@ -56,7 +58,8 @@ class RunSource {
     return std::move(writer).value();
   }
 
-  void write(trace::RunWriter* writer, int64_t step) {
+  /// `judge`, where there is one, hears of it too, as in a trainer.
+  void write(trace::RunWriter* writer, int64_t step, LiveJudge* judge = nullptr) {
     std::lognormal_distribution<double> value(0, 0.3);
     v1::Record record;
     record.set_step(step);
@@ -74,6 +77,9 @@ class RunSource {
       }
     }
     writer->write("everything", record, 1'000'000'000 + step * 50'000'000);
+    if (judge == nullptr) return;
+    (void)judge->on_record("everything", record, 1'000'000'000 + step * 50'000'000);
+    judge->finish_step();
   }
 
  private:
@@ -150,6 +156,42 @@ TEST(FollowedRun, AtACutKnowsWhatAFreshReadOfTheSameBytesDoes) {
     EXPECT_EQ(run.report().frames, fresh.frames()) << at;
     EXPECT_EQ(findings_text(run.report().findings), findings_text(fresh.findings())) << at;
   }
+}
+
+TEST(FollowedRun, SaysSinceWhenAVerdictIsKnownAsTheTrainerSaidIt) {
+  ScratchDirectory scratch;
+  const std::string directory = scratch.path("run");
+  RunSource source(4);
+  auto writer = source.open(directory, 200000);
+  std::map<std::pair<std::string, std::string>, std::pair<Verdict, int64_t>> said;
+  LiveJudge judge([&](const LiveFinding& finding) {
+    writer->write(to_message(finding), 1'000'000'000 + finding.step * 50'000'000);
+    if (finding.kind == LiveFinding::Kind::kVerdict)
+      said[{finding.law, finding.scope}] = {finding.verdict, finding.step};
+  });
+  (void)judge.on_segment({}, sample_run("a"), sample_model(3), source.registry());
+  for (int64_t step = 0; step < 300; ++step) source.write(writer.get(), step, &judge);
+  FollowedRun run(directory);
+  judge.finish();
+  EXPECT_TRUE(writer->close().ok());
+  follow_to_the_end(&run, 20000);
+  const auto fresh = read_report(directory, nullptr);
+  ASSERT_TRUE(fresh.ok());
+  EXPECT_EQ(json_report(run.report()), json_report(fresh.value()));
+  size_t known = 0;
+  std::set<int64_t> steps;
+  for (const Finding& finding : fresh.value().findings) {
+    const auto since = fresh.value().verdict_times.since(finding);
+    const auto expected = said.find({finding.law, finding.scope});
+    ASSERT_EQ(since.has_value(), expected != said.end()) << finding.law << " " << finding.scope;
+    if (!since) continue;
+    EXPECT_EQ(finding.verdict, expected->second.first);
+    EXPECT_EQ(*since, expected->second.second) << finding.law << " " << finding.scope;
+    steps.insert(*since);
+    ++known;
+  }
+  EXPECT_GT(known, 20u);
+  EXPECT_GT(steps.size(), 3u);
 }
 
 TEST(FollowedRun, TellsHowVerdictsChanged) {

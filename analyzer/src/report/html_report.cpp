@@ -58,11 +58,14 @@ std::string shown(const Finding& finding, const std::string& number) {
 }
 
 std::string finding_row(const Report& report, const Finding& finding) {
+  std::string since;
+  if (const auto step = report.verdict_times.since(finding))
+    since = fmt::format("<br><span class=\"muted\">since step {}</span>", *step);
   return fmt::format(
       "<tr><td class=\"name\">{}</td><td>{}</td><td class=\"number\">{}</td><td "
       "class=\"number\">{}</td>"
       "<td class=\"number\">{}</td><td>{}{}</td></tr>\n",
-      escape(scope_label(report.model, finding.scope)), badge(finding.verdict),
+      escape(scope_label(report.model, finding.scope)), badge(finding.verdict) + since,
       shown(finding, optional_number(finding.measured)), shown(finding, interval(finding)),
       shown(finding, (finding.relation == Relation::kEqual || std::isnan(finding.predicted)
                           ? ""
@@ -108,7 +111,7 @@ std::string what_to_do_section(const Report& report) {
         "class=\"evidence\">{} {}{}</p></article>\n",
         to_string(finding->verdict), escape(title_of(report, *finding)),
         escape(scope_label(report.model, finding->scope)), escape(finding->advice),
-        badge(finding->verdict), escape(evidence(*finding)),
+        badge(finding->verdict), escape(evidence(*finding) + report.verdict_times.text(*finding)),
         chart_link(report, finding->evidence_statistic, finding->scope));
   }
   if (!nothing) out += "</div>\n";

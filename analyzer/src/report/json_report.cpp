@@ -136,7 +136,16 @@ std::string json_report(const Report& report) {
                        {"scope", each.scope}});
   }
   json laws = json::array();
-  for (const Finding& finding : report.findings) laws.push_back(finding_json(finding));
+  json known_since = json::array();
+  for (const Finding& finding : report.findings) {
+    laws.push_back(finding_json(finding));
+    if (const auto step = report.verdict_times.since(finding)) {
+      known_since.push_back({{"law", finding.law},
+                             {"scope", finding.scope},
+                             {"verdict", to_string(finding.verdict)},
+                             {"step", *step}});
+    }
+  }
   // Names come from the user's program and need not be UTF-8.
   json layers = json::array();
   for (const v1::Layer& layer : report.model.layer()) {
@@ -158,6 +167,7 @@ std::string json_report(const Report& report) {
               {"remarks", known},
               {"coverage", coverage_json(coverage(report))},
               {"happenings", happenings_json(report)},
+              {"known_since", known_since},
               {"laws", laws}}
              .dump(2, ' ', true, json::error_handler_t::replace) +
          "\n";

@@ -10,6 +10,7 @@
 #include "src/loss/loss_course.h"
 #include "tycho/analyzer/engine.h"
 #include "tycho/trace/run_reader.h"
+#include "verdict_times.h"
 
 namespace tycho::analyzer {
 
@@ -36,6 +37,7 @@ struct Report {
   std::vector<trace::SkippedRegion> skipped;
   SeriesStore series;
   LossCourse loss;
+  VerdictTimes verdict_times;
   Spectrum spectrum;
   int64_t first_step = -1;
   int64_t last_step = -1;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "decisions/rules.h"
+#include "src/forwarding_handler.h"
 
 namespace tycho::analyzer {
 
@@ -25,15 +26,29 @@ void SpectrumKeeper::observe(const RunContext& context, const Frame& frame, Spec
   }
 }
 
+/// Findings are of no use to the engine.
+class ReportBuilder::Listening : public ForwardingHandler {
+ public:
+  Listening(trace::MessageHandler* next, VerdictTimes* times)
+      : ForwardingHandler(next), times_(times) {}
+  bool on_finding(const v1::Finding& finding, int64_t) override {
+    times_->observe(finding);
+    return true;
+  }
+
+ private:
+  VerdictTimes* times_;
+};
+
 ReportBuilder::ReportBuilder(const std::string& path, bool keep_series,
                              LiveJudge::Listener listener)
     : keep_series_(keep_series) {
   if (listener) {
     judge_ = std::make_unique<LiveJudge>(std::move(listener));
-    handler_ = judge_.get();
+    handler_ = std::make_unique<Listening>(judge_.get(), &report_.verdict_times);
   } else {
     engine_ = std::make_unique<Engine>();
-    handler_ = engine_.get();
+    handler_ = std::make_unique<Listening>(engine_.get(), &report_.verdict_times);
   }
   report_.path = path;
   for (const auto& law : make_laws()) report_.laws.push_back(law->description());

@@ -59,12 +59,13 @@ class ReportBuilder {
 
  private:
   Report report_;
+  class Listening;
   // One of the two.
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<LiveJudge> judge_;
   std::unique_ptr<AlarmWatch> alarms_;
   bool ended_ = false;  ///< no frame has come since finish()
-  trace::MessageHandler* handler_ = nullptr;
+  std::unique_ptr<trace::MessageHandler> handler_;
   SpectrumKeeper spectrum_;
   uint64_t settings_version_ = static_cast<uint64_t>(-1);
   bool keep_series_;

@@ -113,7 +113,7 @@ std::string text_report(const Report& report, bool colour, int width) {
                     clean(scope_label(report.model, finding->scope)), to_string(finding->verdict));
     out += "    " + wrap(finding->advice, 4, columns) + "\n";
     if (const std::string seen = evidence(*finding); !seen.empty())
-      out += "    " + wrap(seen, 4, columns) + "\n";
+      out += "    " + wrap(seen + report.verdict_times.text(*finding), 4, columns) + "\n";
   }
   const auto missing = what_is_missing(report);
   if (!missing.empty()) {
@@ -143,7 +143,7 @@ std::string text_report(const Report& report, bool colour, int width) {
       rows += fmt::format("    {:<36} {}\n", law.title, verdicts.empty() ? "no finding" : verdicts);
       if (run != nullptr) {
         if (const std::string seen = evidence(*run); !seen.empty())
-          rows += fmt::format("      run: {}\n", seen);
+          rows += fmt::format("      run: {}{}\n", seen, report.verdict_times.text(*run));
       }
     }
     out += fmt::format("  {}\n{}", to_string(line),
