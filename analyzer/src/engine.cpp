@@ -620,7 +620,11 @@ void Engine::Impl::apply(const v1::ModelStructure& structure) {
 
 bool Engine::on_skipped(const trace::SkippedRegion&) { return true; }
 
-void Engine::finish() { impl_->complete_frame(); }
+void Engine::finish() {
+  impl_->complete_frame();
+  // What came when no frame was open counts, too, whether it was finished before that or not.
+  if (std::exchange(impl_->context_changed, false)) impl_->begin_laws();
+}
 
 const RunContext& Engine::context() const { return impl_->context; }
 
