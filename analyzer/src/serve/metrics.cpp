@@ -132,7 +132,11 @@ std::string metrics_text(const Cards& all, size_t most_runs, int64_t now_ns,
       [](const RunCard& card) { return card.cost; });
   each(
       "tycho_run_lag_seconds", "Time since the last observation of a run that is live.",
-      [](const RunCard& card) { return card.state == RunState::kLive && card.last_time_ns > 0; },
+      // A lag below zero is that of two clocks, and says nothing.
+      [&](const RunCard& card) {
+        return card.state == RunState::kLive && card.last_time_ns > 0 &&
+               card.last_time_ns <= now_ns;
+      },
       [&](const RunCard& card) {
         return (static_cast<double>(now_ns) - static_cast<double>(card.last_time_ns)) * 1e-9;
       });

@@ -39,19 +39,23 @@ std::string list_page() {
          R"html(<main class="list"><header><p class="kind">Tycho</p><h1>Runs</h1><p id="summary">Looking for runs ...</p></header>
 <div class="controls"><label>Find <input id="find" type="search" autocomplete="off"></label>
 <label>Sort by <select id="sort"><option value="start">start</option><option value="name">name</option><option value="loss">loss</option><option value="alarms">alarms</option></select></label>
-<span id="connection" role="status"></span></div>
+<a id="compare" href="/compare" hidden>Compare</a> <span id="connection" role="status"></span></div>
 <table id="runs"><thead><tr><th>run</th><th>state</th><th>step</th><th>rate</th><th>loss</th><th>laws</th><th>remarks</th></tr></thead>
 <tbody></tbody></table></main>
 <script>)html" +
          assets::runs_js + "</script>\n</body></html>\n";
 }
 
-std::string live_page(const std::string& name, const RunPage& page) {
-  std::string html = page.html;
+std::string with_bar(std::string html) {
   const std::string body = "<body>";
   const size_t begin = html.find(body);
   if (begin != std::string::npos)
     html.insert(begin + body.size(), "<style>" + std::string(assets::live_css) + "</style>" + kBar);
+  return html;
+}
+
+std::string live_page(const std::string& name, const RunPage& page) {
+  std::string html = with_bar(page.html);
   const std::string end = "</body>";
   const size_t last = html.rfind(end);
   if (last != std::string::npos) html.insert(last, live_script(name, page.version));

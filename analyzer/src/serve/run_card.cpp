@@ -30,6 +30,10 @@ RunCard make_card(const FollowedRun& run) {
   card.start_time_ns = report.run.start_time_ns();
   card.state = run.state();
   card.why = run.why();
+  if (run.two_writers()) {
+    card.why += card.why.empty() ? "" : "; ";
+    card.why += "two sessions write to this run; the newer one is followed";
+  }
   card.is_read = true;
   card.step = run.last_step();
   card.steps_per_second = run.steps_per_second();

@@ -92,6 +92,12 @@ std::shared_ptr<const RunCard> RunCatalog::card(const std::string& name) const {
   return found == entries_.end() ? nullptr : found->second->card;
 }
 
+std::string RunCatalog::directory(const std::string& name) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = entries_.find(name);
+  return found == entries_.end() ? "" : found->second->directory;
+}
+
 uint64_t RunCatalog::wait_for_change(uint64_t version, std::chrono::milliseconds most) const {
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait_for(lock, most, [&] { return stop_ || version_ != version; });

@@ -51,6 +51,8 @@ class RunCatalog {
   Cards cards() const;
   /// Nullptr: there is no such run.
   std::shared_ptr<const RunCard> card(const std::string& name) const;
+  /// Where the run is; empty: there is no such run.
+  std::string directory(const std::string& name) const;
   /// Waits until the version is another one than `version`, or the time is over; returns it.
   uint64_t wait_for_change(uint64_t version, std::chrono::milliseconds most) const;
 

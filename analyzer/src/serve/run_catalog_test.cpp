@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <thread>
 
 #include "src/serve/sample_runs.h"
@@ -202,6 +203,81 @@ TEST_F(CatalogTest, ShowsTheAlarmsOfTheLiveJudge) {
     EXPECT_EQ(now.remarks()[i].code, without.remarks()[i].code);
     EXPECT_EQ(now.remarks()[i].text, without.remarks()[i].text);
   }
+}
+
+TEST_F(CatalogTest, HasAStateForWhatIsWrong) {
+  // Damaged in the middle, cut, empty, no trace, and one that may be read.
+  write_run(scratch_.path("runs/whole"), "whole");
+  const std::string bytes = read_file(scratch_.path("runs/whole/000000.mcap"));
+  const auto put = [&](const std::string& name, const std::string& content) {
+    fs::create_directories(scratch_.path("runs/" + name));
+    write_file(scratch_.path("runs/" + name + "/000000.mcap"), content);
+  };
+  std::string damaged = bytes;
+  for (size_t i = bytes.size() / 2; i < bytes.size() / 2 + 100; ++i) damaged[i] = '\xa5';
+  put("damaged", damaged);
+  put("cut", bytes.substr(0, bytes.size() - 100));
+  put("empty", "");
+  put("other", "this is a text and no trace, however long it is");
+  RunCatalog catalog({scratch_.path("runs")}, options_);
+  catalog.start();
+  const auto is_read = [](const RunCard& run) { return run.is_read; };
+  const std::map<std::string, trace::RunState> expected = {
+      {"whole", trace::RunState::kFinished},   {"damaged", trace::RunState::kFinished},
+      {"cut", trace::RunState::kDied},         {"empty", trace::RunState::kUnreadable},
+      {"other", trace::RunState::kUnreadable},
+  };
+  for (const auto& [name, state] : expected) {
+    const auto card = wait_for(catalog, name, is_read);
+    ASSERT_NE(card, nullptr) << name;
+    EXPECT_EQ(card->state, state) << name << ": " << to_string(card->state);
+    EXPECT_EQ(card->why.empty(), state == trace::RunState::kFinished) << name;
+    const bool is_whole = name == "whole";
+    if (state != trace::RunState::kUnreadable)
+      EXPECT_EQ(card->count(Severity::kWarning) == 0, is_whole) << name;
+    // Whoever opens it gets a page all the same.
+    EXPECT_NE(catalog.page(name, 0, std::chrono::seconds(20)), nullptr) << name;
+  }
+}
+
+TEST_F(CatalogTest, FollowsTheNewerOfTwoWritersAndSaysSo) {
+  auto older = open_run(scratch_.path("runs/a"), "a");
+  write_losses(older.get(), 0, 30);
+  v1::RunDescription resumed = sample_run("a");
+  resumed.set_resumed(true);
+  resumed.set_resume_step(20);
+  resumed.set_start_time_ns(5000);
+  trace::RunWriterOptions writing;
+  writing.directory = scratch_.path("runs/a");
+  auto newer = trace::RunWriter::open(writing, resumed, sample_model(2), sample_registry());
+  ASSERT_TRUE(newer.ok());
+  write_losses(newer.value().get(), 20, 50);
+  write_losses(older.get(), 30, 90);
+  RunCatalog catalog({scratch_.path("runs")}, options_);
+  catalog.start();
+  const auto card = wait_for(catalog, "a", [](const RunCard& run) { return run.step == 49; });
+  EXPECT_EQ(card->step, 49);
+  EXPECT_EQ(card->state, trace::RunState::kLive);
+  EXPECT_NE(card->why.find("two sessions write to this run"), std::string::npos) << card->why;
+}
+
+TEST_F(CatalogTest, KnowsNoRateWhereTheClockWasSetBack) {
+  auto writer = open_run(scratch_.path("runs/a"), "a");
+  const auto write = [&](int64_t step, int64_t time_ns) {
+    writer->write("scalars", sample_record(step, 2), time_ns);
+    EXPECT_TRUE(writer->flush().ok());
+  };
+  RunCatalog catalog({scratch_.path("runs")}, options_);
+  catalog.start();
+  for (const int64_t step : {0, 1, 2}) write(step, 10'000'000'000 + step * 100'000'000);
+  auto card = wait_for(catalog, "a", [](const RunCard& run) { return run.step == 2; });
+  EXPECT_NEAR(card->steps_per_second, 10, 1e-6);
+  write(3, 1'000'000'000);
+  card = wait_for(catalog, "a", [](const RunCard& run) { return run.step == 3; });
+  EXPECT_TRUE(std::isnan(card->steps_per_second)) << card->steps_per_second;
+  for (const int64_t step : {4, 5}) write(step, 1'000'000'000 + (step - 3) * 200'000'000);
+  card = wait_for(catalog, "a", [](const RunCard& run) { return run.step == 5; });
+  EXPECT_NEAR(card->steps_per_second, 5, 1e-6);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
   var find = document.getElementById('find');
   var sort = document.getElementById('sort');
   var connection = document.getElementById('connection');
+  var compare = document.getElementById('compare');
   var complete = true;
 
   function number(value) {
@@ -45,6 +46,12 @@
       var link = document.createElement('a');
       link.href = '/run/' + card.name.split('/').map(encodeURIComponent).join('/');
       link.textContent = card.name;
+      // Two or more that are chosen can be compared.
+      run.chosen = document.createElement('input');
+      run.chosen.type = 'checkbox';
+      run.chosen.setAttribute('aria-label', 'compare ' + card.name);
+      run.chosen.onchange = offer;
+      run.row.cells[0].appendChild(run.chosen);
       run.row.cells[0].appendChild(link);
       run.row.cells[0].appendChild(document.createElement('small'));
       run.row.cells[1].appendChild(document.createElement('span'));
@@ -63,6 +70,18 @@
     set(cells[6], loud.map(function (alarm) { return alarm.title; }).join('; '));
     var broken = card.alarms.some(function (alarm) { return alarm.severity === 'alarm'; });
     cells[6].className = broken ? 'remarks alarm' : 'remarks';
+  }
+  function offer() {
+    var names = Object.keys(runs).filter(function (name) { return runs[name].chosen.checked; }).sort();
+    var most = 20;
+    compare.hidden = names.length === 0;
+    if (names.length < 2 || names.length > most) {
+      compare.removeAttribute('href');
+      set(compare, names.length < 2 ? 'Choose another run to compare it with' : 'At most ' + most + ' runs can be compared');
+      return;
+    }
+    set(compare, 'Compare ' + names.length + ' runs');
+    compare.href = '/compare?' + names.map(function (name) { return 'run=' + encodeURIComponent(name); }).join('&');
   }
   var orders = {
     start: function (a, b) { return b.card.start_seconds - a.card.start_seconds; },
@@ -108,6 +127,7 @@
       draw(run);
     });
     arrange();
+    offer();
   };
   source.onopen = function () { connection.textContent = ''; connection.className = ''; };
   source.onerror = function () { connection.textContent = 'Connection lost; trying again.'; connection.className = 'lost'; };

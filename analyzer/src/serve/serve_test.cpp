@@ -213,6 +213,9 @@ TEST(Metrics, SayWhatIsKnownAndNothingElse) {
   EXPECT_EQ(text.find("law=\"balancedness\""), std::string::npos);
   EXPECT_EQ(text.find("tycho_run_step{run=\"c\"}"), std::string::npos);
   EXPECT_EQ(text.find("tycho_run_lowest_loss{"), std::string::npos);
+  // The trainer's clock is ahead.
+  EXPECT_EQ(metrics_text({sample_card("a")}, 10, 900'000'000).find("tycho_run_lag_seconds{"),
+            std::string::npos);
 }
 
 TEST(Metrics, HaveAnUpperBoundOnTheirNumber) {

@@ -43,6 +43,21 @@ Result<Address> parse(const std::string& url) {
   return address;
 }
 
+std::string words(httplib::Error error) {
+  switch (error) {
+    case httplib::Error::Connection:
+      return "it cannot be reached";
+    case httplib::Error::Read:
+      return "it closed the connection without an answer";
+    case httplib::Error::SSLConnection:
+      return "there is no encrypted connection";
+    case httplib::Error::SSLServerVerification:
+      return "its certificate is not trusted";
+    default:
+      return httplib::to_string(error);
+  }
+}
+
 /// Stops a client at a time, whatever it waits for: the library's timeouts are of single reads.
 class Deadline {
  public:
@@ -140,7 +155,7 @@ class Webhook : public AlertHook {
       return {
           false, true,
           fmt::format("it took longer than {:g} s", static_cast<double>(timeout_.count()) / 1000)};
-    return {false, true, httplib::to_string(result.error())};
+    return {false, true, words(result.error())};
   }
 
   const Address address_;

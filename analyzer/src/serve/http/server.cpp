@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "src/serve/access.h"
+#include "src/serve/compared_page.h"
 #include "src/serve/metrics.h"
 #include "src/serve/pages.h"
 
@@ -24,6 +25,7 @@ constexpr size_t kThreads = 64;
 constexpr size_t kMostWaiting = 256;
 constexpr int kTimeoutSeconds = 5;
 constexpr milliseconds kFirstPage{3000};
+constexpr std::chrono::seconds kMostComparing{60};
 // Between two events of a stream.
 constexpr milliseconds kPace{500};
 constexpr milliseconds kKeepAlive{10000};
@@ -144,6 +146,8 @@ class HttpServer : public Server {
       with_page(request, response,
                 [&](const std::string&, const RunPage& page) { show(page.html, &response); });
     });
+    http_.Get("/compare",
+              [this](const Request& request, Response& response) { compare(request, &response); });
     http_.Get("/events", [this](const Request&, Response& response) { stream_cards(response); });
     http_.Get("/events/run", [this](const Request& request, Response& response) {
       stream_run(request, response);
@@ -241,6 +245,39 @@ class HttpServer : public Server {
     response.set_content("The run is still being read.\n", "text/plain");
   }
 
+  void compare(const Request& request, Response* response) {
+    std::vector<std::string> directories;
+    std::set<std::string> names;
+    for (size_t i = 0; i < request.get_param_value_count("run"); ++i) {
+      const std::string name = request.get_param_value("run", i);
+      if (!names.insert(name).second) continue;
+      directories.push_back(catalog_->directory(name));
+      if (directories.back().empty()) return not_found(name, response);
+      if (directories.size() > kMostCompared) break;
+    }
+    const auto say = [&](int status, const std::string& what) {
+      response->status = status;
+      show(message_page("Runs are not compared", what), response);
+    };
+    if (directories.size() < 2 || directories.size() > kMostCompared)
+      return say(400, fmt::format("Choose 2 to {} runs of the list.", kMostCompared));
+    // It reads much: one at a time, so that the other pages stay fluent.
+    if (comparing_.exchange(true)) {
+      response->set_header("Retry-After", "5");
+      return say(503, "Other runs are being compared: try again in a moment.");
+    }
+    const struct Done {
+      std::atomic<bool>* comparing;
+      ~Done() { *comparing = false; }
+    } done{&comparing_};
+    const auto end = std::chrono::steady_clock::now() + kMostComparing;
+    const auto page = compared_page(directories, [&] {
+      return std::chrono::steady_clock::now() > end || catalog_->stopping();
+    });
+    if (!page.ok()) return say(503, page.status().message());
+    show(page.value(), response);
+  }
+
   // `send` writes the next event and returns false at the end.
   template <typename Send>
   void stream(Response& response, Send send) {
@@ -326,6 +363,7 @@ class HttpServer : public Server {
   httplib::Server http_;
   int port_ = 0;
   std::atomic<size_t> streams_{0};
+  std::atomic<bool> comparing_{false};
 };
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "src/compare/comparison.h"
 #include "tests/support/trace_samples.h"
 #include "tycho/trace/run_writer.h"
 
@@ -140,6 +141,30 @@ TEST_F(ServerTest, ShowsTheListARunItsReportAndMetrics) {
   EXPECT_EQ(metrics->get_header_value("Content-Type").rfind("text/plain; version=0.0.4", 0), 0u);
 }
 
+TEST_F(ServerTest, ComparesRunsThatAreChosen) {
+  write_run("a");
+  write_run("sweep/lr 0.1");
+  serve();
+  wait_for("a");
+  wait_for("sweep/lr 0.1");
+  const auto page = client_->Get("/compare?run=a&run=sweep%2Flr%200.1&run=a");
+  ASSERT_TRUE(page);
+  EXPECT_EQ(page->status, 200);
+  // That of tycho compare, with a way back.
+  const auto compared =
+      read_comparison({scratch_.path("runs/a"), scratch_.path("runs/sweep/lr 0.1")}, {}, nullptr);
+  ASSERT_TRUE(compared.ok());
+  const std::string whole = html_comparison(compared.value());
+  const std::string main = whole.substr(whole.find("<main"));
+  EXPECT_NE(page->body.find(main), std::string::npos);
+  EXPECT_NE(page->body.find("<a href=\"/\">all runs</a>"), std::string::npos);
+  for (const char* path : {"/compare", "/compare?run=a", "/compare?run=a&run=a"})
+    EXPECT_EQ(status(path), 400) << path;
+  for (const char* path : {"/compare?run=a&run=b", "/compare?run=a&run=..", "/compare?run=a&run=",
+                           "/compare?run=a&run=../../etc", "/compare?run=a&run=/etc"})
+    EXPECT_EQ(status(path), 404) << path;
+}
+
 TEST_F(ServerTest, AnswersForNothingButTheRunsItFound) {
   write_run("a");
   write_file(scratch_.path("secret"), "secret");
@@ -211,7 +236,7 @@ TEST_F(ServerTest, AsksForTheTokenEverywhere) {
   options.token = "abcdefghijklmnop-1234";
   serve(options);
   for (const char* path : {"/", "/run/a", "/metrics", "/api/runs", "/events", "/events/run?run=a",
-                           "/report?run=a", "/nothing"}) {
+                           "/report?run=a", "/compare?run=a&run=a", "/nothing"}) {
     EXPECT_EQ(status(path), 401) << path;
     EXPECT_EQ(status(path, {{"Authorization", "Bearer abcdefghijklmnop-1235"}}), 401) << path;
   }
