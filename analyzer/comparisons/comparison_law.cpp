@@ -14,6 +14,7 @@ std::vector<std::unique_ptr<ComparisonLaw>> make_comparison_laws() {
   laws.push_back(make_curve_collapse());
   laws.push_back(make_depth_scaling());
   laws.push_back(make_sharpness_width());
+  laws.push_back(make_schedule_transfer());
   return laws;
 }
 

@@ -37,6 +37,7 @@ std::unique_ptr<ComparisonLaw> make_batch_transfer();
 std::unique_ptr<ComparisonLaw> make_curve_collapse();
 std::unique_ptr<ComparisonLaw> make_depth_scaling();
 std::unique_ptr<ComparisonLaw> make_sharpness_width();
+std::unique_ptr<ComparisonLaw> make_schedule_transfer();
 
 /// All of them, freshly made, in the order in which they are shown.
 std::vector<std::unique_ptr<ComparisonLaw>> make_comparison_laws();

@@ -261,7 +261,9 @@ class DecayGain : public Law {
         "from step {:.0f} to {:.0f} at {} of the largest rate on average; at the constant rate the "
         "loss would have been {} at the same sum of rates",
         curve[late].step, curve.back().step, format_number(1 - share), format_number(otherwise));
-    if (finding->verdict == Verdict::kHolds) {
+    if (finding->verdict == Verdict::kUnderpowered) {
+      finding->gate += "; what came is too uncertain, or the noise still changes";
+    } else if (finding->verdict == Verdict::kHolds) {
       finding->advice = fmt::format(
           "Lowering the learning rate took away the noise of the steps, {}, as foretold: the next "
           "run's decay can be planned by it.",

@@ -102,7 +102,10 @@ std::string nothing_to_do(const Comparison& comparison) {
   if (comparison.set.runs().size() == 1) {
     return "Only one run could be compared: there is nothing to hold against it.";
   }
-  if (sweeps(comparison.set).empty()) {
+  const bool applies = std::any_of(
+      comparison.findings.begin(), comparison.findings.end(),
+      [](const ComparisonFinding& finding) { return finding.verdict != Verdict::kNotApplicable; });
+  if (sweeps(comparison.set).empty() && !applies) {
     return "These runs form no sweep over width, depth, batch size or learning rate, so that no "
            "law over several runs applies. What differs is below.";
   }
