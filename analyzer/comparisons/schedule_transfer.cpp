@@ -204,6 +204,7 @@ class ScheduleTransfer : public ComparisonLaw {
       result[key].push_back(r);
     }
     std::vector<std::vector<size_t>> groups;
+    groups.reserve(result.size());
     for (auto& [key, runs] : result) groups.push_back(std::move(runs));
     return groups;
   }
@@ -211,6 +212,7 @@ class ScheduleTransfer : public ComparisonLaw {
   static ComparisonFinding judge(const RunSet& set,
                                  const std::vector<std::vector<Run>>& schedules) {
     std::vector<std::string> names;
+    names.reserve(schedules.size());
     for (const std::vector<Run>& schedule : schedules)
       names.push_back(set.label(schedule.front().index));
     ComparisonFinding finding = start_comparison(law(), "runs", "schedules of " + enumerate(names));
