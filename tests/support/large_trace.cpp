@@ -165,6 +165,7 @@ void write_large_run(const std::string& directory, const LargeTrace& what) {
               counts ? 0 : (1 + i % 7 + number) * (1.0 / (1 + 5 * along)) * (1 + 0.2 * noise());
           if (name == "learning_rate") value = 1e-3;
           if (name == "batch_size") value = 64;
+          if (name == "epsilon_floor_share") value = 0.01;
           if (name == "dead_fraction") value = 0.05 * (1 + 0.2 * noise());
           if (scope == v1::SCOPE_LAYER && i == 22 && name == "grad_norm_sq" &&
               step == what.steps / 3)

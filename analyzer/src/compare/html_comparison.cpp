@@ -9,6 +9,7 @@
 #include "src/compare/overlay_data.h"
 #include "src/compare/picture.h"
 #include "src/page/html_parts.h"
+#include "src/report/layer_names.h"
 #include "src/report/report.h"
 
 namespace tycho::analyzer {
@@ -23,6 +24,19 @@ namespace {
 std::string title_of(const Comparison& comparison, const Finding& finding) {
   const LawDescription* law = comparison.law(finding.law);
   return law != nullptr ? law->title : finding.law;
+}
+
+/// A layer with its type; its extents differ from run to run.
+std::string scope_name(const Comparison& comparison, const std::string& scope) {
+  const std::string prefix = "layer:";
+  if (scope.rfind(prefix, 0) != 0) return scope;
+  const std::string path = scope.substr(prefix.size());
+  std::string name = path.empty() ? "(root)" : path;
+  for (const v1::Layer& layer : comparison.set.runs()[0].model.layer()) {
+    if (layer.path() != path || layer_type(layer).empty()) continue;
+    return name + " (" + layer_type(layer) + ")";
+  }
+  return name;
 }
 
 std::string what_to_do_section(const Comparison& comparison) {
@@ -117,9 +131,7 @@ std::string exponents_of(const Comparison& comparison, const std::string& law,
   for (const ComparisonFinding* finding : findings) {
     if (rows.size() == kMostRows) break;
     ExponentRow row;
-    const bool layer = finding->scope.rfind("layer:", 0) == 0;
-    const std::string path = layer ? finding->scope.substr(6) : finding->scope;
-    row.name = path.empty() ? "(root)" : path;
+    row.name = scope_name(comparison, finding->scope);
     row.group = finding->evidence_statistic;
     std::replace(row.group.begin(), row.group.end(), '_', ' ');
     row.verdict = finding->verdict;
@@ -151,7 +163,7 @@ std::string law_block(const Comparison& comparison, const LawDescription& law) {
     rows += fmt::format(
         "<tr><td class=\"name\">{}{}</td><td>{}</td><td class=\"number\">{}</td><td "
         "class=\"number\">{}</td><td class=\"number\">{}</td><td>{}</td></tr>\n",
-        escape(finding.scope),
+        escape(scope_name(comparison, finding.scope)),
         finding.evidence_statistic.empty() ? "" : "<br>" + escape(finding.evidence_statistic),
         badge(finding.verdict), optional_number(finding.measured), interval(finding),
         optional_number(finding.predicted),

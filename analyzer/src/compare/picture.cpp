@@ -142,7 +142,7 @@ std::string exponent_picture(const std::vector<ExponentRow>& rows, double tolera
                              double excluded) {
   if (rows.empty()) return "";
   constexpr double kRow = 22;
-  constexpr double kNames = 150;
+  constexpr double kNames = 190;
   constexpr double kPlot = 320;
   constexpr double kSteps = 100;
   constexpr double kGap = 28;
@@ -191,7 +191,7 @@ std::string exponent_picture(const std::vector<ExponentRow>& rows, double tolera
     }
     const double middle = y + kRow / 2;
     std::string name = row.name;
-    if (name.size() > 21) name = "..." + name.substr(name.size() - 18);
+    if (name.size() > 28) name = "..." + name.substr(name.size() - 25);
     out += fmt::format("<text x=\"12\" y=\"{:.1f}\"><title>{}</title>{}</text>", middle + 4,
                        escape(row.name), escape(name));
     if (std::isfinite(row.low) && std::isfinite(row.high)) {

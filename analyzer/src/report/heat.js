@@ -55,7 +55,7 @@ tycho.heat = function (state) {
       }
       var open = !!opened[key];
       rows.push({ group: key, open: open, entity: median(members.map(function (i) { return all[i]; })),
-        name: (open ? '\u25be ' : '\u25b8 ') + key + ', median of ' + members.length });
+        name: (open ? '\u25be ' : '\u25b8 ') + key + ' \u00d7 ' + members.length });
       if (open) members.forEach(function (i) { rows.push({ entity: all[i], place: i, name: all[i].name, inner: true }); });
     });
   }
@@ -106,7 +106,9 @@ tycho.heat = function (state) {
     context.putImageData(image, 0, 0);
     list.textContent = '';
     rows.forEach(function (row, r) {
-      var div = tycho.make('div', row.name, list);
+      var div = tycho.make('div', null, list);
+      // The end of a path tells more than its begin: what is cut off is cut off on the left.
+      tycho.make('bdi', row.name, div).dir = 'ltr';
       div.title = row.name;
       div.style.height = div.style.lineHeight = rowHeight + 'px';
       div.className = (row.group ? 'group' : '') + (row.inner ? ' inner' : '') + (row.place === state.chosen() ? ' chosen' : '');

@@ -228,7 +228,7 @@ const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
 <div class="heatwrap"><div class="rows" id="rows"></div><div><canvas class="heat" id="heat" aria-hidden="true"></canvas>
 <div class="axis"><span id="from"></span><span id="to"></span></div>
 <div class="legend"><span id="low"></span><canvas id="ramp" width="160" height="12"></canvas><span id="high"></span>
-<span>a value stands until the next is measured; empty: not measured</span><span class="broken"></span><span>not finite</span></div></div></div>
+<span>a value stands until the next is measured; empty: not measured; a group shows the median of its layers</span><span class="broken"></span><span>not finite</span></div></div></div>
 <h3 id="title"></h3><p class="muted" id="definition"></p><div class="chart" id="chart"></div>
 <details><summary>as a table</summary><div class="tablebox"><table><thead><tr><th>step</th><th>mean</th><th>95 % interval</th><th>least</th>
 <th>largest</th><th>not finite</th></tr></thead><tbody id="values"></tbody></table></div></details></section>

@@ -51,8 +51,10 @@ std::string join(const std::vector<std::string>& parts, size_t count) {
 
 }  // namespace
 
+std::string layer_type(const v1::Layer& layer) { return short_type(layer.type()); }
+
 std::string layer_kind(const v1::ModelDescription& model, const v1::Layer& layer) {
-  const std::string type = short_type(layer.type());
+  const std::string type = layer_type(layer);
   std::vector<int64_t> shape;
   for (const uint32_t id : layer.parameter()) {
     if (id >= static_cast<uint32_t>(model.parameter_size())) continue;
@@ -114,7 +116,7 @@ std::string kind_of(const v1::Layer& layer) {
   } else if (parts.size() > 1 && is_number(parts.back())) {
     parts.back() = "*";
   }
-  const std::string type = short_type(layer.type());
+  const std::string type = layer_type(layer);
   return join(parts, parts.size()) + (type.empty() ? "" : " (" + type + ")");
 }
 

@@ -6,6 +6,9 @@
 
 namespace tycho::analyzer {
 
+/// The type without namespaces and LibTorch's "Impl": "Linear".
+std::string layer_type(const v1::Layer& layer);
+
 /// What a layer is and how large: "Linear 96 -> 384", "Conv2d 3 -> 16, 5 x 5", "LayerNorm 96". The
 /// type without LibTorch's namespace and "Impl"; extents of the weight as LibTorch lays them out.
 /// Empty where the type is not known.
