@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -188,6 +189,15 @@ TEST(LargeReportTest, EveryLayerIsInTheTableAndInTheJson) {
   EXPECT_EQ(rows[4].at("block"), "blocks.0");
   EXPECT_EQ(rows[4].at("kind"), "blocks.*.mlp.0 (Linear)");
   EXPECT_EQ(rows[4].at("weights"), 96 * 384 + 384);
+  // What was finite long ago is not what was measured last.
+  const json& columns = data_of_page().at("layers").at("columns");
+  const auto output = std::find_if(columns.begin(), columns.end(), [](const json& column) {
+    return column.at("statistic") == "activation_rms";
+  });
+  ASSERT_NE(output, columns.end());
+  const auto place = static_cast<size_t>(output - columns.begin());
+  EXPECT_EQ(rows[35].at("values")[place], "not finite");
+  EXPECT_TRUE(rows[36].at("values")[place].is_number());
   const json program = json::parse(analyzer::json_report(report()));
   ASSERT_EQ(program.at("layers").size(), 1000u);
   EXPECT_EQ(program.at("layers")[999].at("path"), rows[999].at("path"));

@@ -5,6 +5,7 @@ window.tycho = (function () {
 
   // A number as every page says it (number_text.h): four significant digits, or fewer.
   function show(value, digits) {
+    if (typeof value === 'string') return value;
     if (value === null || value === undefined || !isFinite(value)) return '';
     digits = digits > 0 && digits < 5 ? digits : 4;
     var size = Math.abs(value);

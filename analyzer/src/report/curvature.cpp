@@ -11,7 +11,7 @@ namespace tycho::analyzer {
 namespace {
 
 double last_value(const Report& report, const char* statistic, v1::Scope scope, size_t entity) {
-  return report.series.last({statistic, scope}, entity);
+  return report.series.last({statistic, scope}, entity).mean();
 }
 
 }  // namespace

@@ -7,7 +7,10 @@ tycho.layers = function (state) {
   var by = -2, down = true;  // column: -2 order of the model, -1 weights
   var opened = {};
 
-  function value(row, column) { return column === -1 ? row.weights : row.values[column]; }
+  function value(row, column) {
+    var v = column === -1 ? row.weights : row.values[column];
+    return typeof v === 'number' ? v : null;
+  }
   function line(body, row, i, why) {
     var tr = tycho.make('tr', null, body);
     var name = tycho.make('td', null, tr);

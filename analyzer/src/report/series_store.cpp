@@ -211,13 +211,14 @@ std::vector<Bucket> SeriesStore::series(const Key& key, size_t entity) const {
   return result;
 }
 
-double SeriesStore::last(const Key& key, size_t entity) const {
+Bucket SeriesStore::last(const Key& key, size_t entity) const {
   if (const Column* column = find(key)) {
     for (auto cells = column->closed.rbegin(); cells != column->closed.rend(); ++cells) {
-      if (const Bucket bucket = cells->at(entity); bucket.count > 0) return bucket.mean();
+      const Bucket bucket = cells->at(entity);
+      if (bucket.count > 0 || bucket.non_finite > 0) return bucket;
     }
   }
-  return __builtin_nan("");
+  return {};
 }
 
 }  // namespace tycho::analyzer

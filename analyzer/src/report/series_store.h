@@ -52,8 +52,8 @@ class SeriesStore {
   };
   /// Buckets of one series; fewer than buckets() where it ended earlier. Empty: never recorded.
   std::vector<Bucket> series(const Key& key, size_t entity) const;
-  /// The last mean of a series; NaN where there is none.
-  double last(const Key& key, size_t entity) const;
+  /// The last bucket of a series in which anything was recorded, finite or not; else an empty one.
+  Bucket last(const Key& key, size_t entity) const;
   /// What was recorded at all, in the registry's order, with the number of entities.
   const std::vector<std::pair<Key, size_t>>& recorded() const { return recorded_; }
 

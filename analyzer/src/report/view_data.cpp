@@ -259,7 +259,7 @@ json layer_table(const Report& report, const std::vector<StandingOut>& outstandi
     const SeriesStore::Key key{column.statistic, v1::SCOPE_LAYER};
     const auto& layers = report.model.layer();
     if (std::none_of(layers.begin(), layers.end(), [&](const v1::Layer& layer) {
-          return std::isfinite(report.series.last(key, layer.id()));
+          return std::isfinite(report.series.last(key, layer.id()).mean());
         }))
       continue;
     shown.push_back(column);
@@ -274,8 +274,12 @@ json layer_table(const Report& report, const std::vector<StandingOut>& outstandi
     }
     json values = json::array();
     for (const TableColumn& column : shown) {
-      const double last = report.series.last({column.statistic, v1::SCOPE_LAYER}, layer.id());
-      values.push_back(rounded(column.root ? std::sqrt(last) : last));
+      const Bucket last = report.series.last({column.statistic, v1::SCOPE_LAYER}, layer.id());
+      if (last.non_finite > 0) {
+        values.push_back("not finite");
+      } else {
+        values.push_back(rounded(column.root ? std::sqrt(last.mean()) : last.mean()));
+      }
     }
     rows.push_back({{"path", layer.path()},
                     {"name", layer_name(report.model, layer.id())},
