@@ -22,6 +22,8 @@ std::optional<Decision> gradients_kept(const Signs& signs);
 std::optional<Decision> large_inputs(const Signs& signs);
 std::optional<Decision> large_start(const Signs& signs);
 std::optional<Decision> single_examples(const Signs& signs);
+std::optional<Decision> copied_examples(const Signs& signs);
+std::optional<Decision> coupled_examples(const Signs& signs);
 std::optional<Decision> weight_decay(const Signs& signs);
 std::optional<Decision> learning_rate_high(const Signs& signs);
 std::optional<Decision> learning_rate_low(const Signs& signs);

@@ -4,15 +4,20 @@
 // |G|^2, over a window that ends where the gradient's scale changed (tycho/trace/noise_pool.h). The
 // law says the number of the chart and of the export, and no other.
 //
-// What can fail: tr(Sigma) is a property of single examples and must not depend on the batch size
-// at which it was measured. Whenever the run used two batch sizes (the last batch of an epoch, a
-// batch schedule), estimates at one are compared with those next to them at the other. Examples
-// that are coupled within a batch (BatchNorm, duplicates, sorted data) make them differ. With one
-// batch size the identity is satisfied by construction, so the verdict is UNDERPOWERED and the
-// number is an estimate.
+// What can fail: all of this takes the examples of a batch for independent. Copies, clusters and
+// sorted data are not, and no estimate of tr(Sigma) from within a batch can see it. Three tests:
+// - copies have the same gradient (distinct_examples);
+// - the gradients of two batches at the same weights must lie as far apart as tr(Sigma) from within
+//   a batch says (between_batch_trace over within_batch_trace);
+// - where these were not recorded: tr(Sigma) is a property of single examples and must not depend
+//   on the batch size. Whenever the run used two (the last batch of an epoch, a batch schedule),
+//   estimates at one are compared with those next to them at the other.
+// With none of them the identity is satisfied by construction, so the verdict is UNDERPOWERED and
+// the number is an estimate.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "laws/availability.h"
@@ -24,10 +29,13 @@
 namespace tycho::analyzer {
 namespace {
 
-constexpr double kTolerance = 0.15;       // of tr(Sigma) between batch sizes
-constexpr double kDistinctBatches = 1.5;  // batch sizes closer than this test nothing
-constexpr uint64_t kLongRun = 8;     // observations in a row that make another size the main one
-constexpr double kFarFactor = 4;     // beyond it the advice calls the batch small or large
+constexpr double kTolerance = 0.15;         // of tr(Sigma) between batch sizes
+constexpr double kDistinctBatches = 1.5;    // batch sizes closer than this test nothing
+constexpr double kBetweenTolerance = 0.25;  // of tr(Sigma) between batches, over that within
+constexpr double kDistinct = 0.9;      // of the examples of a batch: with fewer, there are copies
+constexpr uint64_t kFewestCounts = 3;  // observations of the number of distinct examples
+constexpr uint64_t kLongRun = 8;       // observations in a row that make another size the main one
+constexpr double kFarFactor = 4;       // beyond it the advice calls the batch small or large
 constexpr double kAlarmFactor = 16;  // batches so much larger raise an alarm while the run goes on
 
 const LawDescription& law() {
@@ -47,7 +55,7 @@ const LawDescription& law() {
       "examples are mostly wasted",
       "McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162",
       {"grad_noise_trace", "grad_signal_sq", "noise_scale", "noise_scale_low", "noise_scale_high",
-       "batch_size"},
+       "batch_size", "between_batch_trace", "within_batch_trace", "distinct_examples"},
       {"B_simple agrees with the critical batch size to an order of magnitude only (McCandlish et "
        "al., "
        "table 1: ratios from 0.05 to 8).",
@@ -132,10 +140,34 @@ class BatchSizeTest {
   RecentHalf pairs_{2};
 };
 
+/// tr(Sigma) from the distance of the gradients of two batches, over that from the examples within.
+class BetweenBatchesTest {
+ public:
+  void add(double between, double within, int64_t step) {
+    if (std::isfinite(between + within)) series_.add({between, within}, step);
+  }
+  bool any() const { return series_.blocks().observations() >= BlockAverages::kMinBlocks; }
+  Estimate ratio() const { return series_.blocks().ratio({1, 0}, {0, 1}); }
+
+ private:
+  RecentHalf series_{2};
+};
+
 struct NoiseSeries {
   NoiseScaleSeries scale;
   RecentHalf batch{1};
   BatchSizeTest test;
+  BetweenBatchesTest between;
+};
+
+/// Columns of the probe between_batches.
+struct DistanceColumns {
+  ColumnIndex between = kNoColumn;
+  ColumnIndex within = kNoColumn;
+  static DistanceColumns of(const RunContext& context, v1::Scope scope) {
+    return {context.column("between_batch_trace", scope),
+            context.column("within_batch_trace", scope)};
+  }
 };
 
 class GradientNoiseScale : public Law {
@@ -147,10 +179,15 @@ class GradientNoiseScale : public Law {
     context_ = &context;
     run_columns_ = NoiseColumns::of(context, v1::SCOPE_RUN);
     layer_columns_ = NoiseColumns::of(context, v1::SCOPE_LAYER);
+    run_distances_ = DistanceColumns::of(context, v1::SCOPE_RUN);
+    layer_distances_ = DistanceColumns::of(context, v1::SCOPE_LAYER);
+    distinct_column_ = context.column("distinct_examples", v1::SCOPE_RUN);
     const size_t layers = static_cast<size_t>(context.model().layer_size());
     layers_.resize(layers);
     layer_scope_.clear();
     batch_norm_.clear();
+    counts_ = 0;
+    distinct_ = 0;
     adam_ = context.run().optimizer().rfind("Adam", 0) == 0;
     for (size_t i = 0; i < layers; ++i) {
       layer_scope_.push_back(context.scope_name(v1::SCOPE_LAYER, static_cast<uint32_t>(i)));
@@ -162,9 +199,19 @@ class GradientNoiseScale : public Law {
   void observe(const Frame& frame) override {
     const double batch = frame.column(batch_size_)[0];
     observe_series(frame, run_columns_, 0, batch, run_);
-    if (!frame.column(layer_columns_.trace).present) return;
-    for (size_t i = 0; i < layers_.size(); ++i)
-      observe_series(frame, layer_columns_, i, batch, layers_[i]);
+    observe_distances(frame, run_distances_, 0, run_.between);
+    if (frame.column(distinct_column_).present) {
+      const double distinct = frame.column(distinct_column_)[0];
+      if (std::isfinite(distinct)) {
+        ++counts_;
+        distinct_ = std::max(distinct_, distinct);
+      }
+    }
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (frame.column(layer_columns_.trace).present)
+        observe_series(frame, layer_columns_, i, batch, layers_[i]);
+      observe_distances(frame, layer_distances_, i, layers_[i].between);
+    }
   }
 
   std::vector<Finding> findings() const override {
@@ -184,6 +231,13 @@ class GradientNoiseScale : public Law {
     if (!series.scale.observe(frame, columns, entity)) return;
     series.batch.add({batch}, frame.step());
     series.test.add(batch, frame.column(columns.trace)[entity], frame.step());
+  }
+
+  static void observe_distances(const Frame& frame, const DistanceColumns& columns, size_t entity,
+                                BetweenBatchesTest& test) {
+    if (!frame.column(columns.between).present) return;
+    test.add(frame.column(columns.between)[entity], frame.column(columns.within)[entity],
+             frame.step());
   }
 
   Finding judge_series(const NoiseSeries& series, const std::string& scope) const {
@@ -212,6 +266,45 @@ class GradientNoiseScale : public Law {
     finding.ci_low = scale.low;
     finding.ci_high = scale.high;
     const double batch = series.batch.blocks().mean({1}).value;
+    judge_independence(finding, series);
+    if (const auto part = series.scale.part()) {
+      set_verdict(finding, Verdict::kUnderpowered);
+      finding.p_value = kUnknown;
+      finding.gate = describe_part(*part, scope == "run" ? "run" : "layer");
+    }
+    finding.gate += fmt::format("; pooled over the last {} observations{}", scale.observations,
+                                std::isnan(scale.value) && !series.scale.part()
+                                    ? ", which do not tell the noise scale within a factor of ten"
+                                    : "");
+    if (finding.verdict == Verdict::kViolated) {
+      finding.advice =
+          "The examples of a batch are not independent (copies, clusters, or sorted data?), so "
+          "that "
+          "what they say of the noise is not the noise of a step. Shuffle the data, remove copies, "
+          "and do not choose a batch size by these gradients.";
+      // No number: it rests on independence.
+      finding.measured = finding.ci_low = finding.ci_high = kUnknown;
+      return finding;
+    }
+    advise(finding, batch);
+    return finding;
+  }
+
+  /// Verdict, gate and p-value, by the first of the tests that there is.
+  void judge_independence(Finding& finding, const NoiseSeries& series) const {
+    if (counts_ >= kFewestCounts && distinct_ < kDistinct) {
+      set_verdict(finding, Verdict::kViolated);
+      finding.gate = fmt::format(
+          "of the examples of a batch at most {:.0f} % have a gradient of their own: the others "
+          "are "
+          "copies of them",
+          100 * distinct_);
+      return;
+    }
+    if (series.between.any()) {
+      judge_distances(finding, series.between);
+      return;
+    }
     const Estimate test = series.test.ratio();
     if (series.test.any() && test.reliable) {
       set_verdict(finding, judge(test, 1, kTolerance));
@@ -226,28 +319,31 @@ class GradientNoiseScale : public Law {
     } else {
       set_verdict(finding, Verdict::kUnderpowered);
       finding.gate =
-          "an estimate: the 1/B law itself could not be tested, for want of observations at a "
-          "second "
-          "batch size";
+          "an estimate: that the examples of a batch are independent could not be tested, for want "
+          "of "
+          "two batches at the same weights (between_batch_trace) or of two batch sizes";
     }
-    if (const auto part = series.scale.part()) {
-      set_verdict(finding, Verdict::kUnderpowered);
-      finding.p_value = kUnknown;
-      finding.gate = describe_part(*part, scope == "run" ? "run" : "layer");
+  }
+
+  static void judge_distances(Finding& finding, const BetweenBatchesTest& between) {
+    constexpr double kLow = 1 / (1 + kBetweenTolerance);
+    constexpr double kHigh = 1 + kBetweenTolerance;
+    const Estimate ratio = between.ratio();
+    finding.gate = fmt::format(
+        "tr(Sigma) from how far the gradients of two batches lie apart, over that from the "
+        "examples "
+        "within one: {} (predicted 1)",
+        format_interval(ratio.value, ratio.low, ratio.high));
+    set_verdict(finding, judge_band(ratio, kLow, kHigh));
+    if (finding.verdict != Verdict::kViolated) return;
+    if (ratio.low > kHigh) {
+      finding.p_value = band_p_value(ratio, kLow, kHigh);
+      return;
     }
-    finding.gate += fmt::format("; pooled over the last {} observations{}", scale.observations,
-                                std::isnan(scale.value) && !series.scale.part()
-                                    ? ", which do not tell the noise scale within a factor of ten"
-                                    : "");
-    if (finding.verdict == Verdict::kViolated) {
-      finding.advice =
-          "Per-example noise depends on the batch size: the examples of a batch are not "
-          "independent "
-          "(duplicates, sorted or correlated data?). Do not choose a batch size by this number.";
-      return finding;
-    }
-    advise(finding, batch);
-    return finding;
+    set_verdict(finding, Verdict::kUnderpowered);
+    finding.gate +=
+        ": batches are more alike than independent examples make them (the same examples at every "
+        "step, or a choice by strata), so that a step has less noise than this";
   }
 
   /// What is known is a part, and is given as one.
@@ -332,6 +428,11 @@ class GradientNoiseScale : public Law {
   const RunContext* context_ = nullptr;
   NoiseColumns run_columns_;
   NoiseColumns layer_columns_;
+  DistanceColumns run_distances_;
+  DistanceColumns layer_distances_;
+  ColumnIndex distinct_column_ = kNoColumn;
+  uint64_t counts_ = 0;  // of distinct examples
+  double distinct_ = 0;  // their largest share
   NoiseSeries run_;
   std::vector<NoiseSeries> layers_;
   std::vector<std::string> layer_scope_;

@@ -67,7 +67,7 @@ void Scheduler::due(int64_t step, bool first, std::vector<size_t>* probes, const
     if (entry.schedule.log_spaced && !now)
       now = log_spaced_at(step, static_cast<double>(*entry.schedule.log_spaced));
     const bool expensive = !entry.measured && entry.schedule.expected_steps > 0;
-    now = now || (entry.free() && ((first && !expensive) || !budget_));
+    now = now || entry.goes_on(step) || (entry.free() && ((first && !expensive) || !budget_));
     if (now) due[i] = Due::kYes;
   }
   if (budget_ && (first || !wants_bare())) {
@@ -217,10 +217,15 @@ void Scheduler::take(int64_t step, const std::vector<size_t>& probes) {
   reserved_ = 0;
   for (const size_t i : probes) {
     Entry& entry = probes_[i];
-    entry.last_beyond = !behind(entry, step);
-    if (entry.observations == 0 || entry.last != step) ++entry.observations;
+    const double cost = cost_of_step(entry);
+    if (entry.goes_on(step)) {
+      --entry.to_come;
+    } else {
+      entry.last_beyond = !behind(entry, step);
+      if (entry.observations == 0 || entry.last != step) ++entry.observations;
+      entry.to_come = entry.schedule.steps_in_a_row - 1;
+    }
     entry.last = step;
-    const double cost = cost_of(entry);
     if (std::isfinite(cost)) reserved_ += cost;
   }
 }
@@ -239,7 +244,7 @@ void Scheduler::observed(size_t probe, double seconds) {
   plan();
 }
 
-double Scheduler::cost_of(const Entry& entry) const {
+double Scheduler::cost_of_step(const Entry& entry) const {
   const double expected = entry.schedule.expected_steps;
   if (entry.measured > 1 || (entry.measured == 0 && expected == 0)) return entry.cost;
   if (steps_ == 0) {

@@ -24,6 +24,9 @@ struct ProbeSchedule {
   /// Observed kGuaranteedPerDecade times per factor of ten of steps whatever was spent: what every
   /// report begins with.
   bool guaranteed = false;
+  /// Steps in a row that make one observation: once begun it is due until it is whole. What a step
+  /// may cost, above, is that of each of them.
+  int64_t steps_in_a_row = 1;
   /// Its first observation is what later ones are compared with: it comes before everything else.
   bool is_reference = false;
   /// Also observed whenever another probe is, or one that evaluates the probe loss: what others
@@ -116,14 +119,17 @@ class Scheduler {
   struct Entry {
     ProbeSchedule schedule;
     bool free() const { return !schedule.every && !schedule.log_spaced; }
-    double cost = 0;       // as measured
+    double cost = 0;       // as measured, of a step
     int64_t measured = 0;  // times
     bool disabled = false;
     bool cheap() const { return free() && schedule.expected_steps == 0; }
     int64_t interval = 1;
     int64_t floor_interval = 1;  // of a cheap one, within the floor
     uint64_t observations = 0;
-    int64_t last = 0;          // step of the last of them
+    int64_t last = 0;     // step of the last of them
+    int64_t to_come = 0;  // steps of it that are still to be observed
+    /// Whether `step` belongs to an observation that began before.
+    bool goes_on(int64_t step) const { return to_come > 0 && step == last + 1; }
     int barren = 0;            // observations without a value, since the last with one
     bool last_beyond = false;  // whether it was one that nobody was behind with
   };
@@ -135,9 +141,13 @@ class Scheduler {
   bool comparable() const { return bare_.count() >= kBareSteps; }
   /// Whether what is due by the budget only is left out, to have a bare step to compare with.
   bool wants_bare() const;
+  /// Of all steps of an observation.
+  double cost_of(const Entry& entry) const {
+    return cost_of_step(entry) * static_cast<double>(entry.schedule.steps_in_a_row);
+  }
   /// Measured, or expected. What the first observation cost says little: it also proves what it
   /// rests on, and warms up kernels and caches.
-  double cost_of(const Entry& entry) const;
+  double cost_of_step(const Entry& entry) const;
   /// Whether the last observations had no value, and it is too early to try again.
   bool rests(const Entry& entry, int64_t step) const;
   /// Observations that it is to have by `step`.

@@ -9,6 +9,8 @@ std::vector<BuiltInProbe> built_in_probes() {
   probes.push_back({make_scalars_probe(), Tier::kEconomy, 0, 12, true});
   probes.push_back({make_non_finite_probe(), Tier::kEconomy});
   probes.push_back({make_noise_probe(), Tier::kStandard});
+  probes.push_back({make_between_batches_probe(), Tier::kBudgeted, 3, 12, false, 2});
+  probes.push_back({make_distinct_examples_probe(), Tier::kStandard});
   probes.push_back({make_activations_probe(), Tier::kStandard});
   probes.push_back({make_adam_probe(), Tier::kStandard});
   probes.push_back({make_symmetry_probe(), Tier::kStandard});

@@ -25,6 +25,8 @@ struct BuiltInProbe {
   double per_decade = 12;
   /// Observed now and then whatever the budget says.
   bool guaranteed = false;
+  /// Steps that make one observation, one after the other.
+  int64_t steps_in_a_row = 1;
 };
 
 /// Every built-in probe, in the order in which they are observed and recorded.
@@ -36,6 +38,8 @@ std::unique_ptr<Probe> make_probe_loss_probe();
 std::unique_ptr<Probe> make_scalars_probe();
 std::unique_ptr<Probe> make_non_finite_probe();
 std::unique_ptr<Probe> make_noise_probe();
+std::unique_ptr<Probe> make_between_batches_probe();
+std::unique_ptr<Probe> make_distinct_examples_probe();
 std::unique_ptr<Probe> make_activations_probe();
 std::unique_ptr<Probe> make_adam_probe();
 std::unique_ptr<Probe> make_symmetry_probe();

@@ -35,6 +35,10 @@ RunSetup followed(RunSetup setup, const analyzer::Decision& decision) {
     setup.dead = -1;
   } else if (what == "decay_from") {
     setup.decay_from = 0.8;
+  } else if (what == "copies") {
+    setup.copies = 1;
+  } else if (what == "order") {
+    setup.sorted = false;
   } else {
     throw std::logic_error("nothing here can follow a decision about \"" + what + "\"");
   }
@@ -74,6 +78,8 @@ const std::vector<Fault>& faults() {
       {"Adam's epsilon 1e-2", "cnn", [](RunSetup* s) { s->epsilon = 1e-2; }, "adam_epsilon"},
       {"zero_grad() is missing", "mlp", [](RunSetup* s) { s->keep_gradients = true; },
        "gradients_kept"},
+      {"each example four times in its batch", "mlp", [](RunSetup* s) { s->copies = 4; },
+       "copied_examples"},
   };
   return all;
 }

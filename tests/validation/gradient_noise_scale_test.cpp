@@ -27,11 +27,45 @@ struct Options {
   int covered = kDimension;  // coordinates whose noise is observed
   double recorded = 0;       // noise scale that the probe recorded, with limits; 0: an older trace
   std::string optimizer = "SGD";
+  bool between = false;  // another batch at the same weights, at each step
+  double cluster = 0;    // share of the variance that the examples of a batch have in common
+  double distinct = 0;   // distinct_examples, at each step; 0: not recorded
 };
+
+/// Gradients of the examples of a batch.
+struct Batch {
+  std::vector<double> sum = std::vector<double>(kDimension, 0.0);
+  double square_sum = 0;  // of single examples, over the coordinates that are observed
+};
+
+Batch draw(const Options& options, int size, double delta, std::mt19937* generator) {
+  std::normal_distribution<double> normal;
+  Batch batch;
+  std::vector<double> common(kDimension, 0.0);
+  double common_noise = 0;
+  if (options.cluster > 0) {
+    for (double& value : common) value = std::sqrt(options.cluster) * normal(*generator);
+    common_noise = std::sqrt(options.cluster) * normal(*generator);
+  }
+  const double own = std::sqrt(1 - options.cluster);
+  std::vector<double> x(kDimension);
+  double error = 0;
+  for (int i = 0; i < size; ++i) {
+    if (i % options.copies == 0) {
+      for (int j = 0; j < kDimension; ++j) x[j] = common[j] + own * normal(*generator);
+      // delta = (1, 0, ...), or shorter
+      error = delta * x[0] - std::sqrt(kNoiseVariance) * (common_noise + own * normal(*generator));
+    }
+    for (int j = 0; j < kDimension; ++j) {
+      batch.sum[j] += error * x[j];
+      if (j < options.covered) batch.square_sum += error * error * x[j] * x[j];
+    }
+  }
+  return batch;
+}
 
 Finding simulate(const Options& options, uint32_t seed) {
   std::mt19937 generator(seed);
-  std::normal_distribution<double> normal;
   Engine engine;
   SimulatedRun run(engine);
   run.run().set_optimizer(options.optimizer);
@@ -40,7 +74,8 @@ Finding simulate(const Options& options, uint32_t seed) {
   run.add_parameter(layer, "weight", {1, kDimension});
   for (const char* name :
        {"batch_size", "grad_noise_trace", "grad_signal_sq", "noise_scale", "noise_scale_low",
-        "noise_scale_high", "noise_coverage", "covered_noise_trace", "covered_signal_sq"}) {
+        "noise_scale_high", "noise_coverage", "covered_noise_trace", "covered_signal_sq",
+        "between_batch_trace", "within_batch_trace", "distinct_examples"}) {
     if (options.recorded > 0 || std::string(name).rfind("noise_scale", 0) != 0) run.statistic(name);
   }
   run.open();
@@ -48,26 +83,13 @@ Finding simulate(const Options& options, uint32_t seed) {
     const int batch = step % 10 == 9 ? options.last_batch : options.batch;
     const double delta =
         std::pow(options.signal_falls, 0.5 * step / static_cast<double>(options.steps - 1));
-    std::vector<double> sum(kDimension, 0.0);
-    double square_sum = 0;
-    std::vector<double> x(kDimension);
-    double error = 0;
-    for (int i = 0; i < batch; ++i) {
-      if (i % options.copies == 0) {
-        for (double& value : x) value = normal(generator);
-        // delta = (1, 0, ...), or shorter
-        error = delta * x[0] - std::sqrt(kNoiseVariance) * normal(generator);
-      }
-      for (int j = 0; j < kDimension; ++j) {
-        sum[j] += error * x[j];
-        if (j < options.covered) square_sum += error * error * x[j] * x[j];
-      }
-    }
+    const Batch drawn = draw(options, batch, delta, &generator);
+    const std::vector<double>& sum = drawn.sum;
     double norm_sq = 0;
     double rest_sq = 0;
     for (int j = 0; j < kDimension; ++j)
       (j < options.covered ? norm_sq : rest_sq) += sum[j] * sum[j] / (batch * batch);
-    const double mean_sq = square_sum / batch;
+    const double mean_sq = drawn.square_sum / batch;
     const double trace = (mean_sq - norm_sq) * batch / (batch - 1.0);
     const double signal = (batch * norm_sq - mean_sq) / (batch - 1.0);
     run.step(step);
@@ -85,6 +107,17 @@ Finding simulate(const Options& options, uint32_t seed) {
       run.put("noise_scale_low", 0.5 * options.recorded);
       run.put("noise_scale_high", 2 * options.recorded);
     }
+    if (options.between) {
+      const Batch other = draw(options, options.batch, delta, &generator);
+      double distance = 0;
+      for (int j = 0; j < kDimension; ++j) {
+        const double difference = sum[j] / batch - other.sum[j] / options.batch;
+        distance += difference * difference;
+      }
+      run.put("between_batch_trace", distance / (1.0 / batch + 1.0 / options.batch));
+      run.put("within_batch_trace", trace);
+    }
+    if (options.distinct > 0) run.put("distinct_examples", options.distinct);
     run.put("grad_noise_trace", v1::SCOPE_LAYER, {trace});
     run.put("grad_signal_sq", v1::SCOPE_LAYER, {signal});
   }
@@ -166,6 +199,50 @@ TEST(GradientNoiseScaleTest, DuplicatedExamplesNeverHold) {
       }
     }
   }
+}
+
+// Within a batch nothing shows, between batches everything does, whatever the batch size.
+TEST(GradientNoiseScaleTest, TwoBatchesAtTheSameWeightsShowCoupledExamples) {
+  std::random_device random;
+  constexpr int kSeeds = 10;
+  for (const int batch : {4, 16, 64, 256}) {
+    for (const int copies : {1, 2, 4}) {
+      int holds = 0;
+      int violated = 0;
+      for (int i = 0; i < kSeeds; ++i) {
+        Options options;
+        options.steps = 300;
+        options.batch = options.last_batch = batch;
+        options.copies = copies;
+        options.between = true;
+        const uint32_t seed = random();
+        const Finding finding = simulate(options, seed);
+        holds += finding.verdict == Verdict::kHolds;
+        violated += finding.verdict == Verdict::kViolated;
+        if (finding.verdict == Verdict::kViolated) {
+          EXPECT_TRUE(std::isnan(finding.measured)) << "seed " << seed;
+          EXPECT_EQ(finding.advice.find("compromise"), std::string::npos) << finding.advice;
+        }
+      }
+      EXPECT_GE(copies == 1 ? holds : violated, 8) << "batch " << batch << ", copies " << copies;
+      EXPECT_EQ(copies == 1 ? violated : holds, 0) << "batch " << batch << ", copies " << copies;
+    }
+  }
+}
+
+TEST(GradientNoiseScaleTest, CopiesThatWereCountedAreEnough) {
+  std::random_device random;
+  Options options;
+  options.steps = 60;
+  options.batch = options.last_batch = 64;
+  options.copies = 4;
+  options.distinct = 0.25;
+  const Finding copied = simulate(options, random());
+  EXPECT_EQ(verdict(copied), "VIOLATED") << copied.gate;
+  EXPECT_NE(copied.gate.find("at most 25 %"), std::string::npos) << copied.gate;
+  options.copies = 1;
+  options.distinct = 1;
+  EXPECT_EQ(verdict(simulate(options, random())), "UNDERPOWERED");
 }
 
 /// Layers whose noise is lognormal, 1 on average or drifting within epochs of 10 steps, the last of
@@ -347,9 +424,19 @@ TEST(GradientNoiseScaleTest, AWideIntervalIsNoCompromise) {
 CalibrationCase rates(const std::string& setting, Expected expected, const Options& options) {
   CalibrationCase result{"gradient_noise_scale", setting, expected,
                          [options](uint32_t seed) { return simulate(options, seed); }};
-  if (options.copies == 1) result.truth = kNoiseScale;
+  if (options.copies == 1 && options.cluster == 0) result.truth = kNoiseScale;
   result.power = 0.5;
   return result;
+}
+
+Options with_other_batches(int batch, int copies, double cluster) {
+  Options options;
+  options.steps = 300;
+  options.batch = options.last_batch = batch;
+  options.copies = copies;
+  options.cluster = cluster;
+  options.between = true;
+  return options;
 }
 
 const CalibrationCases kCases({
@@ -357,6 +444,10 @@ const CalibrationCases kCases({
     rates("one batch size", Expected::kSilent, {1000}),
     rates("each example 4 times, batches of 16 and 4", Expected::kViolated, {8000, 16, 4, 4}),
     rates("each example twice, batches of 64 and 32", Expected::kSilent, {1000, 64, 32, 2}),
+    rates("two batches at the same weights", Expected::kHolds, with_other_batches(64, 1, 0)),
+    rates("the same, each example twice", Expected::kViolated, with_other_batches(64, 2, 0)),
+    rates("the same, examples of a batch in a cluster", Expected::kViolated,
+          with_other_batches(64, 1, 0.2)),
 });
 
 }  // namespace

@@ -132,6 +132,7 @@ void Session::Impl::add_built_in_probes() {
     schedule.expected_steps = built_in.expected_steps;
     schedule.per_decade = built_in.per_decade;
     schedule.guaranteed = built_in.guaranteed;
+    schedule.steps_in_a_row = built_in.steps_in_a_row;
     for (const std::string& each : names) {
       asked = asked || wanted.count(each) > 0;
       wanted.erase(each);
