@@ -120,8 +120,8 @@ TEST_F(CostTest, HooksAreChargedAlsoWhereNoBareStepTells) {
 TEST_F(CostTest, WithBareStepsTheCostIsNoLowerBound) {
   torch::optim::SGD optimizer(model_->parameters(), 0.1);
   SessionOptions options = every_step(Preset::standard);
-  for (const char* name :
-       {"loss", "scalars", "non_finite", "noise", "activations", "adam", "symmetry"}) {
+  for (const char* name : {"loss", "scalars", "non_finite", "noise", "distinct_examples",
+                           "activations", "adam", "symmetry"}) {
     options.every(name, 4);
   }
   Session session(*model_, optimizer, options);
