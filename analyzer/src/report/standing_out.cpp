@@ -150,6 +150,7 @@ class Search {
     if (logs.size() < 8) return;
     const double centre = median(logs);
     std::vector<double> deviations;
+    deviations.reserve(logs.size());
     for (const double each : logs) deviations.push_back(std::fabs(each - centre));
     const double scatter = 1.4826 * median(deviations);
     for (const size_t i : members) {
