@@ -3,8 +3,6 @@
 // batch sees it. From the largest share of distinct examples of the run.
 #include <fmt/format.h>
 
-#include <cmath>
-
 #include "decisions/rules.h"
 
 namespace tycho::analyzer {
