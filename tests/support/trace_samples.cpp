@@ -10,7 +10,7 @@ namespace tycho::testing {
 
 ScratchDirectory::ScratchDirectory() {
   static std::atomic<int> next{0};
-  root_ = std::filesystem::temp_directory_path() /
+  root_ = std::filesystem::canonical(std::filesystem::temp_directory_path()) /
           ("tycho-test-" + std::to_string(::getpid()) + "-" + std::to_string(next++));
   std::filesystem::create_directories(root_);
 }

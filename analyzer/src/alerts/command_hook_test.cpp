@@ -1,8 +1,9 @@
+#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <array>
 #include <cmath>
 #include <csignal>
 #include <filesystem>
@@ -110,26 +111,32 @@ TEST(CommandHook, EndsWhatTakesTooLong) {
   EXPECT_EQ(outcome.why, "it took longer than 0.1 s");
 }
 
+// Whoever has it open is read from a named pipe, which needs no view of other processes: /proc may
+// be another process namespace's, or missing.
 TEST(CommandHook, EndsAllThatACommandStarted) {
   ScratchDirectory scratch;
-  const std::string file = scratch.path("child");
-  const auto hook =
-      make_command_hook("trap '' TERM; sleep 1000 & echo $! > '" + file + ".new'; mv '" + file +
-                            ".new' '" + file + "'; wait; sleep 1000",
-                        seconds(1000));
+  const std::string pipe = scratch.path("pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  ASSERT_GE(reader, 0);
+  const auto hook = make_command_hook(
+      "trap '' TERM; exec 3> '" + pipe + "'; sleep 1000 & echo started >&3; wait; sleep 1000",
+      seconds(1000));
+  std::array<char, 16> bytes{};
   std::thread canceller([&] {
-    while (!std::filesystem::exists(file)) std::this_thread::sleep_for(milliseconds(5));
+    while (::read(reader, bytes.data(), bytes.size()) <= 0)
+      std::this_thread::sleep_for(milliseconds(5));
     hook->cancel();
   });
   EXPECT_FALSE(hook->deliver(an_alert()).delivered);
   canceller.join();
-  const std::string stat = "/proc/" + std::to_string(std::stol(read_file(file))) + "/stat";
-  // Whoever takes care of orphans may not have seen its end yet.
-  const auto is_gone = [&] {
-    return !std::filesystem::exists(stat) || read_file(stat).find(") Z") != std::string::npos;
-  };
-  for (int i = 0; i < 2000 && !is_gone(); ++i) std::this_thread::sleep_for(milliseconds(10));
-  EXPECT_TRUE(is_gone());
+  ssize_t got = -1;  // 0: nobody can write any more
+  for (int i = 0; i < 2000 && got != 0; ++i) {
+    got = ::read(reader, bytes.data(), bytes.size());
+    if (got < 0) std::this_thread::sleep_for(milliseconds(10));
+  }
+  EXPECT_EQ(got, 0);
+  ::close(reader);
 }
 
 TEST(CommandHook, CanBeCancelled) {
@@ -146,23 +153,41 @@ TEST(CommandHook, CanBeCancelled) {
 }
 
 TEST(CommandHook, HandsDownNeitherFilesNorSignals) {
+  // At numbers that the shell can name, without O_CLOEXEC.
   std::array<int, 2> ends = {-1, -1};
-  ASSERT_EQ(::pipe(ends.data()), 0);  // Without O_CLOEXEC.
+  ASSERT_EQ(::pipe(ends.data()), 0);
+  constexpr int kReader = 8;
+  constexpr int kWriter = 9;
+  const int kept_8 = ::dup(kReader);
+  const int kept_9 = ::dup(kWriter);
+  ASSERT_EQ(::dup2(ends[0], kReader), kReader);
+  ASSERT_EQ(::dup2(ends[1], kWriter), kWriter);
   sigset_t all;
   sigset_t before;
   sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
   const auto pipe_before = std::signal(SIGPIPE, SIG_IGN);
-  const auto open_files = run("ls /proc/$$/fd | tr '\\n' ' ' >&2; exit 1");
-  const auto blocked = run("grep ^SigBlk /proc/$$/status >&2; exit 1");
-  // A shell that ignores it does not hear of it.
+  const auto open_files =
+      run("for each in 0 1 2 3 4 5 6 7 8 9; do"
+          " if (eval \": <&$each\") 2>/dev/null; then all=\"$all $each\"; fi; done; echo $all >&2; "
+          "exit 1");
+  // A shell does not hear of a signal that is blocked or ignored.
+  const auto blocked = run("kill -USR1 $$; exit 0");
   const auto ignored = run("kill -PIPE $$; exit 0");
   (void)std::signal(SIGPIPE, pipe_before);
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  ::close(ends[0]);
-  ::close(ends[1]);
-  EXPECT_EQ(open_files.why, "it ended with 1: 0 1 2 ");
-  EXPECT_EQ(blocked.why, "it ended with 1: SigBlk:\\x090000000000000000");
+  for (const auto& [kept, number] : {std::pair{kept_8, kReader}, std::pair{kept_9, kWriter}}) {
+    if (kept < 0) {
+      ::close(number);
+      continue;
+    }
+    ::dup2(kept, number);
+    ::close(kept);
+  }
+  for (const int end : ends)
+    if (end != kReader && end != kWriter) ::close(end);
+  EXPECT_EQ(open_files.why, "it ended with 1: 0 1 2");
+  EXPECT_EQ(blocked.why, "it was ended by signal 10");
   EXPECT_EQ(ignored.why, "it was ended by signal 13");
 }
 
