@@ -169,6 +169,7 @@ tycho.unpack(document.getElementById('data'), function (data) {
       ends.push({ group: group, x: last[0], y: last[1], at: last[1] });
     });
     if (!size.labels || size.labels < 40) return;
+    var fits = Math.floor((size.labels - 22) / 7);  // letters
     // Labels move apart where lines end together.
     ends.sort(function (a, b) { return a.at - b.at; });
     var gap = Math.min(15, (size.height - top - bottom) / Math.max(1, ends.length));
@@ -183,7 +184,7 @@ tycho.unpack(document.getElementById('data'), function (data) {
       element(svg, 'path', { class: 'leader', d: 'M' + (end.x + 5) + ' ' + end.y + 'L' + (x - 6) + ' ' + end.at + 'h4' });
       var label = data.groups[end.group].label;
       drawMark(svg, marks[end.group % marks.length], x + 1, end.at, colour(end.group));
-      var text = element(svg, 'text', { x: x + 10, y: end.at + 4, 'data-group': end.group }, label.length > 34 ? label.slice(0, 33) + '\u2026' : label);
+      var text = element(svg, 'text', { x: x + 10, y: end.at + 4, 'data-group': end.group }, label.length > fits ? label.slice(0, fits - 1) + '\u2026' : label);
       element(text, 'title', {}, label);
       text.onmouseenter = function () { dim(svg, end.group); };
       text.onmouseleave = function () { dim(svg, null); };
@@ -206,13 +207,20 @@ tycho.unpack(document.getElementById('data'), function (data) {
       layer.appendChild(option);
     });
   }
+  var drawnWidth = 0;
+  window.addEventListener('resize', function () {
+    if (Math.abs(document.getElementById('chart').getBoundingClientRect().width - drawnWidth) > 1) drawMain();
+  });
   function drawMain() {
     var entry = current();
     document.getElementById('title').textContent = tycho.title(entry.statistic) + (entry.layers ? ' of ' + (layer.value || '(root)') : '') +
       tycho.unit(entry);
     document.getElementById('definition').textContent = entry.definition;
-    draw(document.getElementById('chart'), entry, layer.value,
-      { width: 1130, height: 430, labels: 260, ticks: 8, axis: true, thin: 1.7 });
+    // A unit of the drawing is a pixel, so that text has its size on a narrow screen too.
+    var svg = document.getElementById('chart');
+    drawnWidth = Math.max(280, Math.round(svg.getBoundingClientRect().width)) || 1130;
+    draw(svg, entry, layer.value, { width: drawnWidth, height: Math.max(300, Math.min(430, drawnWidth * 0.6)),
+      labels: Math.min(260, Math.round(0.34 * drawnWidth)), ticks: Math.max(3, Math.min(8, Math.floor(drawnWidth / 140))), axis: true, thin: 1.7 });
   }
   function drawOverview() {
     var place = document.getElementById('multiples');

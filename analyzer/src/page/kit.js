@@ -72,6 +72,45 @@ window.tycho = (function () {
     var stream = new Blob([bytes(node.textContent)]).stream().pipeThrough(new DecompressionStream('deflate'));
     new Response(stream).text().then(function (text) { use(JSON.parse(text)); });
   }
-  return { dark: dark, show: show, tick: tick, colour: colour, lineColour: lineColour, make: make, pressable: pressable,
+  // The legend of a chart: lines have the colour, text that of all text, which can be read on any paper.
+  function legend(data) {
+    var known = data.x !== undefined;
+    var parts = data.series.filter(function (each) { return each.isVisible && (!known || each.yHTML !== undefined); }).map(function (each) {
+      return '<span class="key" style="color:' + each.color + '">' + each.dashHTML + '</span> ' + each.labelHTML +
+        (known ? ': <b>' + each.yHTML + '</b>' : '');
+    });
+    return (known ? data.xHTML + ': ' : '') + parts.join(' ');
+  }
+  // What of a chart is shown, where that is not all of it; to be given to updateOptions of the chart that takes its place.
+  function zoomOf(chart) {
+    var zoom = null;
+    if (chart && chart.isZoomed('x')) zoom = { dateWindow: chart.xAxisRange() };
+    if (chart && chart.isZoomed('y')) (zoom = zoom || {}).valueRange = chart.yAxisRange(0);
+    return zoom;
+  }
+  // A chart that has the focus: + and - zoom, arrows move, 0 shows all.
+  function zoomByKeys(box, chartOf) {
+    box.tabIndex = 0;
+    box.setAttribute('role', 'img');
+    box.onkeydown = function (event) {
+      var chart = chartOf();
+      if (!chart || event.ctrlKey || event.metaKey || event.altKey) return;
+      var range = chart.xAxisRange(), all = chart.xAxisExtremes();
+      var middle = (range[0] + range[1]) / 2, half = (range[1] - range[0]) / 2;
+      if (event.key === '+' || event.key === '=') half /= 2;
+      else if (event.key === '-') half *= 2;
+      else if (event.key === 'ArrowLeft') middle -= half / 2;
+      else if (event.key === 'ArrowRight') middle += half / 2;
+      else if (event.key !== '0') return;
+      event.preventDefault();
+      if (event.key === '0' || 2 * half >= all[1] - all[0]) {
+        chart.resetZoom();
+        return;
+      }
+      middle = Math.max(all[0] + half, Math.min(all[1] - half, middle));
+      chart.updateOptions({ dateWindow: [middle - half, middle + half] });
+    };
+  }
+  return { legend: legend, zoomOf: zoomOf, zoomByKeys: zoomByKeys, dark: dark, show: show, tick: tick, colour: colour, lineColour: lineColour, make: make, pressable: pressable,
     title: title, isSquare: isSquare, unit: unit, bytes: bytes, unpack: unpack };
 }());

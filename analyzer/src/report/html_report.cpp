@@ -223,7 +223,7 @@ const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
 <div class="controls"><label>Statistic <select id="statistic"></select></label>
 <label>Rows <select id="grouping"><option value="none">one by one</option><option value="kind">by kind of layer</option><option value="block">by block</option></select></label>
 <label>Scale <select id="scale"><option value="auto">automatic</option><option value="linear">linear</option><option value="log">logarithmic</option></select></label>
-<span class="muted">Choose a row for its series; drag across the chart to zoom, double-click to see all.</span></div>
+<span class="muted">Choose a row for its series; drag across the chart to zoom, double-click to see all; or, where it has the focus, + and -, arrows, and 0.</span></div>
 <p class="muted" id="left-out"></p>
 <div class="heatwrap"><div class="rows" id="rows"></div><div><canvas class="heat" id="heat" aria-hidden="true"></canvas>
 <div class="axis"><span id="from"></span><span id="to"></span></div>

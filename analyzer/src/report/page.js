@@ -41,6 +41,7 @@ tycho.page = function (data) {
       points.push(row);
     }
     document.getElementById('title').textContent = tycho.title(entry.statistic) + ' of ' + entity.name + tycho.unit(entry);
+    document.getElementById('chart').setAttribute('aria-label', document.getElementById('title').textContent);
     document.getElementById('definition').textContent = entry.definition +
       (tycho.isSquare(entry.statistic) ? ' Shown is its root (recorded as ' + entry.statistic + ').' : '') +
       (entity.levels ? ' For want of room this series is given in ' + entity.mean.length + ' stretches and to the 254th part of its range; ' +
@@ -48,7 +49,7 @@ tycho.page = function (data) {
     var logarithmic = isLogarithmic([entity]);
     if (chart) chart.destroy();
     chart = new Dygraph(document.getElementById('chart'), points, {
-      labels: labels, customBars: true, logscale: logarithmic, connectSeparatedPoints: true,
+      labels: labels, customBars: true, logscale: logarithmic, connectSeparatedPoints: true, legendFormatter: tycho.legend,
       colors: [blue, orange], strokeWidth: 1.8, fillAlpha: 0.22, drawPoints: points.length < 60, pointSize: 2.5,
       xlabel: 'step', ylabel: quantity(entry), axisLabelFontSize: 12, axisLineColor: ink, gridLineColor: 'rgba(128,128,128,.25)', legend: 'always',
       series: prediction ? seriesStyle(labels[2]) : {},
@@ -150,17 +151,23 @@ tycho.page = function (data) {
     div.className = 'small';
     return div;
   }
-  var curves = [];
+  var curves = [], zooms = {};  // by title
   function curve(title, points, options) {
     if (points.length < 2) return;
     var common = {
       connectSeparatedPoints: true, strokeWidth: 1.6, fillAlpha: 0.22, drawPoints: points.length < 60, pointSize: 2, legend: 'always',
-      axisLabelFontSize: 11, axisLineColor: ink, gridLineColor: 'rgba(128,128,128,.22)', xlabel: 'step', xLabelHeight: 16,
+      legendFormatter: tycho.legend, axisLabelFontSize: 11, axisLineColor: ink, gridLineColor: 'rgba(128,128,128,.22)', xlabel: 'step', xLabelHeight: 16,
       axes: { y: { axisLabelFormatter: tycho.tick, valueFormatter: function (v) { return show(v); }, axisLabelWidth: 60 },
         x: { valueFormatter: function (v) { return show(v); } } }
     };
     Object.keys(options).forEach(function (key) { common[key] = options[key]; });
-    curves.push(new Dygraph(box(title), points, common));
+    var place = box(title);
+    var chart = new Dygraph(place, points, common);
+    chart.tychoTitle = title;
+    tycho.zoomByKeys(place, function () { return chart; });
+    place.setAttribute('aria-label', title);
+    if (zooms[title]) chart.updateOptions(zooms[title]);
+    curves.push(chart);
   }
   // The sharpness that the optimizer feels against the largest it can stand, which moves with the learning rate.
   function drawEdge() {
@@ -225,7 +232,11 @@ tycho.page = function (data) {
   }
   function drawCurvature() {
     if (!document.getElementById('curves')) return;
-    curves.splice(0).forEach(function (old) { old.destroy(); });
+    zooms = {};
+    curves.splice(0).forEach(function (old) {
+      zooms[old.tychoTitle] = tycho.zoomOf(old);
+      old.destroy();
+    });
     document.getElementById('curves').textContent = '';
     drawEdge();
     drawMany('share of the top eigenvector by layer',
@@ -264,22 +275,24 @@ tycho.page = function (data) {
       select(row);
     }
   });
-  Array.prototype.forEach.call(document.querySelectorAll('a[data-statistic]'), function (link) {
-    link.onclick = function () {
-      // The very series, or else the first of the statistic.
-      var found = null;
-      data.series.forEach(function (entry, i) {
-        if (entry.statistic !== link.dataset.statistic) return;
-        entry.all.forEach(function (entity, r) {
-          if (!found || (entity.scope === link.dataset.scope && !found.exact))
-            found = { series: i, row: r, exact: entity.scope === link.dataset.scope };
-        });
+  // Links to charts, those too that a live page brings later.
+  document.addEventListener('click', function (event) {
+    var link = event.target.closest('a[data-statistic]');
+    if (!link) return;
+    // The very series, or else the first of the statistic.
+    var found = null;
+    data.series.forEach(function (entry, i) {
+      if (entry.statistic !== link.dataset.statistic) return;
+      entry.all.forEach(function (entity, r) {
+        if (!found || (entity.scope === link.dataset.scope && !found.exact))
+          found = { series: i, row: r, exact: entity.scope === link.dataset.scope };
       });
-      if (!found) return;
-      statistic.selectedIndex = found.series;
-      select(found.row);
-    };
+    });
+    if (!found) return;
+    statistic.selectedIndex = found.series;
+    select(found.row);
   });
+  tycho.zoomByKeys(document.getElementById('chart'), function () { return chart; });
   drawOverview();
   drawCurvature();
   table.draw();
@@ -369,10 +382,10 @@ tycho.page = function (data) {
       return changed[i] && /sharpness|eigenvector|eigenvalue|stability_threshold/.test(entry.statistic);
     })) drawCurvature();
     if (!changed[statistic.selectedIndex]) return;
-    var zoom = chart.isZoomed('x') ? chart.xAxisRange() : null;
+    var zoom = tycho.zoomOf(chart);
     heat.draw();
     drawChart();
-    if (zoom) chart.updateOptions({ dateWindow: zoom });
+    if (zoom) chart.updateOptions(zoom);
   }
   return update;
 };

@@ -5,7 +5,7 @@
   var connection = document.getElementById('connection');
   var version = live.version;
   // What scripts have drawn is theirs.
-  var drawn = { multiples: true, curves: true, views: true };
+  var drawn = { multiples: true, curves: true, views: true, 'layer-table': true };
 
   function morph(old, fresh) {
     if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) {
