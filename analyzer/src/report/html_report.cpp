@@ -7,6 +7,7 @@
 #include "coverage.h"
 #include "curvature.h"
 #include "html_sections.h"
+#include "incident_words.h"
 #include "layer_names.h"
 #include "remarks.h"
 #include "report.h"
@@ -202,6 +203,40 @@ const char* const kOverview = R"html(<section class="noempty" id="overview"><h2>
 <div class="multiples" id="multiples"></div></section>
 )html";
 
+std::string incident_table(const Report& report, const IncidentWords& words) {
+  std::string out =
+      "<div class=\"scroll\"><table><thead><tr><th>Step</th><th>What was seen outside its "
+      "range</th><th>Usual before</th><th>Seen</th><th>Spreads "
+      "away</th><th>Before</th></tr></thead><tbody>\n";
+  for (const IncidentRow& row : words.rows) {
+    out += fmt::format(
+        "<tr><td class=\"number\">{}</td><td class=\"name\">{}{}{}</td><td "
+        "class=\"number\">{}</td><td class=\"number\">{}</td><td class=\"number\">{}</td><td "
+        "class=\"number\">{}</td></tr>\n",
+        row.step, escape(row.what), chart_link(report, row.statistic, row.scope),
+        row.note.empty() ? "" : "<br><span class=\"muted\">" + escape(row.note) + "</span>",
+        escape(row.usual), escape(row.seen), escape(row.spreads), escape(row.within));
+  }
+  out += "</tbody></table></div>\n";
+  if (words.left_out > 0)
+    out += fmt::format("<p class=\"muted\">and {} more, later.</p>\n", words.left_out);
+  return out;
+}
+
+std::string incidents_section(const Report& report) {
+  const std::string missing = no_incident(report);
+  if (report.incidents.empty() && missing.empty()) return "";
+  std::string out = "<section id=\"wrong\"><h2>What went wrong</h2>\n";
+  if (!missing.empty()) out += "<p>" + escape(missing) + "</p>\n";
+  for (const Incident& each : report.incidents) {
+    const IncidentWords words = describe(report, each);
+    out += "<h3>" + escape(words.title) + "</h3>\n";
+    for (const std::string& sentence : words.sentences) out += "<p>" + escape(sentence) + "</p>\n";
+    if (!words.rows.empty()) out += incident_table(report, words);
+  }
+  return out + "</section>\n";
+}
+
 // The charts are drawn from the data of the page.
 std::string curvature_section(const Report& report) {
   const Curvature seen = curvature(report);
@@ -241,8 +276,10 @@ std::string html_report(const Report& report) {
   uint64_t elements = 0;
   for (const auto& parameter : report.model.parameter()) elements += parameter.element_count();
   const std::string curved = curvature_section(report);
-  std::vector<std::pair<std::string, std::string>> sections = {
-      {"short", "In short"}, {"to-do", "What to do"}, {"overview", "At a glance"}};
+  const std::string wrong = incidents_section(report);
+  std::vector<std::pair<std::string, std::string>> sections = {{"short", "In short"}};
+  if (!wrong.empty()) sections.emplace_back("wrong", "What went wrong");
+  sections.insert(sections.end(), {{"to-do", "What to do"}, {"overview", "At a glance"}});
   if (!curved.empty()) sections.emplace_back("curvature", "Curvature");
   sections.insert(sections.end(), {{"laws", "Laws"},
                                    {"layers", "Layers"},
@@ -264,6 +301,7 @@ std::string html_report(const Report& report) {
       tally(report.laws, [&](const LawDescription& law) { return summary_verdict(report, law); }),
       contents(sections));
   out += "<section id=\"short\"><h2>In short</h2>" + bullets(in_short(report)) + "</section>\n";
+  out += wrong;
   out += what_to_do_section(report);
   out += kOverview;
   out += curved;

@@ -2,9 +2,11 @@
 
 #include "coverage.h"
 #include "happenings.h"
+#include "incident_words.h"
 #include "layer_names.h"
 #include "remarks.h"
 #include "report.h"
+#include "src/incident/quantities.h"
 #include "src/report/json_parts.h"
 
 namespace tycho::analyzer {
@@ -52,6 +54,44 @@ json happenings_json(const Report& report) {
                       {"what_to_do", each.remedy},
                       {"first_step", each.first_step},
                       {"times", each.times}});
+  }
+  return result;
+}
+
+json step_json(int64_t step) { return step < 0 ? json(nullptr) : json(step); }
+
+json mover_json(const Report& report, const Mover& mover) {
+  const Quantity& quantity = watched_quantities()[mover.quantity];
+  const Movement& movement = mover.movement;
+  return {{"step", movement.moved},
+          {"within_at", step_json(movement.within)},
+          {"quantity", quantity.id},
+          {"statistic", quantity.statistic},
+          {"scope", scope_of(report, mover)},
+          {"usual", number(from_scale(quantity, movement.usual))},
+          {"value", number(from_scale(quantity, movement.value))},
+          {"finite", movement.finite()},
+          {"spreads", number(movement.spreads())}};
+}
+
+json incidents_json(const Report& report) {
+  constexpr size_t kMost = 200;
+  json result = json::array();
+  for (const Incident& each : report.incidents) {
+    json moved = json::array();
+    for (size_t i = 0; i < each.movers.size() && i < kMost; ++i)
+      moved.push_back(mover_json(report, each.movers[i]));
+    const IncidentWords words = describe(report, each);
+    result.push_back({{"code", each.code},
+                      {"step", each.step},
+                      {"finite", each.finite},
+                      {"order", to_string(each.order())},
+                      {"text", words.sentences},
+                      {"before", each.from},
+                      {"series_compared", each.compared},
+                      {"series_too_few", each.too_few},
+                      {"series_moved", each.movers.size()},
+                      {"moved", moved}});
   }
   return result;
 }
@@ -163,6 +203,7 @@ std::string json_report(const Report& report) {
               {"layers", layers},
               {"in_short", in_short(report)},
               {"loss", loss_json(report.loss)},
+              {"incidents", incidents_json(report)},
               {"decisions", decided},
               {"remarks", known},
               {"coverage", coverage_json(coverage(report))},

@@ -7,6 +7,7 @@
 
 #include "decisions/decision.h"
 #include "series_store.h"
+#include "src/incident/incident.h"
 #include "src/loss/loss_course.h"
 #include "tycho/analyzer/engine.h"
 #include "tycho/trace/run_reader.h"
@@ -37,6 +38,7 @@ struct Report {
   std::vector<trace::SkippedRegion> skipped;
   SeriesStore series;
   LossCourse loss;
+  std::vector<Incident> incidents;  ///< where the loss went wrong, by step
   VerdictTimes verdict_times;
   Spectrum spectrum;
   int64_t first_step = -1;

@@ -51,10 +51,12 @@ ReportBuilder::ReportBuilder(const std::string& path, bool keep_series,
     handler_ = std::make_unique<Listening>(engine_.get(), &report_.verdict_times);
   }
   report_.path = path;
+  if (keep_series_) incidents_.emplace();
   for (const auto& law : make_laws()) report_.laws.push_back(law->description());
   add_consumer([this](const RunContext& context, const Frame& frame) {
     if (keep_series_) report_.series.observe(context, frame);
     report_.loss.observe(context, frame);
+    if (incidents_) incidents_->observe(context, frame, report_.loss);
     if (frame.optimizer() != nullptr && frame.optimizer_version() != settings_version_) {
       report_.settings = *frame.optimizer();
       settings_version_ = frame.optimizer_version();
@@ -97,6 +99,8 @@ std::vector<Alarm> ReportBuilder::alarms() const {
 void ReportBuilder::drop_series() {
   keep_series_ = false;
   report_.series = SeriesStore();
+  incidents_.reset();
+  report_.incidents.clear();
 }
 
 void ReportBuilder::update(const v1::RunDescription& run, const v1::ModelDescription& model,
@@ -118,6 +122,7 @@ void ReportBuilder::update(const v1::RunDescription& run, const v1::ModelDescrip
   report_.frames = engine().frames();
   report_.bytes = 0;
   for (const auto& segment : report_.segments) report_.bytes += segment.bytes;
+  if (incidents_) report_.incidents = incidents_->incidents(report_.loss);
   report_.decisions = decide(report_);
   if (alarms_ != nullptr) {
     alarms_->look(engine().context(), engine().health(), report_.findings, ended_,

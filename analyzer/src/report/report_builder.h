@@ -3,10 +3,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "report.h"
+#include "src/incident/incident_watch.h"
 #include "src/live/alarm_watch.h"
 #include "tycho/analyzer/engine.h"
 #include "tycho/analyzer/live_judge.h"
@@ -27,8 +29,8 @@ class SpectrumKeeper {
 /// Engine and, with series, of SeriesStore. One thread at a time.
 class ReportBuilder {
  public:
-  /// Without series: no charts, and no remark that rests on them (dead units). With a listener, a
-  /// LiveJudge takes the messages and tells it what it says.
+  /// Without series: no charts, no order of events, and no remark that rests on them (dead units).
+  /// With a listener, a LiveJudge takes the messages and tells it what it says.
   explicit ReportBuilder(const std::string& path, bool keep_series = true,
                          LiveJudge::Listener listener = nullptr);
   ReportBuilder(const ReportBuilder&) = delete;
@@ -67,6 +69,7 @@ class ReportBuilder {
   bool ended_ = false;  ///< no frame has come since finish()
   std::unique_ptr<trace::MessageHandler> handler_;
   SpectrumKeeper spectrum_;
+  std::optional<IncidentWatch> incidents_;  ///< with the series
   uint64_t settings_version_ = static_cast<uint64_t>(-1);
   bool keep_series_;
 };

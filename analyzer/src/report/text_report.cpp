@@ -8,6 +8,7 @@
 #include "coverage.h"
 #include "curvature.h"
 #include "happenings.h"
+#include "incident_words.h"
 #include "layer_names.h"
 #include "remarks.h"
 #include "report.h"
@@ -52,6 +53,29 @@ std::string happenings_section(const Report& report, size_t columns) {
   return out;
 }
 
+std::string incidents_section(const Report& report, size_t columns) {
+  const std::string missing = no_incident(report);
+  if (report.incidents.empty() && missing.empty()) return "";
+  std::string out = "\nWhat went wrong\n";
+  if (!missing.empty()) out += "  - " + wrap(missing, 4, columns) + "\n";
+  for (const Incident& each : report.incidents) {
+    const IncidentWords words = describe(report, each);
+    out += "  - " + wrap(clean(words.title) + ".", 4, columns) + "\n";
+    for (const std::string& sentence : words.sentences)
+      out += "    " + wrap(sentence, 4, columns) + "\n";
+    for (const IncidentRow& row : words.rows) {
+      std::string line = fmt::format("step {}: {} {}", row.step, row.what, row.seen);
+      if (!row.usual.empty()) line += fmt::format(", usual {}", row.usual);
+      if (!row.spreads.empty()) line += fmt::format(", {} spreads away", row.spreads);
+      if (!row.within.empty()) line += "; " + row.within;
+      if (!row.note.empty()) line += fmt::format("; {}", row.note);
+      out += "      " + wrap(line, 8, columns) + "\n";
+    }
+    if (words.left_out > 0) out += fmt::format("      and {} more, later\n", words.left_out);
+  }
+  return out;
+}
+
 std::string decisions_section(const Report& report, bool colour, size_t columns) {
   std::string out;
   int number = 0;
@@ -85,6 +109,7 @@ std::string text_report(const Report& report, bool colour, int width) {
                      report.run.optimizer().empty() ? "" : ", " + clean(report.run.optimizer()));
   out += "In short\n";
   for (const std::string& text : in_short(report)) out += "  - " + wrap(text, 4, columns) + "\n";
+  out += incidents_section(report, columns);
   out += "\nWhat to do\n";
   const auto important = what_to_do(report);
   const auto known = remarks(report);
