@@ -16,7 +16,7 @@ namespace nn = torch::nn;
 int main(int argc, char** argv) try {
   const Arguments arguments =
       parse_arguments(argc, argv, "cnn_digits", "Trains a convolutional network on digits.",
-                      "directory with MNIST or other images of 28 x 28 in IDX format", 600);
+                      "directory with MNIST or other images of 28 x 28 in IDX format", 1500);
   torch::manual_seed(2);
   const ImageSet digits = load_digits(arguments.data, 12000, 2);
   const auto images = image_tensor(digits);

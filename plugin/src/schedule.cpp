@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kFixedPart = 0.5;  // of the budget, that fixed intervals may take from the others
 // Of the budget, that observations that nobody is behind with may take while others have fewer.
-constexpr double kBeyondPart = 0.25;
+constexpr double kBeyondPart = 0.1;
 // The first observation ranks as if it cost this part: it tells more than any further one.
 constexpr double kFirstObservation = 0.125;
 constexpr uint64_t kWarmingUp = 2;  // steps behind the first
@@ -22,7 +22,9 @@ constexpr int kMostRests = 40;
 // Least distance of observations that catch up, relative to that of per_decade of them.
 constexpr double kCatchingUp = 0.25;
 constexpr uint64_t kMostHookedInARow = 63;
-constexpr double kFloorPart = 0.5;  // of the budget, that cheap probes have whatever was spent
+// Of the budget, that cheap probes have whatever was spent: for what their laws need, and in all.
+constexpr double kNeededFloorPart = 0.5;
+constexpr double kFloorPart = 0.2;
 constexpr double kGuaranteedPerDecade = 24;
 
 /// Whether `step` is one of about `number` steps per factor of ten.
@@ -110,21 +112,24 @@ double Scheduler::rank(const Entry& entry, int64_t step) const {
   } else if (entry.schedule.per_decade < ProbeSchedule::kForAVerdict) {
     part = static_cast<double>(entry.observations) / wanted(entry, step);
   }
-  return part * cost_of(entry) / entry.schedule.per_decade;
+  return part * cost_of(entry) / (entry.schedule.per_decade * entry.schedule.laws);
 }
 
 void Scheduler::due_by_floor(int64_t step, std::vector<Due>* due) const {
   const auto since = first_step_ < 0 ? 0 : step - first_step_;
   double left = kFloorPart * allowance() - floor_spent_;
+  double left_for_needed = kNeededFloorPart * allowance() - floor_spent_;
   for (size_t i = 0; i < probes_.size(); ++i) {
     const Entry& entry = probes_[i];
     if ((*due)[i] != Due::kNot || !entry.cheap()) continue;
     const double cost = cost_of(entry);
-    const bool affordable = step % entry.floor_interval == 0 && cost <= left;
+    const bool affordable = (step % entry.floor_interval == 0 && cost <= left) ||
+                            (behind(entry, step) && cost <= left_for_needed);
     if (!affordable && !(entry.schedule.guaranteed && log_spaced_at(since, kGuaranteedPerDecade)))
       continue;
     (*due)[i] = Due::kYes;
     left -= cost;
+    left_for_needed -= cost;
   }
 }
 
@@ -169,7 +174,11 @@ void Scheduler::accompany(std::vector<size_t>* probes, const Can& can) const {
   });
   for (size_t i = 0; i < probes_.size(); ++i) {
     const Accompanies which = probes_[i].schedule.accompanies;
-    if (which == Accompanies::kNone || (which == Accompanies::kProbeLoss && !evaluated)) continue;
+    const std::optional<size_t>& one = probes_[i].schedule.accompanies_probe;
+    const bool with_it = which == Accompanies::kAll ||
+                         (which == Accompanies::kProbeLoss && evaluated) ||
+                         (one && std::binary_search(probes->begin(), probes->end(), *one));
+    if (!with_it) continue;
     if (probes_[i].disabled || (can && !can(i))) continue;
     const auto position = std::lower_bound(probes->begin(), probes->end(), i);
     if (position == probes->end() || *position != i) probes->insert(position, i);

@@ -29,9 +29,13 @@ struct ProbeSchedule {
   int64_t steps_in_a_row = 1;
   /// Its first observation is what later ones are compared with: it comes before everything else.
   bool is_reference = false;
+  /// Laws that read it: an observation is worth more.
+  double laws = 1;
   /// Also observed whenever another probe is, or one that evaluates the probe loss: what others
   /// are read against.
   enum class Accompanies { kNone, kProbeLoss, kAll } accompanies = Accompanies::kNone;
+  /// Also observed whenever this probe is: laws read both at the same steps.
+  std::optional<size_t> accompanies_probe{};
   bool evaluates_probe_loss = false;
 };
 
@@ -61,10 +65,11 @@ class RecentMedian {
 ///   step is an equal share; what cheap ones leave is given to the others. While a probe is saved
 ///   for, this takes at most kBeyondPart of the budget.
 ///
-/// Cheap probes, those that are expected to cost no more than a part of a step, have a floor: up to
-/// kFloorPart of the budget is theirs whatever the others have spent, each evenly thinned to its
-/// equal share of that; their first observations, which warm up and prove, do not count. A
-/// guaranteed one is observed at logarithmically spaced steps even beyond.
+/// Cheap probes, those that are expected to cost no more than a part of a step, have a floor
+/// whatever the others have spent: up to kNeededFloorPart of the budget for what their laws need,
+/// and up to kFloorPart of it, each evenly thinned to its equal share, for more; their first
+/// observations, which warm up and prove, do not count. A guaranteed one is observed at
+/// logarithmically spaced steps even beyond.
 ///
 /// The first step is always observed: what it costs is worked off before expensive observations.
 /// Probes with an interval of their own take at most half of the budget from the others. Where

@@ -18,7 +18,7 @@ enum class Tier {
 
 struct BuiltInProbe {
   std::unique_ptr<Probe> probe;
-  Tier tier;
+  Tier tier = Tier::kFull;
   double expected_steps = 0;  ///< of training that an observation costs; 0: little
   /// Observations per factor of ten of steps that its laws need: for a verdict 16 in the recent
   /// half of them, which 12 per factor of ten are after 500 steps; for a description fewer.
@@ -27,6 +27,13 @@ struct BuiltInProbe {
   bool guaranteed = false;
   /// Steps that make one observation, one after the other.
   int64_t steps_in_a_row = 1;
+  /// LibTorch's names of the optimizers that its laws are stated for; empty: all. Under others no
+  /// preset has it.
+  std::vector<std::string> optimizers;
+  /// Laws that need it most: what comes first where not all can be paid for.
+  double laws = 1;
+  /// A probe that stands before it, and with which it is observed too: laws read both at once.
+  std::string accompanies;
 };
 
 /// Every built-in probe, in the order in which they are observed and recorded.

@@ -38,6 +38,14 @@ Tier largest_tier(const SessionOptions& options) {
   }
 }
 
+/// Whether one of the optimizers has one of the names; true without names.
+bool trained_by(const Optimizers& optimizers, const std::vector<std::string>& names) {
+  return names.empty() ||
+         std::any_of(optimizers.begin(), optimizers.end(), [&](torch::optim::Optimizer* each) {
+           return std::count(names.begin(), names.end(), optimizer_name(*each)) > 0;
+         });
+}
+
 }  // namespace
 
 Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<ModelState> state,
@@ -133,6 +141,10 @@ void Session::Impl::add_built_in_probes() {
     schedule.per_decade = built_in.per_decade;
     schedule.guaranteed = built_in.guaranteed;
     schedule.steps_in_a_row = built_in.steps_in_a_row;
+    schedule.laws = built_in.laws;
+    for (size_t i = 0; i < probes.size(); ++i) {
+      if (probes[i].name == built_in.accompanies) schedule.accompanies_probe = i;
+    }
     for (const std::string& each : names) {
       asked = asked || wanted.count(each) > 0;
       wanted.erase(each);
@@ -145,7 +157,8 @@ void Session::Impl::add_built_in_probes() {
         schedule.accompanies != Accompanies::kAll) {
       schedule.log_spaced = static_cast<int64_t>(built_in.per_decade);
     }
-    const bool in_preset = built_in.tier <= largest_tier(options);
+    const bool in_preset =
+        built_in.tier <= largest_tier(options) && trained_by(optimizers, built_in.optimizers);
     if (!asked && !in_preset) continue;
     add(std::move(built_in.probe), schedule);
     probes.back().asked = asked;

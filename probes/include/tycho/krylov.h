@@ -65,8 +65,9 @@ struct Eigenpairs {
 /// each other than the bound may be found as one, unless repeated ones are asked for. No bound is
 /// below rounding: 1e-13 of the largest |Ritz value| in float64, 1e-6 in float32.
 ///
-/// A step costs a product and 4 k n operations. All vectors are kept, up to about 1 GiB of them (at
-/// least 24); beyond that the best are kept (thick restart), and bounds are of the second kind.
+/// A step costs a product and 2 k n operations, or twice as many after a restart. All vectors are
+/// kept, up to about 1 GiB of them (at least 24); beyond that the best are kept (thick restart),
+/// and bounds are of the second kind.
 Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
                               const EigenOptions& options, at::Generator generator);
 

@@ -11,7 +11,15 @@
 namespace tycho {
 namespace {
 
-double norm_of(const at::Tensor& vector) { return vector.norm(2, at::kDouble).item<double>(); }
+/// In the vector's own type where its squares have room there: a copy in float64 takes longer than
+/// the sum, which LibTorch adds up in pairs.
+double norm_of(const at::Tensor& vector) {
+  constexpr double kLeast = 1e-15;
+  constexpr double kMost = 1e15;
+  const double own = vector.norm().item<double>();
+  if (own > kLeast && own < kMost) return own;
+  return vector.norm(2, at::kDouble).item<double>();
+}
 
 /// Eigenvalues descending, with eigenvectors as columns; float64 on the CPU.
 std::pair<at::Tensor, at::Tensor> small_eigen(const at::Tensor& matrix) {
@@ -22,9 +30,10 @@ std::pair<at::Tensor, at::Tensor> small_eigen(const at::Tensor& matrix) {
 /// An orthonormal basis that grows, with the matrix as it acts inside.
 class Basis {
  public:
-  Basis(const LinearMap& matrix, const at::Tensor& start, int64_t capacity)
+  Basis(const LinearMap& matrix, const at::Tensor& start, int64_t capacity, int64_t first_rows)
       : matrix_(matrix),
-        vectors_(at::empty({capacity, start.size(0)}, start.options())),
+        capacity_(capacity),
+        vectors_(at::empty({std::min(capacity, first_rows), start.size(0)}, start.options())),
         inside_(at::zeros({capacity, capacity}, at::kDouble)) {
     const double length = norm_of(start);
     next_ = start / length;
@@ -37,10 +46,11 @@ class Basis {
   double outside() const { return outside_; }
   at::Tensor inside() const { return inside_.narrow(0, 0, size_).narrow(1, 0, size_); }
   at::Tensor vectors() const { return vectors_.narrow(0, 0, size_); }
-  bool full() const { return size_ == vectors_.size(0); }
+  bool full() const { return size_ == capacity_; }
 
   /// Takes the next vector in and multiplies it.
   void grow() {
+    make_room();
     vectors_[size_].copy_(next_);
     at::Tensor product = matrix_(next_);
     const double length = norm_of(product);
@@ -50,18 +60,21 @@ class Basis {
     }
     ++size_;
     scale_ = std::max(scale_, length);
-    const at::Tensor known = vectors();
     at::Tensor column = at::zeros({size_}, at::kDouble);
     product = product.clone();
-    // Twice is enough (Giraud et al. 2005).
+    // What the three-term recurrence says is there goes first, so that one pass over the whole
+    // basis finds rounding only; where it finds more (after a restart), a second one is enough
+    // (Giraud et al. 2005).
+    remove(std::max<int64_t>(size_ - 2, 0), &product, &column);
+    double before = norm_of(product);
     for (int pass = 0; pass < 2; ++pass) {
-      const at::Tensor part = at::mv(known, product);
-      product.sub_(at::mv(known.t(), part));
-      column.add_(part.to(at::kCPU, at::kDouble));
+      remove(0, &product, &column);
+      outside_ = norm_of(product);
+      if (outside_ > kKept * before) break;
+      before = outside_;
     }
     inside_[size_ - 1].narrow(0, 0, size_).copy_(column);
     inside_.select(1, size_ - 1).narrow(0, 0, size_).copy_(column);
-    outside_ = norm_of(product);
     const double rounding = product.scalar_type() == at::kDouble ? 1e-13 : 1e-6;
     closed_ = !(outside_ > rounding * scale_);
     if (!closed_) next_ = product.div_(outside_);
@@ -97,7 +110,27 @@ class Basis {
   }
 
  private:
+  static constexpr double kKept = 0.7;
+
+  /// Takes from `product` its part in the basis' vectors from `first` on, and adds it to `column`.
+  void remove(int64_t first, at::Tensor* product, at::Tensor* column) const {
+    const at::Tensor known = vectors_.narrow(0, first, size_ - first);
+    const at::Tensor part = at::mv(known, *product);
+    product->sub_(at::mv(known.t(), part));
+    column->narrow(0, first, size_ - first).add_(part.to(at::kCPU, at::kDouble));
+  }
+
+  void make_room() {
+    const int64_t rows = vectors_.size(0);
+    if (size_ < rows) return;
+    at::Tensor more =
+        at::empty({std::min(capacity_, 2 * rows), vectors_.size(1)}, vectors_.options());
+    more.narrow(0, 0, rows).copy_(vectors_);
+    vectors_ = std::move(more);
+  }
+
   const LinearMap& matrix_;
+  int64_t capacity_;
   at::Tensor vectors_;
   at::Tensor inside_;
   at::Tensor next_;
@@ -137,6 +170,17 @@ class ProbableIntervals {
   /// Distance from Ritz value i to the farther end of its interval.
   double bound(int64_t i) const {
     return std::max(end(i, -1) - values_[i], values_[i] - end(i, 1));
+  }
+  /// Whether the bounds of the first `count` are seen to be at most `size`: no eigenvalue is at
+  /// that distance, or half of it, on either side.
+  bool all_within(int64_t count, double size) const {
+    // The lowest converges last.
+    for (int64_t i = count - 1; i >= 0; --i) {
+      for (const double side : {size, -size}) {
+        if (!outside(values_[i] + side) && !outside(values_[i] + side / 2)) return false;
+      }
+    }
+    return true;
   }
 
  private:
@@ -230,7 +274,11 @@ Eigenpairs from_one_start(const LinearMap& matrix, const at::Tensor& start,
   const double rounding = start.scalar_type() == at::kDouble ? 1e-13 : 1e-6;
   const bool all = count > 1 && dimension <= options.max_products;
   const int64_t kept = std::min(capacity - 1, count + (capacity - count) / 3);
-  Basis basis(matrix, start, capacity);
+  // For one value a few products are enough most times. Rows for all that are allowed would be
+  // memory that the system maps anew, page by page, at each run, which can take longer than the
+  // products.
+  constexpr int64_t kFewRows = 12;
+  Basis basis(matrix, start, capacity, count == 1 ? kFewRows : capacity);
   Eigenpairs result;
   at::Tensor values;
   at::Tensor rotation;
@@ -252,14 +300,21 @@ Eigenpairs from_one_start(const LinearMap& matrix, const at::Tensor& start,
     result.values.assign(ritz, ritz + found);
     log_betas += std::log(std::max(basis.outside(), 1e-300));
     result.history.push_back(ritz[0]);
+    const double last = std::abs(ritz[basis.size() - 1]);
+    const double size = std::max(std::abs(ritz[0]), last * 1e-3);
     const bool expected = as_expected(options, ritz[0], basis.vectors(), rotation.select(1, 0));
     if (complete) {
       result.bounds.assign(static_cast<size_t>(found), 0);
     } else if (probable && !basis.closed() && !expected) {
       const ProbableIntervals intervals(
           ritz, basis.size(), log_betas - log_least_overlap(options.random_part, dimension));
-      result.bounds.clear();
-      for (int64_t i = 0; i < found; ++i) result.bounds.push_back(intervals.bound(i));
+      // An interval takes long to find: not before it is known to be short enough.
+      const bool wanted = result.products >= options.max_products || basis.full() ||
+                          std::isfinite(ceiling) ||
+                          intervals.all_within(found, options.tolerance * size);
+      result.bounds.assign(static_cast<size_t>(found), std::numeric_limits<double>::infinity());
+      for (int64_t i = 0; wanted && i < found; ++i)
+        result.bounds[static_cast<size_t>(i)] = intervals.bound(i);
     } else {
       std::vector<double> residuals;
       for (int64_t i = 0; i < basis.size(); ++i) {
@@ -268,11 +323,9 @@ Eigenpairs from_one_start(const LinearMap& matrix, const at::Tensor& start,
       }
       result.bounds = residual_bounds(ritz, residuals, found);
     }
-    const double last = std::abs(ritz[basis.size() - 1]);
     for (double& bound : result.bounds) {
       bound = std::max(bound, rounding * std::max(std::abs(ritz[0]), last));
     }
-    const double size = std::max(std::abs(ritz[0]), last * 1e-3);
     const bool tight = std::all_of(result.bounds.begin(), result.bounds.end(),
                                    [&](double bound) { return bound <= options.tolerance * size; });
     // Values are as good as asked for long before their bounds say so.
@@ -392,7 +445,7 @@ Eigenpairs largest_eigenpairs(const LinearMap& matrix, const at::Tensor& start,
 
 Quadrature lanczos_quadrature(const LinearMap& matrix, const at::Tensor& start, int64_t steps) {
   const int64_t capacity = std::min(steps, start.size(0));
-  Basis basis(matrix, start, capacity);
+  Basis basis(matrix, start, capacity, capacity);
   Quadrature result;
   while (basis.finite() && !basis.full() && !basis.closed()) basis.grow();
   result.finite = basis.finite();
