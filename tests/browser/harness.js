@@ -36,7 +36,7 @@ class Writer {
 class Server {
   static async start(tycho, directory, port = 0) {
     const server = new Server();
-    server.process = spawn(tycho, ['serve', directory, '--port', String(port)], { stdio: ['ignore', 'pipe', 'inherit'] });
+    server.process = spawn(tycho, ['serve', directory, '--port', String(port), '--cache', ''], { stdio: ['ignore', 'pipe', 'inherit'] });
     const { value } = await readline.createInterface({ input: server.process.stdout })[Symbol.asyncIterator]().next();
     assert.match(String(value), /^http:\/\/127\.0\.0\.1:\d+\/$/);
     server.url = value.slice(0, -1);

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
@@ -18,6 +19,7 @@ struct Options {
   std::vector<std::string> directories;
   ServerOptions server;
   AlertOptions alerts;
+  std::string cache = default_cache_directory();
 };
 
 std::string address(const ServerOptions& options, int port) {
@@ -42,6 +44,23 @@ int run_serve(const Options& options) {
   }
   CatalogOptions following;
   following.alerts = alerts.value().get();
+  std::unique_ptr<CardIndex> index;
+  const auto inside =
+      std::find_if(options.directories.begin(), options.directories.end(),
+                   [&](const std::string& directory) { return lies_in(options.cache, directory); });
+  if (!options.cache.empty() && inside != options.directories.end()) {
+    say(fmt::format(
+        "runs are read at each start: the cache {} lies in {}, to which nothing is written",
+        options.cache, *inside));
+  } else if (!options.cache.empty()) {
+    auto opened = CardIndex::open(options.cache, program_identity());
+    if (opened.ok()) {
+      index = std::move(opened).value();
+      following.index = index.get();
+    } else {
+      say("runs are read at each start: " + opened.status().message());
+    }
+  }
   RunCatalog catalog(options.directories, following);
   auto server = Server::open(options.server, &catalog);
   if (!server.ok()) return fail(server.status());
@@ -87,6 +106,9 @@ void add_serve(CLI::App* app, Action* action) {
       ->add_option("--metrics-runs", options->server.metrics_runs,
                    "How many runs have gauges of their own in /metrics; default 200")
       ->check(CLI::Range(0, 10000));
+  command->add_option("--cache", options->cache,
+                      "Where verdicts of runs that have ended are kept for the next start; default "
+                      "$XDG_CACHE_HOME/tycho or ~/.cache/tycho; \"\": nowhere");
   add_alert_options(command, &options->alerts);
   command->callback([options, action] {
     const ServerOptions& server = options->server;

@@ -42,6 +42,7 @@ struct RunCatalog::Entry {
   Clock::time_point due = Clock::time_point::min();
   Clock::time_point judge_again = Clock::time_point::min();
   Signature signature;   ///< when it was read to its end
+  SegmentTimes kept;     ///< what the index was told of last
   uint64_t page_of = 0;  ///< version of the run that the page shows
   AlertWatch alert_watch;
   // Under the mutex.
@@ -144,6 +145,14 @@ void RunCatalog::look_for_runs() {
     entry->directory = directory;
     if (options_.alerts != nullptr) entry->alert_watch = options_.alerts->watch(looked_once_);
     RunCard card = glance(directory);
+    // Runs that come later are read: there may be alarms to tell.
+    if (options_.index != nullptr && !looked_once_ && analyzer::has_ended(card.state)) {
+      const auto kept = options_.index->find(directory);
+      if (kept && kept->state == card.state) {
+        card = *kept;
+        entry->signature = signature_of(directory);
+      }
+    }
     card.name = name;
     entry->card = std::make_shared<const RunCard>(std::move(card));
     added.push_back(std::move(entry));
@@ -239,6 +248,8 @@ void RunCatalog::attend(Entry* entry) {
 
 void RunCatalog::read(Entry* entry, bool looked_at, size_t engines) {
   FollowedRun& run = *entry->run;
+  const SegmentTimes times =
+      options_.index != nullptr ? segment_times(entry->directory) : SegmentTimes();
   entry->more = run.poll(kBytesAtOnce);
   const auto begin = Clock::now();
   const bool ended = !entry->more && analyzer::has_ended(run.state());
@@ -248,6 +259,10 @@ void RunCatalog::read(Entry* entry, bool looked_at, size_t engines) {
   if (entry->more || (!ended && begin < entry->judge_again)) return;
   run.judge();
   publish(entry, looked_at);
+  if (ended && options_.index != nullptr && times != entry->kept) {
+    options_.index->keep(entry->directory, times, *entry->card);
+    entry->kept = times;
+  }
   // Judging and drawing take a quarter of the time at most, all runs together.
   const auto share = 10 + (looked_at ? 0 : 4 * static_cast<int64_t>(engines));
   entry->judge_again =

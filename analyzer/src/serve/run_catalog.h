@@ -12,6 +12,7 @@
 
 #include "src/alerts/alerts.h"
 #include "src/follow/followed_run.h"
+#include "src/serve/card_index.h"
 #include "src/serve/run_card.h"
 #include "src/serve/run_page.h"
 
@@ -26,6 +27,9 @@ struct CatalogOptions {
   /// Told of alarms, but for those of runs that have ended before the catalog saw them; nullptr:
   /// nobody is. Outlives the catalog.
   Alerts* alerts = nullptr;
+  /// Cards of runs that had ended before the catalog was started; nullptr: none are kept. Outlives
+  /// the catalog.
+  const CardIndex* index = nullptr;
 };
 
 /// The runs below some directories, followed by a thread of its own: a card for each, a page for
