@@ -140,5 +140,30 @@ TEST(IncidentReportTest, OfHealthyAndOfShortRunsNothingIsSaid) {
               HasSubstr("The loss diverged after 5 observed losses: too few to tell"));
 }
 
+TEST(IncidentReportTest, WhereNothingCameBeforeOnlyWhatIsNotFiniteIsOrdered) {
+  const ScratchDirectory scratch;
+  write_run(scratch.path("run"), 40, {std::nan(""), 1, 5});
+  const std::string text = analyzer::text_report(read(scratch.path("run")), false, 100000);
+  EXPECT_THAT(text, HasSubstr("the loss was the first that was not finite, at step 5."));
+  EXPECT_THAT(text,
+              HasSubstr("With fewer than 16 observations before, what was usual is not known"));
+}
+
+// 1 500 of 2 000 steps at the floor of 0.5.
+TEST(IncidentReportTest, StepsThatChangedNothingAreCounted) {
+  const ScratchDirectory scratch;
+  write_run(scratch.path("run"), 2000, {});
+  const analyzer::Report report = read(scratch.path("run"));
+  EXPECT_THAT(analyzer::text_report(report, false, 100000), HasSubstr(" of 2000 steps (8"));
+  const auto end = json_of(report).at("progress_end");
+  ASSERT_TRUE(end.is_object());
+  EXPECT_NEAR(end.at("level").get<double>(), 0.5, 0.01);
+  EXPECT_LE(end.at("at_most").get<double>(), 0.01);
+  EXPECT_LE(end.at("earliest"), end.at("step"));
+  EXPECT_EQ(end.at("steps_after").get<int>() + end.at("step").get<int>(), 2000);
+  write_run(scratch.path("short"), 200, {});
+  EXPECT_TRUE(json_of(read(scratch.path("short"))).at("progress_end").is_null());
+}
+
 }  // namespace
 }  // namespace tycho::testing

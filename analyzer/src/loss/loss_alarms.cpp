@@ -7,8 +7,9 @@
 #include <iterator>
 #include <optional>
 
+#include "src/loss/progress_end.h"
 #include "src/number_text.h"
-#include "src/statistics/block_averages.h"
+#include "src/statistics/student_t.h"
 
 namespace tycho::analyzer {
 namespace {
@@ -25,9 +26,7 @@ constexpr double kSlowGrowth = 100;
 constexpr double kMultiplied = 5;
 constexpr double kWeightsGrown = 2;  // squared norm
 
-// Of a loss that no longer falls.
-constexpr double kWastedShare = 1.0 / 3;
-constexpr double kRestOfFall = 0.02;
+// Of a loss that does not fall; of one that no longer does, see progress_end.cpp.
 constexpr double kLittleFall = 0.2;
 constexpr double kRestOfLevel = 0.01;
 constexpr double kLatestStuck = 0.3;
@@ -42,13 +41,6 @@ double mean_of(const Stretches& all, size_t begin, size_t end) {
   for (size_t i = begin; i < end; ++i)
     mean += (all[i].mean - mean) / static_cast<double>(i - begin + 1);
   return mean;
-}
-
-/// Where it began; one loss may be an outlier.
-double start_of(const Stretches& all) {
-  double first[3] = {all[0].mean, all[1].mean, all[2].mean};
-  std::sort(std::begin(first), std::end(first));
-  return first[1];
 }
 
 /// Range of single losses; `extent` is at least their size, so that a first loss has one.
@@ -353,62 +345,72 @@ Rest rest(const Stretches& all, size_t begin) {
   return result;
 }
 
-/// `lowest`: the lowest level of a tenth of the run; a rest above it is no floor.
-std::optional<LossAlarm> no_longer_falls(const LossCourse& course, const Stretches& all,
-                                         double lowest) {
+/// `lowest`: the lowest level of a tenth of the run.
+std::optional<LossAlarm> stuck(const Stretches& all, double lowest) {
   const double start = start_of(all);
   const int64_t last = all.back().end;
-  const double steps = static_cast<double>(last) - static_cast<double>(all.front().begin) + 1;
   static const double kQuantile = student_t_quantile(0.95, 14);
+  const double latest = kLatestStuck * static_cast<double>(all.size());
   for (size_t begin = 0; begin + 16 <= all.size(); ++begin) {
-    const double share =
-        (static_cast<double>(last) - static_cast<double>(all[begin].begin)) / steps;
-    if (share < kWastedShare) return std::nullopt;
+    if (static_cast<double>(begin) > latest) return std::nullopt;
     const Rest seen = rest(all, begin);
     const double upper = std::fabs(seen.fall) + kQuantile * seen.error;
-    const double fall = start - seen.level;
-    const bool stuck = fall <= kLittleFall * std::fabs(start);
-    if (stuck && static_cast<double>(begin) > kLatestStuck * static_cast<double>(all.size()))
-      continue;
-    const bool at_zero = course.lowest().value >= 0 && seen.first <= kRestOfFall * start;
-    const double level = std::fabs(seen.level);
-    const double allowed =
-        stuck ? kRestOfLevel * level : kRestOfFall * (at_zero ? fall : std::min(fall, level));
-    if (upper > allowed || seen.level - lowest > allowed + 2 * seen.error ||
+    const double allowed = kRestOfLevel * std::fabs(seen.level);
+    if (start - seen.level > kLittleFall * std::fabs(start) || upper > allowed ||
+        seen.level - lowest > allowed + 2 * seen.error ||
         seen.first - seen.level > allowed + 2 * seen.error)
       continue;
     LossAlarm alarm;
     const int64_t step = all[begin].begin;
     alarm.at = {step, all[begin].mean};
-    if (stuck) {
-      alarm.code = "loss_stuck";
-      alarm.severity = Severity::kWarning;
-      alarm.title = "The loss does not fall";
-      alarm.text = fmt::format(
-          "It began at {}, and from step {} to {} it stayed at {}. If it is meant to fall, nothing "
-          "is learned: check that the optimizer holds the parameters, that labels belong to their "
-          "inputs, and the size of the learning rate. In adversarial or reinforcement learning it "
-          "need not mean anything.",
-          number(start), step, last, number(seen.level));
-    } else {
-      alarm.code = "loss_at_floor";
-      alarm.severity = Severity::kNote;
-      alarm.title = "The training loss reached its floor";
-      const std::string rest_of_steps =
-          fmt::format("the remaining {:.0f} % of the steps, to step {}, ", 100 * share, last);
-      alarm.text = fmt::format("By about step {} it had fallen from {} to {}", step, number(start),
-                               number(seen.first));
-      alarm.text += at_zero
-                        ? fmt::format(", {:.2g} % of where it began; {}took it to {}.",
-                                      100 * seen.first / start, rest_of_steps, number(seen.level))
-                        : fmt::format("; {}left it there ({}).", rest_of_steps, number(seen.level));
-      alarm.text +=
-          " Stop about there, or spend the steps on more data or a larger model, unless the "
-          "held-out loss still improves or the last digits of the loss matter.";
-    }
+    alarm.code = "loss_stuck";
+    alarm.severity = Severity::kWarning;
+    alarm.title = "The loss does not fall";
+    alarm.text = fmt::format(
+        "It began at {}, and from step {} to {} it stayed at {}. If it is meant to fall, nothing "
+        "is learned: check that the optimizer holds the parameters, that labels belong to their "
+        "inputs, and the size of the learning rate. In adversarial or reinforcement learning it "
+        "need not mean anything.",
+        number(start), step, last, number(seen.level));
     return alarm;
   }
   return std::nullopt;
+}
+
+std::string percent(double share) { return number_text(100 * share, 2); }
+
+std::optional<LossAlarm> at_floor(const LossCourse& course) {
+  const std::optional<ProgressEnd> end = progress_end(course);
+  if (!end) return std::nullopt;
+  LossAlarm alarm;
+  alarm.at = {end->step, end->first};
+  alarm.code = "loss_at_floor";
+  alarm.severity = Severity::kNote;
+  alarm.title = "The training loss reached its floor";
+  const std::string of = fmt::format("The last {:.0f} of {:.0f} steps ({:.0f} %)", end->after,
+                                     end->steps, 100 * end->share());
+  if (end->at_zero) {
+    alarm.text = fmt::format(
+        "By about step {} it had fallen from {} to {}, {} % of where it began. {} took it to {}.",
+        end->step, number(end->start), number(end->first), percent(end->first / end->start), of,
+        number(end->level));
+  } else {
+    const double level = std::fabs(end->level);
+    alarm.text = fmt::format(
+        "{} did not lower the loss by more than {} %: the mean over the first eighth of them is {} "
+        "% [{}, {}] above that over their last half, {}.",
+        of, percent(end->at_most / level), percent(end->fall / level), percent(end->low / level),
+        percent(end->high / level), number(end->level));
+    alarm.text +=
+        fmt::format(" It had fallen there from {} by step {}", number(end->start), end->step);
+    alarm.text += end->earliest < end->step
+                      ? fmt::format(", and perhaps by step {} already.", end->earliest)
+                      : ".";
+  }
+  alarm.text +=
+      " Stop about there, or spend the steps on more data or a larger model, unless the held-out "
+      "loss still improves or the last digits of the loss matter.";
+  return alarm;
 }
 
 }  // namespace
@@ -441,8 +443,10 @@ std::vector<LossAlarm> loss_alarms(const LossCourse& course) {
     // A jump that undid the progress is one thing, not two.
     take(jump ? jump : risen);
     take(spikes(course));
-    if (!risen && course.open_break() == nullptr)
-      take(no_longer_falls(course, all, lowest_of(windows).mean));
+    if (!risen && course.open_break() == nullptr) {
+      const auto rests = stuck(all, lowest_of(windows).mean);
+      take(rests ? rests : at_floor(course));
+    }
   }
   std::stable_sort(result.begin(), result.end(),
                    [](const LossAlarm& a, const LossAlarm& b) { return a.severity < b.severity; });

@@ -29,8 +29,7 @@ struct LossAlarm {
 /// The rest takes 64 losses. loss_rose: of what it fell to its lowest level, half at least was lost
 /// again. loss_jumped: it left its range for good, or for a twentieth of the run. loss_spikes: for
 /// less. loss_stuck: it fell by less than a fifth, and over the last 70 % of the observed losses by
-/// less than 1 % of its level. loss_at_floor (note): for at least a third of the steps it fell by
-/// less than 2 % of its level and of all that it fell, or it lay below 2 % of where it began. Where
+/// less than 1 % of its level. loss_at_floor (note): see progress_end(). Where
 /// a fall is said to be small, its upper 95 % limit is: noise does not pass for rest.
 std::vector<LossAlarm> loss_alarms(const LossCourse& course);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 namespace tycho::analyzer {
 namespace {
@@ -15,8 +16,8 @@ constexpr double kLargest = 1e150;        // whose square is finite
 
 double bounded(double value) { return std::clamp(value, -kLargest, kLargest); }
 
-LossStretch single(const LossPoint& point) {
-  return {point.step, point.step, 1, bounded(point.value), 0, point, point};
+LossStretch single(const LossPoint& point, double rate = kUnknown) {
+  return {point.step, point.step, 1, bounded(point.value), 0, point, point, rate};
 }
 
 // Of two sets of values (Chan, Golub and LeVeque 1979).
@@ -31,6 +32,7 @@ void merge(const LossStretch& from, LossStretch* into) {
   const double difference = from.mean - into->mean;
   into->mean += difference * (b / (a + b));
   into->square += from.square + difference * difference * (a * b / (a + b));
+  into->rate += (from.rate - into->rate) * (b / (a + b));
   into->count += from.count;
   into->end = from.end;
   if (from.lowest.value < into->lowest.value) into->lowest = from.lowest;
@@ -38,6 +40,12 @@ void merge(const LossStretch& from, LossStretch* into) {
 }
 
 }  // namespace
+
+double start_of(const std::vector<LossStretch>& all) {
+  double first[3] = {all[0].mean, all[1].mean, all[2].mean};
+  std::sort(std::begin(first), std::end(first));
+  return first[1];
+}
 
 double LossStretch::deviation() const {
   return count < 2 ? 0 : std::sqrt(square / static_cast<double>(count - 1));
@@ -47,11 +55,12 @@ void LossCourse::observe(const RunContext& context, const Frame& frame) {
   if (column_ == kNoColumn) {
     column_ = context.column("loss", v1::SCOPE_RUN);
     weights_ = context.column("weight_norm_sq", v1::SCOPE_RUN);
+    rate_ = context.column("learning_rate", v1::SCOPE_RUN);
   }
   const ColumnValues weights = frame.column(weights_);
   if (weights.present && is_measured(weights[0])) add_weights(weights[0]);
   const ColumnValues loss = frame.column(column_);
-  if (loss.present && is_measured(loss[0])) add(frame.step(), loss[0]);
+  if (loss.present && is_measured(loss[0])) add(frame.step(), loss[0], frame.column(rate_)[0]);
 }
 
 void LossCourse::add_weights(double norm_sq) {
@@ -65,7 +74,7 @@ double LossCourse::weight_growth() const {
                                                              : kUnknown;
 }
 
-void LossCourse::add(int64_t step, double loss) {
+void LossCourse::add(int64_t step, double loss, double rate) {
   const LossPoint point{step, loss};
   const LossPoint before = last_;
   if (observed_++ == 0) first_ = point;
@@ -82,12 +91,12 @@ void LossCourse::add(int64_t step, double loss) {
   follow_breaks(step, loss);
   if (lowest_.step < 0 || loss < lowest_.value) lowest_ = point;
   if (highest_.step < 0 || loss > highest_.value) highest_ = point;
-  add_to_stretches(step, loss);
+  add_to_stretches(step, loss, rate);
 }
 
-void LossCourse::add_to_stretches(int64_t step, double loss) {
+void LossCourse::add_to_stretches(int64_t step, double loss, double rate) {
   if (early_.size() < kEarly) early_.push_back({step, loss});
-  merge(single({step, loss}), &filling_);
+  merge(single({step, loss}, rate), &filling_);
   if (filling_.count < per_stretch_) return;
   closed_.push_back(filling_);
   filling_ = {};

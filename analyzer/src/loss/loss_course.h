@@ -24,9 +24,14 @@ struct LossStretch {
   double square = 0;   ///< sum of squared deviations from the mean
   LossPoint lowest;
   LossPoint highest;
+  double rate = kUnknown;  ///< mean learning rate; NaN where it was not always known
   /// Standard deviation of single losses; 0 for fewer than two.
   double deviation() const;
 };
+
+/// Where the loss began: the median of the first three stretches, of which one may be an outlier;
+/// at least three.
+double start_of(const std::vector<LossStretch>& all);
 
 /// The loss left its range, and came back or did not.
 struct LossBreak {
@@ -56,8 +61,9 @@ class LossCourse {
 
   /// An Engine's consumer.
   void observe(const RunContext& context, const Frame& frame);
-  /// One loss. Steps that go back (a resumed run) are taken as they come.
-  void add(int64_t step, double loss);
+  /// One loss, with the learning rate of its step where that is known. Steps that go back (a
+  /// resumed run) are taken as they come.
+  void add(int64_t step, double loss, double rate = kUnknown);
   /// The squared norm of all weights at a step: a second witness of a divergence.
   void add_weights(double norm_sq);
 
@@ -86,11 +92,12 @@ class LossCourse {
   const LossBreak* open_break() const { return open_.begin >= 0 ? &open_ : nullptr; }
 
  private:
-  void add_to_stretches(int64_t step, double loss);
+  void add_to_stretches(int64_t step, double loss, double rate);
   void follow_breaks(int64_t step, double loss);
 
   ColumnIndex column_ = kNoColumn;
   ColumnIndex weights_ = kNoColumn;
+  ColumnIndex rate_ = kNoColumn;
   double first_weights_ = kUnknown;
   double largest_weights_ = kUnknown;
   uint64_t observed_ = 0;

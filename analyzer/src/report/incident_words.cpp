@@ -141,6 +141,17 @@ std::string order_sentence(const Report& report, const Incident& incident) {
   const int64_t step = first.front().movement.moved;
   const auto groups = groups_of(first);
   const bool sure = incident.order() != Order::kUncertain;
+  if (incident.compared == 0) {
+    return first.size() == 1
+               ? fmt::format(
+                     "Of what was recorded, {} was the first that was not finite, at step "
+                     "{}.",
+                     name_of(report, groups[0]), step)
+               : fmt::format(
+                     "Not finite from the same step on, {}, so that their order cannot be told: "
+                     "{}.",
+                     step, listed(report, groups));
+  }
   if (first.size() == 1 && first[0].quantity == 0 && sure) {
     return fmt::format(
         "The loss left its range first, at step {}{}: nothing else that was recorded was seen to "

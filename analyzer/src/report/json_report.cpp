@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "coverage.h"
@@ -7,6 +8,7 @@
 #include "remarks.h"
 #include "report.h"
 #include "src/incident/quantities.h"
+#include "src/loss/progress_end.h"
 #include "src/report/json_parts.h"
 
 namespace tycho::analyzer {
@@ -24,6 +26,23 @@ json text_map(const Map& map) {
 json point(const LossPoint& at) {
   if (at.step < 0) return nullptr;
   return {{"step", at.step}, {"value", number(at.value)}};
+}
+
+json progress_json(const Report& report) {
+  const auto known = remarks(report);
+  const bool said = std::any_of(known.begin(), known.end(),
+                                [](const Remark& each) { return each.code == "loss_at_floor"; });
+  const auto end = said ? progress_end(report.loss) : std::nullopt;
+  if (!end) return nullptr;
+  return {{"step", end->step},
+          {"earliest", end->earliest},
+          {"steps_after", end->after},
+          {"share_after", number(end->share())},
+          {"fall_after", number(end->fall)},
+          {"fall_low", number(end->low)},
+          {"fall_high", number(end->high)},
+          {"at_most", number(end->at_most)},
+          {"level", number(end->level)}};
 }
 
 json loss_json(const LossCourse& course) {
@@ -203,6 +222,7 @@ std::string json_report(const Report& report) {
               {"layers", layers},
               {"in_short", in_short(report)},
               {"loss", loss_json(report.loss)},
+              {"progress_end", progress_json(report)},
               {"incidents", incidents_json(report)},
               {"decisions", decided},
               {"remarks", known},

@@ -16,9 +16,35 @@ Remark remark_of(const Alarm& alarm) {
   return {alarm.code, alarm.severity, alarm.title, alarm.text, alarm.step, alarm.value, "", ""};
 }
 
+const Finding* of_run(const Report& report, const char* law) {
+  const auto found =
+      std::find_if(report.findings.begin(), report.findings.end(),
+                   [&](const Finding& each) { return each.law == law && each.scope == "run"; });
+  return found == report.findings.end() ? nullptr : &*found;
+}
+
+/// A forecast that holds has seen the loss move over the last part of the run.
+bool is_forecast_to_fall(const Report& report) {
+  const Finding* forecast = of_run(report, "loss_forecast");
+  return forecast != nullptr && forecast->verdict == Verdict::kHolds;
+}
+
+/// A loss that rests at this learning rate may fall at a lower one.
+std::string of_a_lower_rate(const Report& report) {
+  const Finding* gain = of_run(report, "decay_gain");
+  if (gain == nullptr || gain->verdict != Verdict::kNotYet || !(gain->ci_low > 0)) return "";
+  return fmt::format(
+      " That is at this learning rate: {} [{}, {}] of the loss is the noise of steps this long, "
+      "which lowering the rate before the end should gain.",
+      short_number(gain->measured), short_number(gain->ci_low), short_number(gain->ci_high));
+}
+
 void loss(const Report& report, std::vector<Remark>* result) {
   for (const LossAlarm& alarm : loss_alarms(report.loss)) {
-    result->push_back({alarm.code, alarm.severity, alarm.title, alarm.text, alarm.at.step,
+    const bool floor = alarm.code == "loss_at_floor";
+    if (floor && is_forecast_to_fall(report)) continue;
+    result->push_back({alarm.code, alarm.severity, alarm.title,
+                       floor ? alarm.text + of_a_lower_rate(report) : alarm.text, alarm.at.step,
                        alarm.at.value, "loss", "run"});
   }
   if (report.frames > 0 && report.loss.observed() == 0) {
