@@ -74,6 +74,7 @@ std::optional<ProgressEnd> progress_end(const LossCourse& course) {
   if (course.not_finite() > 0) result.start = std::fmin(result.start, course.first().value);
   result.last = all.back().end;
   result.steps = static_cast<double>(result.last) - static_cast<double>(all.front().begin) + 1;
+  if (!(result.steps > 0)) return std::nullopt;  // steps of a file may go back
   const size_t stride = std::max<size_t>(1, all.size() / kBegins);
   for (size_t begin = 0; begin + kFewest <= all.size(); begin += stride) {
     result.step = all[begin].begin;

@@ -138,6 +138,13 @@ TEST(ProgressEndTest, ARunThatBrokeAndWasRepairedIsMeasuredByItsFirstLoss) {
   }
 }
 
+TEST(ProgressEndTest, StepsThatGoBackAreNoRun) {
+  LossCourse course;
+  for (int64_t step = 0; step < 200; ++step)
+    course.add(-step, 1 / (1.0 + static_cast<double>(step)));
+  EXPECT_FALSE(progress_end(course).has_value());
+}
+
 TEST(ProgressEndTest, ALossAtZeroRestsWhateverItsRate) {
   const auto memorised = [](double t) { return 2.3 * std::exp(-t / 300); };
   for (const auto& rate : {std::function<double(double)>(cosine),
