@@ -7,6 +7,11 @@ const readline = require('node:readline');
 const { chromium } = require('playwright-core');
 const { faintText, misfits, notReached } = require('./page_checks.js');
 
+// All that was found stands in the message, whatever the version of Node.
+function none(faults, what) {
+  assert.ok(faults.length === 0, `${what}:\n${faults.join('\n')}`);
+}
+
 // Nothing here waits so long unless it is broken.
 const LIMIT = 30000;
 
@@ -103,11 +108,11 @@ class Visit {
   }
   async legible(what) {
     await this.openAll();
-    assert.deepStrictEqual(await this.page.evaluate(faintText, 4.5), [], `${what}: text that can hardly be read`);
+    none(await this.page.evaluate(faintText, 4.5), `${what}: text that can hardly be read`);
   }
   async fits(what) {
     await this.openAll();
-    assert.deepStrictEqual(await this.page.evaluate(misfits, 9), [], `${what}: does not fit`);
+    none(await this.page.evaluate(misfits, 9), `${what}: does not fit`);
   }
   // Goes round with the tabulator: everything that can be pressed is reached, and shows that it is.
   async tabRound(what) {
@@ -126,13 +131,13 @@ class Visit {
       if (seen === null) break;
       if (!seen.marked) hidden.push(seen.name);
     }
-    assert.deepStrictEqual(hidden, [], `${what}: focus that cannot be seen`);
-    assert.deepStrictEqual(await page.evaluate(notReached), [], `${what}: not reached by the tabulator`);
+    none(hidden, `${what}: focus that cannot be seen`);
+    none(await page.evaluate(notReached), `${what}: not reached by the tabulator`);
   }
   async close() {
     await this.context.close();
     assert.ok(this.requests > 0);
-    assert.deepStrictEqual(this.troubles.filter((text) => !this.forgiven.some((pattern) => pattern.test(text))), []);
+    none(this.troubles.filter((text) => !this.forgiven.some((pattern) => pattern.test(text))), 'what went wrong in the page');
   }
 }
 
