@@ -1,10 +1,12 @@
-// A learning rate that is too high for this run to learn: the loss diverged; or nothing was learned
-// and either the first updates changed the weights by kLargeUpdate of their norm a step, or the
-// gradient of most weights died: below kDied of its largest value over the last third of the run.
+// A learning rate that is too high for this run to learn: the loss diverged; or nothing was
+// learned, or kLost of it was lost again for the last third of the run, and the first updates
+// changed the weights by kLargeUpdate of their norm a step; or nothing was learned and the gradient
+// of most weights died: below kDied of its largest value over the last third of the run.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "decisions/rules.h"
 
@@ -13,7 +15,20 @@ namespace {
 
 constexpr double kLargeUpdate = 0.02;
 constexpr double kDied = 1e-4;
+constexpr double kLost = 0.2;  // of how far the loss had fallen
 constexpr double kFactor = 0.1;
+
+/// The lowest stretch of the loss where most of the last third of the run lies kLost of its fall
+/// above it; a step of -1: none does.
+Sample lost_since(const Signs& signs) {
+  Sample best{-1, std::numeric_limits<double>::infinity()};
+  for (const Sample& each : signs.loss)
+    if (each.value < best.value) best = each;
+  const double end = median_between(signs.loss, signs.report, 2.0 / 3, 1);
+  const bool lost = best.step >= 0 && share_before(signs.report, best.step) < 0.5 &&
+                    end - best.value >= kLost * (signs.first_loss() - best.value);
+  return lost && signs.first_loss() > best.value ? best : Sample{-1, best.value};
+}
 
 /// The step from which on the gradient of a weight stays below kDied of its largest; -1: it does
 /// not.
@@ -56,7 +71,9 @@ std::optional<Decision> learning_rate_high(const Signs& signs) {
   const int64_t died = network_died_at(signs);
   const bool nothing = signs.nothing_learned();
   const bool dead = died >= 0 && share_before(signs.report, died) < 2.0 / 3 && nothing;
-  if (!diverged && !dead && !(nothing && early >= kLargeUpdate)) return std::nullopt;
+  const Sample best = lost_since(signs);
+  if (!diverged && !dead && !((nothing || best.step >= 0) && early >= kLargeUpdate))
+    return std::nullopt;
   Decision decision;
   decision.code = "learning_rate_high";
   decision.title = fmt::format("Lower the learning rate from {:g} to {:g}", signs.peak_rate(),
@@ -65,6 +82,9 @@ std::optional<Decision> learning_rate_high(const Signs& signs) {
   if (!diverged)
     because = fmt::format("The loss began at {} and ended at {}", short_number(signs.first_loss()),
                           short_number(signs.mean_loss(0.9, 1)));
+  if (!diverged && !nothing && best.step >= 0)
+    because +=
+        fmt::format(", and was lowest, at {}, about step {}", short_number(best.value), best.step);
   if (std::isfinite(early))
     because += fmt::format("; early updates changed the weights by {:.2g} % of their norm a step",
                            100 * early);
