@@ -1,7 +1,8 @@
 // First weights that are too large: the last layer put out values of kLarge or more (root mean
 // square) at the first observed step, and the loss began at kHigher times what it had after a
 // twentieth of the run, or more: the first steps only undo the initialisation. Outputs of a
-// regression may be large by right; then the loss does not fall that fast.
+// regression may be large by right; then the loss does not fall that fast. Where the loss exploded
+// to kExploded times its beginning first, the end of the run is what it is compared with.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -13,6 +14,7 @@ namespace {
 
 constexpr double kLarge = 4;
 constexpr double kHigher = 2.5;
+constexpr double kExploded = 10;
 
 }  // namespace
 
@@ -31,16 +33,24 @@ std::optional<Decision> large_start(const Signs& signs) {
   }
   if (last.empty() || !is_at_start(signs.report, last.front().step)) return std::nullopt;
   const double start = last.front().value;
-  const double then = signs.mean_loss(0.05, 0.15);
+  const bool exploded = largest(signs.loss) >= kExploded * signs.first_loss();
+  const double then = exploded ? signs.mean_loss(0.9, 1) : signs.mean_loss(0.05, 0.15);
   if (!(start >= kLarge) || !(signs.first_loss() >= kHigher * then)) return std::nullopt;
   Decision decision;
   decision.code = "large_start";
   decision.title = "Start with smaller weights";
+  const std::string course =
+      exploded
+          ? fmt::format(
+                "It rose to {} and was {} in the end: the run did little but undo the "
+                "initialisation.",
+                short_number(largest(signs.loss)), short_number(then))
+          : fmt::format("It was {} soon after, so the first steps had to undo the initialisation.",
+                        short_number(then));
   decision.because = fmt::format(
-      "At step {} the last layer, {}, put out values of {} (root mean square) and the loss was {}; "
-      "it was {} soon after, so the first steps had to undo the initialisation.",
-      last.front().step, output, short_number(start), short_number(signs.first_loss()),
-      short_number(then));
+      "At step {} the last layer, {}, put out values of {} (root mean square) and the loss was {}. "
+      "{}",
+      last.front().step, output, short_number(start), short_number(signs.first_loss()), course);
   decision.expect =
       "Layers that keep the size of their inputs (Kaiming's initialisation), and a last layer that "
       "starts near 0: the run begins at the loss of a guess, with units that can still learn.";

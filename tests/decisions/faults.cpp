@@ -60,6 +60,7 @@ const std::vector<Fault>& faults() {
       {"learning rate 60 times too high", "transformer",
        [](RunSetup* s) { s->learning_rate *= 60; }, "learning_rate_high"},
       {"batches of one example", "mlp", [](RunSetup* s) { s->batch = 1; }, "single_examples"},
+      {"first weights 30 times too large", "mlp", [](RunSetup* s) { s->gain = 30; }, "large_start"},
       {"first weights 5 times too large", "mlp", [](RunSetup* s) { s->gain = 5; }, "large_start"},
       {"inputs 100 times too large", "mlp", [](RunSetup* s) { s->scaled_inputs = true; },
        "large_inputs"},
