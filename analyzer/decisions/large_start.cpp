@@ -19,14 +19,14 @@ constexpr double kExploded = 10;
 }  // namespace
 
 std::optional<Decision> large_start(const Signs& signs) {
-  Samples first;
   Samples last;
+  int layers = 0;
   std::string output;
   std::string scope;
   for (int i = 0; i < signs.report.model.layer_size(); ++i) {
     Samples rms = signs.layer("activation_rms", static_cast<size_t>(i));
     if (rms.empty()) continue;
-    if (first.empty()) first = rms;
+    ++layers;
     output = signs.report.layer_label(static_cast<uint32_t>(i));
     scope = "layer:" + signs.report.model.layer(i).path();
     last = std::move(rms);
@@ -38,7 +38,11 @@ std::optional<Decision> large_start(const Signs& signs) {
   if (!(start >= kLarge) || !(signs.first_loss() >= kHigher * then)) return std::nullopt;
   Decision decision;
   decision.code = "large_start";
+  // A gain that is too large multiplies itself from layer to layer.
+  decision.factor = exploded ? round_factor(std::pow(start, -1.0 / layers)) : 0.2;
   decision.title = "Start with smaller weights";
+  if (exploded)
+    decision.title += fmt::format(": about {:g} times these in each layer", decision.factor);
   const std::string course =
       exploded
           ? fmt::format(
@@ -61,7 +65,6 @@ std::optional<Decision> large_start(const Signs& signs) {
   decision.scope = scope;
   decision.step = last.front().step;
   decision.setting = "gain";
-  decision.factor = 0.2;
   return decision;
 }
 
