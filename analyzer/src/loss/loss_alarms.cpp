@@ -171,7 +171,8 @@ std::optional<LossAlarm> not_finite(const LossCourse& course) {
                             course.observed(), course.not_finite() == 1 ? "was" : "were");
   if (over) {
     alarm.text += fmt::format(
-        ", and from step {} on they were again. Look at the data of that step; with a loss scale, "
+        ", and from step {} on they were finite again. Look at the data of that step; with a loss "
+        "scale, "
         "such steps should be skipped.",
         course.finite_again().step);
   } else {

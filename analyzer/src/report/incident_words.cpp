@@ -197,7 +197,7 @@ IncidentWords describe(const Report& report, const Incident& incident) {
   IncidentWords words;
   words.title = incident.finite
                     ? fmt::format("The loss left its range at step {}", incident.step)
-                    : fmt::format("The loss was not finite from step {} on", incident.step);
+                    : fmt::format("The loss was first not finite at step {}", incident.step);
   if (incident.movers.empty()) {
     words.sentences.push_back(
         incident.compared == 0
