@@ -175,9 +175,9 @@ void Scheduler::accompany(std::vector<size_t>* probes, const Can& can) const {
   for (size_t i = 0; i < probes_.size(); ++i) {
     const Accompanies which = probes_[i].schedule.accompanies;
     const std::optional<size_t>& one = probes_[i].schedule.accompanies_probe;
-    const bool with_it = which == Accompanies::kAll ||
-                         (which == Accompanies::kProbeLoss && evaluated) ||
-                         (one && std::binary_search(probes->begin(), probes->end(), *one));
+    const bool with_it =
+        which == Accompanies::kAll || (which == Accompanies::kProbeLoss && evaluated) ||
+        (one && probes_[*one].free() && std::binary_search(probes->begin(), probes->end(), *one));
     if (!with_it) continue;
     if (probes_[i].disabled || (can && !can(i))) continue;
     const auto position = std::lower_bound(probes->begin(), probes->end(), i);

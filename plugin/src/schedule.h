@@ -34,7 +34,8 @@ struct ProbeSchedule {
   /// Also observed whenever another probe is, or one that evaluates the probe loss: what others
   /// are read against.
   enum class Accompanies { kNone, kProbeLoss, kAll } accompanies = Accompanies::kNone;
-  /// Also observed whenever this probe is: laws read both at the same steps.
+  /// Also observed whenever this probe is, unless that has an interval of its own: laws read both
+  /// at the same steps.
   std::optional<size_t> accompanies_probe{};
   bool evaluates_probe_loss = false;
 };

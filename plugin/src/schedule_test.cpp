@@ -405,6 +405,33 @@ TEST(Scheduler, OneProbeAccompaniesAnother) {
   EXPECT_GE(alone, 6);
 }
 
+// An interval that the user gives one of them is no wish for the other.
+TEST(Scheduler, NoneAccompaniesAProbeWithAnIntervalOfItsOwn) {
+  Scheduler scheduler(0.02);
+  ProbeSchedule first;
+  first.every = 1;
+  const size_t one = scheduler.add(first);
+  ProbeSchedule second;
+  second.expected_steps = 5;
+  second.accompanies_probe = one;
+  const size_t other = scheduler.add(second);
+  int observations = 0;
+  std::vector<size_t> due;
+  for (int64_t step = 0; step < 1000; ++step) {
+    scheduler.due(step, step == 0, &due);
+    scheduler.take(step, due);
+    for (const size_t probe : due) {
+      const double cost = probe == one ? 1e-6 : 5e-3;
+      scheduler.observed(probe, cost);
+      scheduler.spent(cost);
+      observations += probe == other;
+    }
+    scheduler.step_took(1e-3);
+  }
+  EXPECT_GE(observations, 1);
+  EXPECT_LE(observations, 6);  // 4 are inside the budget
+}
+
 // Of two that cost the same, the one that more laws read comes first.
 TEST(Scheduler, WhatMoreLawsReadComesFirst) {
   Scheduler scheduler(0.02);

@@ -32,7 +32,8 @@ struct BuiltInProbe {
   std::vector<std::string> optimizers;
   /// Laws that need it most: what comes first where not all can be paid for.
   double laws = 1;
-  /// A probe that stands before it, and with which it is observed too: laws read both at once.
+  /// A probe that stands before it, and with which it is observed too where the budget decides:
+  /// laws read both at once.
   std::string accompanies;
 };
 
