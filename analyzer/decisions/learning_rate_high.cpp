@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <optional>
 
 #include "decisions/rules.h"
 
@@ -18,16 +18,20 @@ constexpr double kDied = 1e-4;
 constexpr double kLost = 0.2;  // of how far the loss had fallen
 constexpr double kFactor = 0.1;
 
-/// The lowest stretch of the loss where most of the last third of the run lies kLost of its fall
-/// above it; a step of -1: none does.
-Sample lost_since(const Signs& signs) {
-  Sample best{-1, std::numeric_limits<double>::infinity()};
-  for (const Sample& each : signs.loss)
-    if (each.value < best.value) best = each;
+/// The lowest stretch of the loss, where most of the last third of the run lies above it again by
+/// kLost of the fall to it.
+std::optional<Sample> lost_since(const Signs& signs) {
+  // A NaN is lower than nothing.
+  const auto best = std::min_element(
+      signs.loss.begin(), signs.loss.end(), [](const Sample& one, const Sample& other) {
+        return one.value < other.value || (std::isnan(other.value) && !std::isnan(one.value));
+      });
+  if (best == signs.loss.end()) return std::nullopt;
+  const double fall = signs.first_loss() - best->value;
   const double end = median_between(signs.loss, signs.report, 2.0 / 3, 1);
-  const bool lost = best.step >= 0 && share_before(signs.report, best.step) < 0.5 &&
-                    end - best.value >= kLost * (signs.first_loss() - best.value);
-  return lost && signs.first_loss() > best.value ? best : Sample{-1, best.value};
+  const bool lost =
+      share_before(signs.report, best->step) < 0.5 && fall > 0 && end - best->value >= kLost * fall;
+  return lost ? std::optional<Sample>(*best) : std::nullopt;
 }
 
 /// The step from which on the gradient of a weight stays below kDied of its largest; -1: it does
@@ -71,9 +75,8 @@ std::optional<Decision> learning_rate_high(const Signs& signs) {
   const int64_t died = network_died_at(signs);
   const bool nothing = signs.nothing_learned();
   const bool dead = died >= 0 && share_before(signs.report, died) < 2.0 / 3 && nothing;
-  const Sample best = lost_since(signs);
-  if (!diverged && !dead && !((nothing || best.step >= 0) && early >= kLargeUpdate))
-    return std::nullopt;
+  const std::optional<Sample> best = lost_since(signs);
+  if (!diverged && !dead && !((nothing || best) && early >= kLargeUpdate)) return std::nullopt;
   Decision decision;
   decision.code = "learning_rate_high";
   decision.title = fmt::format("Lower the learning rate from {:g} to {:g}", signs.peak_rate(),
@@ -82,9 +85,9 @@ std::optional<Decision> learning_rate_high(const Signs& signs) {
   if (!diverged)
     because = fmt::format("The loss began at {} and ended at {}", short_number(signs.first_loss()),
                           short_number(signs.mean_loss(0.9, 1)));
-  if (!diverged && !nothing && best.step >= 0)
-    because +=
-        fmt::format(", and was lowest, at {}, about step {}", short_number(best.value), best.step);
+  if (!diverged && !nothing && best)
+    because += fmt::format(", and was lowest, at {}, about step {}", short_number(best->value),
+                           best->step);
   if (std::isfinite(early))
     because += fmt::format("; early updates changed the weights by {:.2g} % of their norm a step",
                            100 * early);

@@ -19,6 +19,27 @@ std::vector<int64_t> steps_of(Scheduler scheduler, int64_t count) {
   return steps;
 }
 
+constexpr double kBareStep = 1e-3;  // seconds
+
+/// How often each probe is observed in a run of `count` bare steps, where an observation of probe i
+/// takes costs[i] seconds.
+std::vector<int> observations_of(Scheduler* scheduler, const std::vector<double>& costs,
+                                 int64_t count) {
+  std::vector<int> observations(costs.size());
+  std::vector<size_t> due;
+  for (int64_t step = 0; step < count; ++step) {
+    scheduler->due(step, step == 0, &due);
+    scheduler->take(step, due);
+    for (const size_t probe : due) {
+      ++observations[probe];
+      scheduler->observed(probe, costs[probe]);
+      scheduler->spent(costs[probe]);
+    }
+    scheduler->step_took(kBareStep);
+  }
+  return observations;
+}
+
 TEST(Scheduler, FixedIntervalsAreMultiples) {
   Scheduler scheduler(std::nullopt);
   ProbeSchedule schedule;
@@ -315,7 +336,6 @@ TEST(Scheduler, AnExpensiveFirstObservationDoesNotKeepAProbeFromItsSecond) {
 // An expensive first observation, as a proof of second derivatives is, leaves a debt of hundreds of
 // steps. A report of a short run is made of what is observed meanwhile.
 TEST(Scheduler, CheapProbesHaveAFloorWhateverTheOthersHaveSpent) {
-  constexpr double kBare = 1e-3;
   constexpr double kEarly = 0.3;
   constexpr int64_t kSteps = 1000;
   Scheduler scheduler(0.02, kEarly, 60);
@@ -327,49 +347,25 @@ TEST(Scheduler, CheapProbesHaveAFloorWhateverTheOthersHaveSpent) {
   ProbeSchedule expensive;
   expensive.expected_steps = 5;
   const size_t proof = scheduler.add(expensive);
-  const double cost[] = {30e-6, 300e-6, 1e-3, 0.5};
-  int observations[4] = {};
-  std::vector<size_t> due;
-  for (int64_t step = 0; step < kSteps; ++step) {
-    scheduler.due(step, step == 0, &due);
-    scheduler.take(step, due);
-    for (const size_t probe : due) {
-      ++observations[probe];
-      scheduler.observed(probe, cost[probe]);
-      scheduler.spent(cost[probe]);
-    }
-    scheduler.step_took(kBare);
-  }
+  const std::vector<double> cost = {30e-6, 300e-6, 1e-3, 0.5};
+  const std::vector<int> observations = observations_of(&scheduler, cost, kSteps);
   EXPECT_GE(observations[loss], kSteps / 10);
   EXPECT_GE(observations[norms], 60);
   EXPECT_GE(observations[noise], 24);
   EXPECT_GE(observations[proof], 1);
   const double of_cheap = scheduler.spent_seconds() - cost[proof] * observations[proof];
-  EXPECT_LE(of_cheap, 0.5 * kEarly * kBare * kSteps + 72 * cost[norms]);
-  EXPECT_GE(of_cheap, 0.19 * kEarly * kBare * kSteps);
+  EXPECT_LE(of_cheap, 0.5 * kEarly * kBareStep * kSteps + 72 * cost[norms]);
+  EXPECT_GE(of_cheap, 0.19 * kEarly * kBareStep * kSteps);
 }
 
 // What an expensive probe needs is not spent on more and more of what is cheap.
 TEST(Scheduler, WhatIsCheapLeavesTheBudgetToWhatIsNeeded) {
-  constexpr double kBare = 1e-3;
   Scheduler scheduler(0.02, 0.3, 60);
   const size_t cheap = scheduler.add({});
   ProbeSchedule expensive;
   expensive.expected_steps = 30;
   const size_t sharpness = scheduler.add(expensive);
-  const double cost[] = {1e-3, 30e-3};
-  int observations[2] = {};
-  std::vector<size_t> due;
-  for (int64_t step = 0; step < 3000; ++step) {
-    scheduler.due(step, step == 0, &due);
-    scheduler.take(step, due);
-    for (const size_t probe : due) {
-      ++observations[probe];
-      scheduler.observed(probe, cost[probe]);
-      scheduler.spent(cost[probe]);
-    }
-    scheduler.step_took(kBare);
-  }
+  const std::vector<int> observations = observations_of(&scheduler, {1e-3, 30e-3}, 3000);
   EXPECT_GE(observations[sharpness], 20);  // 600 of 900 steps
   EXPECT_GE(observations[cheap], 36);
 }
@@ -415,19 +411,7 @@ TEST(Scheduler, NoneAccompaniesAProbeWithAnIntervalOfItsOwn) {
   second.expected_steps = 5;
   second.accompanies_probe = one;
   const size_t other = scheduler.add(second);
-  int observations = 0;
-  std::vector<size_t> due;
-  for (int64_t step = 0; step < 1000; ++step) {
-    scheduler.due(step, step == 0, &due);
-    scheduler.take(step, due);
-    for (const size_t probe : due) {
-      const double cost = probe == one ? 1e-6 : 5e-3;
-      scheduler.observed(probe, cost);
-      scheduler.spent(cost);
-      observations += probe == other;
-    }
-    scheduler.step_took(1e-3);
-  }
+  const int observations = observations_of(&scheduler, {1e-6, 5e-3}, 1000)[other];
   EXPECT_GE(observations, 1);
   EXPECT_LE(observations, 6);  // 4 are inside the budget
 }
@@ -440,18 +424,7 @@ TEST(Scheduler, WhatMoreLawsReadComesFirst) {
   const size_t one = scheduler.add(schedule);
   schedule.laws = 2;
   const size_t other = scheduler.add(schedule);
-  int observations[2] = {};
-  std::vector<size_t> due;
-  for (int64_t step = 0; step < 12000; ++step) {
-    scheduler.due(step, step == 0, &due);
-    scheduler.take(step, due);
-    for (const size_t probe : due) {
-      ++observations[probe];
-      scheduler.observed(probe, 30e-3);
-      scheduler.spent(30e-3);
-    }
-    scheduler.step_took(1e-3);
-  }
+  const std::vector<int> observations = observations_of(&scheduler, {30e-3, 30e-3}, 12000);
   EXPECT_GE(observations[one], 1);
   EXPECT_GE(observations[other], 2 * observations[one]);
 }
