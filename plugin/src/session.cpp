@@ -193,6 +193,24 @@ void Session::step(double loss, int64_t batch_size) {
   if (impl) impl->protect([&] { impl->step(nullptr, loss, batch_size); });
 }
 
+void Session::validation(const at::Tensor& loss) {
+  const std::shared_ptr<Impl> impl = impl_;
+  if (!impl) return;
+  impl->protect([&] {
+    if (loss.defined() && loss.numel() == 1) {
+      impl->validation(loss.detach().to(at::kDouble).item<double>());
+    } else {
+      impl->notice("validation_loss_not_scalar",
+                   "a loss given to Session::validation is not a scalar: it is not recorded");
+    }
+  });
+}
+
+void Session::validation(double loss) {
+  const std::shared_ptr<Impl> impl = impl_;
+  if (impl) impl->protect([&] { impl->validation(loss); });
+}
+
 Session::Pause::Pause(Session* session) : session_(session) {
   if (session_ == nullptr || !session_->impl_) return;
   if (!session_->impl_->protect([&] { session_->impl_->set_paused(true); })) session_ = nullptr;

@@ -16,8 +16,10 @@ std::vector<BuiltInProbe> built_in_probes() {
     probes.push_back(std::move(row));
     return probes.back();
   };
-  add(make_loss_probe(), Tier::kEconomy).guaranteed = true;
-  add(make_probe_loss_probe(), Tier::kEconomy, 1);
+  BuiltInProbe& loss = add(make_loss_probe(), Tier::kEconomy);
+  loss.guaranteed = true;
+  loss.accompanies_all = true;
+  add(make_probe_loss_probe(), Tier::kEconomy, 1).accompanies_probe_loss = true;
   add(make_scalars_probe(), Tier::kEconomy).guaranteed = true;
   add(make_non_finite_probe(), Tier::kEconomy);
   add(make_noise_probe(), Tier::kStandard);
@@ -52,6 +54,7 @@ std::vector<BuiltInProbe> built_in_probes() {
   add(make_feature_ansatz_probe(), Tier::kBudgeted, 20).per_decade = 6;
   add(make_neural_collapse_probe(), Tier::kBudgeted, 3);
   add(make_attention_probe(), Tier::kFull, 3);
+  add(make_validation_probe(), Tier::kEconomy).given = true;
   return probes;
 }
 

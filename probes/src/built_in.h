@@ -32,9 +32,15 @@ struct BuiltInProbe {
   std::vector<std::string> optimizers;
   /// Laws that need it most: what comes first where not all can be paid for.
   double laws = 1;
+  /// Observed at every step that is observed at all; at every one that evaluates the probe loss:
+  /// what others are read against.
+  bool accompanies_all = false;
+  bool accompanies_probe_loss = false;
   /// A probe that stands before it, and with which it is observed too where the budget decides:
   /// laws read both at once.
   std::string accompanies;
+  /// Its values come from the trainer, between steps: no step observes it.
+  bool given = false;
 };
 
 /// Every built-in probe, in the order in which they are observed and recorded.
@@ -73,5 +79,6 @@ std::unique_ptr<Probe> make_tangent_kernel_probe();
 std::unique_ptr<Probe> make_feature_ansatz_probe();
 std::unique_ptr<Probe> make_neural_collapse_probe();
 std::unique_ptr<Probe> make_attention_probe();
+std::unique_ptr<Probe> make_validation_probe();
 
 }  // namespace tycho

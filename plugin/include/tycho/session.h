@@ -85,6 +85,13 @@ class Session {
   void step(const at::Tensor& loss, int64_t batch_size);
   void step(double loss, int64_t batch_size);
 
+  /// The loss on held-out data at the parameters as they are now, a scalar; as often as it is
+  /// evaluated, between steps, also under a Pause. It is recorded with the step that comes next
+  /// (the statistic validation_loss), and the report says when it was lowest and whether it rises.
+  /// A tensor on another device is waited for.
+  void validation(const at::Tensor& loss);
+  void validation(double loss);
+
   /// While the guard lives this session observes nothing (evaluation, another network's backward).
   class Pause {
    public:

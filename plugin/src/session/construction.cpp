@@ -60,6 +60,7 @@ Session::Impl::Impl(std::unique_ptr<CostBooks> session_books, std::unique_ptr<Mo
       optimizer_tensors(held_tensors(optimizers)),
       scheduler(options.schedule() == Schedule::fixed ? std::nullopt : options.overhead_budget(),
                 options.early_share(), options.early_seconds()) {
+  (void)run_delay.take();
   if (facts.info.parameters.empty()) {
     throw OptionError("tycho: the model has no parameters to observe");
   }
@@ -128,6 +129,11 @@ void Session::Impl::add_built_in_probes() {
   for (const auto& [name, number] : options.log_spaced()) wanted.insert(name);
   std::string known;
   for (BuiltInProbe& built_in : built_in_probes()) {
+    if (built_in.given) {
+      add(std::move(built_in.probe), ProbeSchedule());
+      scheduler.disable(probes.size() - 1);
+      continue;
+    }
     const std::string name = built_in.probe->name();
     known += (known.empty() ? "" : ", ") + name;
     std::vector<std::string> names = {name};
@@ -135,8 +141,8 @@ void Session::Impl::add_built_in_probes() {
     bool asked = false;
     ProbeSchedule schedule;
     using Accompanies = ProbeSchedule::Accompanies;
-    if (name == "loss") schedule.accompanies = Accompanies::kAll;
-    if (name == "probe_loss") schedule.accompanies = Accompanies::kProbeLoss;
+    if (built_in.accompanies_probe_loss) schedule.accompanies = Accompanies::kProbeLoss;
+    if (built_in.accompanies_all) schedule.accompanies = Accompanies::kAll;
     schedule.expected_steps = built_in.expected_steps;
     schedule.per_decade = built_in.per_decade;
     schedule.guaranteed = built_in.guaranteed;
@@ -166,7 +172,7 @@ void Session::Impl::add_built_in_probes() {
   if (!wanted.empty()) {
     throw OptionError(
         fmt::format("tycho: option every or log_spaced names \"{}\", which is neither a probe "
-                    "nor a statistic; "
+                    "nor a statistic that steps observe; "
                     "built-in probes: {}",
                     *wanted.begin(), known));
   }

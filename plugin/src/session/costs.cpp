@@ -3,6 +3,12 @@
 #include "session/session_impl.h"
 
 namespace tycho {
+namespace {
+
+// Between two readings of the delay in steps that are not observed: 10 us of 10 ms.
+constexpr double kRunDelaySeconds = 0.01;
+
+}  // namespace
 
 Needs hooks_of(const Needs& needs) {
   Needs hooks = needs;
@@ -28,6 +34,16 @@ void Session::Impl::charge(size_t index, double seconds) {
   own_seconds[index] += seconds;
 }
 
+double Session::Impl::undisturbed(double seconds, Clock::time_point now, bool read) {
+  if (read || seconds_between(last_run_delay, now) > kRunDelaySeconds) {
+    delay_outside += run_delay.take();
+    last_run_delay = now;
+  }
+  const double delay = std::min(delay_outside, seconds);
+  delay_outside -= delay;
+  return seconds - delay;
+}
+
 Scheduler::Hooks Session::Impl::hooks_installed() const {
   if (tapes->recording()) return Scheduler::Hooks::kOperators;
   if (!hooked) return Scheduler::Hooks::kNone;
@@ -35,7 +51,8 @@ Scheduler::Hooks Session::Impl::hooks_installed() const {
                                                 : Scheduler::Hooks::kGradients;
 }
 
-void Session::Impl::share_cost(const std::vector<size_t>& observed_probes, double inside) {
+void Session::Impl::share_cost(const std::vector<size_t>& observed_probes, double inside,
+                               double disturbed) {
   double own = 0;
   for (const auto& [index, seconds] : own_seconds) own += seconds;
   size_t hooking = 0;
@@ -45,6 +62,8 @@ void Session::Impl::share_cost(const std::vector<size_t>& observed_probes, doubl
     hooking += any_hook(hooks);
     watching += watches_operators(hooks);
   }
+  // Where in the call the core was lost is not known.
+  const double running = inside > 0 ? 1 - std::min(disturbed / inside, 1.0) : 1;
   double of_operators = in_hooks.operators + scheduler.last_slowdown();
   double shared = std::max(inside - own, 0.0) + in_hooks.gradients;
   if (watching == 0) shared += std::exchange(of_operators, 0.0);
@@ -55,7 +74,7 @@ void Session::Impl::share_cost(const std::vector<size_t>& observed_probes, doubl
     if (any_hook(hooks)) part = shared / static_cast<double>(hooking);
     if (watches_operators(hooks)) part += of_operators / static_cast<double>(watching);
     probes[index].seconds += part;
-    scheduler.observed(index, own_seconds[index] + part);
+    scheduler.observed(index, (own_seconds[index] + part) * running);
   }
 }
 

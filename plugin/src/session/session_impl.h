@@ -22,6 +22,7 @@
 #include "observer.h"
 #include "optimizer_settings.h"
 #include "recorder.h"
+#include "run_delay.h"
 #include "run_directory.h"
 #include "run_trace.h"
 #include "schedule.h"
@@ -56,6 +57,7 @@ bool watches_operators(const Needs& hooks);
 ///   costs.cpp         what an observed step cost, and who pays
 ///   live.cpp          what the session has to do with the judge that follows it
 ///   findings.cpp      verdicts while the run goes on; only this file needs the analyzer
+///   validation.cpp    the held-out loss, as it is given
 ///   model_changes.cpp parameters that are replaced, added and removed in training
 /// Of one thread at a time.
 struct Session::Impl {
@@ -111,6 +113,8 @@ struct Session::Impl {
   double live_seconds = 0;                       // CPU time of its thread that was charged
   std::atomic<uint64_t> calls_from_listener{0};  // that were refused
 
+  std::optional<double> first_validation;  // given before the first step
+
   int64_t step_number = 0;
   int64_t first_step = 0;
   int64_t last_batch_size = 0;
@@ -130,6 +134,9 @@ struct Session::Impl {
   Clock::time_point begin_of_last_step, end_of_last_step, last_health;
   bool had_step = false;
   double inside_seconds = 0;  // of the last call of step()
+  RunDelay run_delay;
+  Clock::time_point last_run_delay;
+  double delay_outside = 0;   // that is still to be taken from the time between calls
   CostBooks::Hooks in_hooks;  // seconds, of the step that has just been
   uint64_t steps_seen = 0;
   uint64_t steps_observed = 0;
@@ -280,6 +287,12 @@ struct Session::Impl {
   /// `late`: the trace has begun before.
   void start_live(bool late) noexcept;
 
+  // validation.cpp
+
+  /// Session::validation.
+  void validation(double loss);
+  void record_validation(double loss);
+
   // model_changes.cpp
 
   /// Whether model or optimizers hold other parameters than the observer watches. About a
@@ -303,10 +316,16 @@ struct Session::Impl {
 
   void health(Clock::time_point now);
   void charge(size_t index, double seconds);
+  /// Of the `seconds` between two calls of step() those in which the training thread ran or waited
+  /// for something of its own, and not for its core. `read`: from the kernel's count; else only
+  /// where some time has passed since it was last read, and the delay of several steps is then
+  /// taken from the steps that follow.
+  double undisturbed(double seconds, Clock::time_point now, bool read);
   Scheduler::Hooks hooks_installed() const;
-  /// A probe pays for itself. What is shared is paid by those that ask for hooks: hooks on
+  /// `inside`: seconds of the call of step(), `disturbed` of them without a core. A probe pays for
+  /// itself. What is shared is paid by those that ask for hooks: hooks on
   /// gradients by all of them alike, what more it takes to watch operators by those that need it.
-  void share_cost(const std::vector<size_t>& observed_probes, double inside);
+  void share_cost(const std::vector<size_t>& observed_probes, double inside, double disturbed);
 };
 
 }  // namespace tycho

@@ -34,7 +34,8 @@ void Session::Impl::begin() noexcept {
     const at::DisableRecordFunctionGuard unobserved;
     install();
   });
-  scheduler.spent(books->constructed());
+  const double constructed = books->constructed();
+  scheduler.spent(std::max(constructed - run_delay.take(), 0.0));
   end_of_last_step = Clock::now();
 }
 
@@ -59,13 +60,15 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
            "Session::step was called while the session is paused: not counted");
     return;
   }
-  const double outside = seconds_between(end_of_last_step, begin);
   const double step_seconds = had_step ? seconds_between(begin_of_last_step, begin)
                                        : std::numeric_limits<double>::quiet_NaN();
   const bool observed = !due.empty();
   in_hooks = books->take_hooks();
+  const double between = seconds_between(end_of_last_step, begin);
+  const double outside = undisturbed(between, begin, observed);
   if (had_step) {
-    scheduler.step_took(outside, hooks_installed(), in_hooks.total());
+    const double running = between > 0 ? outside / between : 1;
+    scheduler.step_took(outside, hooks_installed(), in_hooks.total() * running);
   } else {
     scheduler.spent(in_hooks.total());
   }
@@ -74,6 +77,7 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
     check_environment();
     check_optimizer(false);
   }
+  if (first_validation) record_validation(*std::exchange(first_validation, std::nullopt));
   const bool rebinds = observed && model_changed();
   if (rebinds) drop_observation();
   const int64_t this_step = step_number;
@@ -132,8 +136,9 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
   if (observed && seconds_between(last_health, begin) > kHealthSeconds) health(begin);
   const auto end = Clock::now();
   const double inside = seconds_between(begin, end);
-  if (observed) share_cost(observed_probes, inside);
-  scheduler.spent(inside);
+  const double disturbed = observed ? std::min(run_delay.take(), inside) : 0;
+  if (observed) share_cost(observed_probes, inside, disturbed);
+  scheduler.spent(inside - disturbed);
   if (observed) charge_live();
   inside_seconds = inside;
   begin_of_last_step = begin;
