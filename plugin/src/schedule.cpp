@@ -11,8 +11,11 @@ namespace {
 constexpr double kFixedPart = 0.5;  // of the budget, that fixed intervals may take from the others
 // Of the budget, that observations that nobody is behind with may take while others have fewer.
 constexpr double kBeyondPart = 0.1;
-// The first observation ranks as if it cost this part: it tells more than any further one.
+// The first observation ranks as if it cost this part, because it tells more than any further one.
+// The part grows to 1 where it costs more than kFirstOfAllowance of all that may have been spent so
+// far: else a short run has one observation of each expensive probe, and of none what laws need.
 constexpr double kFirstObservation = 0.125;
+constexpr double kFirstOfAllowance = 0.05;
 constexpr uint64_t kWarmingUp = 2;  // steps behind the first
 // Steps that an observation of a probe is taken to cost, once there was one, that is not expensive.
 constexpr double kCheap = 1;
@@ -108,7 +111,10 @@ bool Scheduler::behind(const Entry& entry, int64_t step) const {
 double Scheduler::rank(const Entry& entry, int64_t step) const {
   double part = 1;
   if (entry.observations == 0) {
-    part = entry.schedule.is_reference ? 0 : kFirstObservation;
+    const double large = cost_of(entry) / std::max(kFirstOfAllowance * allowance(), 1e-300);
+    part = entry.schedule.is_reference
+               ? 0
+               : std::clamp(kFirstObservation * large, kFirstObservation, 1.0);
   } else if (entry.schedule.per_decade < ProbeSchedule::kForAVerdict) {
     part = static_cast<double>(entry.observations) / wanted(entry, step);
   }

@@ -429,6 +429,26 @@ TEST(Scheduler, WhatMoreLawsReadComesFirst) {
   EXPECT_GE(observations[other], 2 * observations[one]);
 }
 
+// In a run that can pay for 60 steps' worth of observations, one that costs 40 is not taken before
+// a cheaper one has what its law needs; in a long run it is.
+TEST(Scheduler, AnExpensiveFirstObservationComesBehindWhatCheaperOnesNeed) {
+  for (const int steps : {3000, 300000}) {
+    Scheduler scheduler(0.02);
+    ProbeSchedule schedule;
+    schedule.expected_steps = 2;
+    const size_t cheaper = scheduler.add(schedule);
+    schedule.expected_steps = 12;
+    const size_t expensive = scheduler.add(schedule);
+    const std::vector<int> observations = observations_of(&scheduler, {2e-3, 12e-3}, steps);
+    EXPECT_GE(observations[cheaper], steps == 3000 ? 24 : 50) << steps;
+    if (steps == 3000) {
+      EXPECT_EQ(observations[expensive], 0);
+    } else {
+      EXPECT_GE(observations[expensive], 20);
+    }
+  }
+}
+
 TEST(Scheduler, AGuaranteedProbeIsObservedHoweverExpensiveItIs) {
   Scheduler scheduler(0.02);
   ProbeSchedule guaranteed;

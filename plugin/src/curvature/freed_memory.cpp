@@ -55,4 +55,15 @@ FreedMemory::FreedMemory() = default;
 FreedMemory::~FreedMemory() = default;
 #endif
 
+int64_t free_bytes() {
+#ifdef __GLIBC__
+#if __GLIBC_PREREQ(2, 33)
+  const size_t bytes = mallinfo2().fordblks;
+  // Of another library that took malloc's place nothing is known.
+  if (bytes > 0) return static_cast<int64_t>(bytes);
+#endif
+#endif
+  return std::numeric_limits<int64_t>::max();
+}
+
 }  // namespace tycho

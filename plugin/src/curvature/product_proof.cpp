@@ -8,6 +8,7 @@
 #include <cmath>
 #include <limits>
 
+#include "curvature/freed_memory.h"
 #include "tensor_sums.h"
 
 namespace tycho {
@@ -74,9 +75,14 @@ Comparison compare(const at::Tensor& exact, const std::vector<at::Tensor>& diffe
 void poison_free_memory(const at::TensorOptions& options) {
   constexpr int64_t kLargest = int64_t{1} << 20;
   constexpr int kEach = 3;
+  constexpr int64_t kLeast = int64_t{1} << 20;  // should the count be another allocator's
+  int64_t left = options.device().is_cpu() ? std::max(free_bytes(), kLeast)
+                                           : std::numeric_limits<int64_t>::max();
   std::vector<at::Tensor> filled;
   for (int64_t size = 16; size <= kLargest; size *= 2) {
     for (int i = 0; i < kEach; ++i) {
+      left -= size * static_cast<int64_t>(sizeof(float));
+      if (left < 0) return;
       filled.push_back(
           at::full({size}, std::numeric_limits<double>::quiet_NaN(), options.dtype(at::kFloat)));
     }
