@@ -2,7 +2,8 @@
 // last features collapse (Papyan, Han and Donoho 2020): to their class means (NC1, tr(S_W
 // S_B^+)/C), the means to a regular simplex (NC2: equal norms, cosines -1/(C-1)), the classifier to
 // the means (NC3), and its decision to the nearest mean (NC4). All four tend to 0, and no theory
-// says how fast: tested is the trend. Medians over the first and the last quarter of the terminal
+// says how fast: tested is the trend, and violated it can be with weight decay only, without which
+// the time it takes is not bounded. Medians over the first and the last quarter of the terminal
 // phase are compared once it has lasted as long as it took to get there.
 #include <fmt/format.h>
 
@@ -66,6 +67,7 @@ class NeuralCollapse : public Law {
     measured_ = true;
     last_error_ = error;
     last_step_ = frame.step();
+    decays_ = decays_ || has_weight_decay(frame.optimizer());
     if (!(error <= kTerminalError)) {
       terminal_ = -1;
       collapse_ = ThinnedSeries();
@@ -105,6 +107,12 @@ class NeuralCollapse : public Law {
   }
 
  private:
+  static bool has_weight_decay(const v1::OptimizerSettings* settings) {
+    if (settings == nullptr) return false;
+    return std::any_of(settings->group().begin(), settings->group().end(),
+                       [](const v1::ParameterGroup& group) { return group.weight_decay() > 0; });
+  }
+
   struct Trend {
     double early = 0;
     double late = 0;
@@ -144,7 +152,7 @@ class NeuralCollapse : public Law {
       finding->advice =
           "The last layer collapses to its class means: training past zero error still tightens "
           "classes. It shows in margins, seldom in accuracy.";
-    } else if (first.ratio() > kRisen && collapse_.rises(0)) {
+    } else if (first.ratio() > kRisen && collapse_.rises(0) && decays_) {
       set_verdict(*finding, Verdict::kViolated);
       finding->importance = 0.45;
       finding->advice =
@@ -153,8 +161,11 @@ class NeuralCollapse : public Law {
     } else {
       set_verdict(*finding, Verdict::kUnderpowered);
       finding->gate += falls ? "; NC1 falls, but these rise: " + rising
-                             : "; NC1 does not clearly fall (no weight decay, a small learning "
-                               "rate, or features that are frozen?)";
+                       : decays_
+                           ? "; NC1 does not clearly fall (a small learning rate, or features "
+                             "that are frozen?)"
+                           : "; NC1 does not clearly fall, and without weight decay it need not "
+                             "within such a time: collapse then goes with its logarithm";
     }
   }
 
@@ -163,6 +174,7 @@ class NeuralCollapse : public Law {
   ColumnIndex variability_ = kNoColumn;
   std::array<ColumnIndex, 4> others_ = {kNoColumn, kNoColumn, kNoColumn, kNoColumn};
   bool measured_ = false;
+  bool decays_ = false;
   double last_error_ = kUnknown;
   int64_t first_step_ = -1;
   int64_t last_step_ = -1;

@@ -36,7 +36,7 @@ std::vector<BuiltInProbe> built_in_probes() {
   change.accompanies = "critical_sharpness";
   add(make_directional_sharpness_probe(), Tier::kFull, 5);
   add(make_sharpness_probe(), Tier::kFull, 30);
-  add(make_preconditioned_sharpness_probe(), Tier::kBudgeted, 30).laws = 2;
+  add(make_preconditioned_sharpness_probe(), Tier::kBudgeted, 30).laws = 4;
   add(make_block_sharpness_probe(), Tier::kFull, 150);
   add(make_batch_sharpness_probe(), Tier::kBudgeted, 5).optimizers = {"SGD"};
   add(make_hessian_trace_probe(), Tier::kFull, 50);

@@ -19,8 +19,9 @@ std::string told(const Finding& f) {
 struct Options {
   int steps = 20000;
   double decay = 2e-3;
-  bool frozen = false;  // features are not trained
-  double scatter = 0;   // random walk of the features' weights, once all examples are right
+  bool tells_decay = true;  // else the optimizer says that it has none
+  bool frozen = false;      // features are not trained
+  double scatter = 0;       // random walk of the features' weights, once all examples are right
   double separation = 1.5;
 };
 
@@ -57,6 +58,10 @@ Finding train(const Options& options) {
     run.statistic(name);
   }
   run.open();
+  v1::ParameterGroup group;
+  group.set_learning_rate(kRate);
+  if (options.tells_decay) group.set_weight_decay(options.decay);
+  run.settings(0, "SGD", group);
   for (int step = 0; step < options.steps; ++step) {
     const Eigen::MatrixXd h = (w1 * x).cwiseMax(0);
     const Eigen::MatrixXd logits = w2 * h;
@@ -134,6 +139,15 @@ TEST(NeuralCollapseTest, FeaturesThatAreHeldApartViolate) {
   options.scatter = 0.01;
   const Finding finding = train(options);
   EXPECT_EQ(verdict(finding), "VIOLATED") << told(finding);
+}
+
+TEST(NeuralCollapseTest, WithoutWeightDecayNothingIsViolated) {
+  Options options;
+  options.scatter = 0.01;
+  options.tells_decay = false;
+  const Finding finding = train(options);
+  EXPECT_GT(finding.measured, 1.25) << told(finding);
+  EXPECT_EQ(verdict(finding), "UNDERPOWERED") << told(finding);
 }
 
 TEST(NeuralCollapseTest, StaysSilentBeforeTheTerminalPhase) {
