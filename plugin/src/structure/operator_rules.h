@@ -7,7 +7,9 @@
 
 namespace tycho::structure {
 
-/// What each operator does to the scalings and shifts of its inputs.
+/// What each operator does to the scalings and shifts of its inputs: one rule for each, from the
+/// table in operator_rules.cpp. Rules are in a file for each family. They write what they find into
+/// the tracer: which symmetries break, and how parameters scale.
 class OperatorRules {
  public:
   explicit OperatorRules(StructureTracer* tracer) : t_(*tracer) {}
@@ -20,7 +22,7 @@ class OperatorRules {
   using Rule = Result (OperatorRules::*)(const Call&, const at::Tensor&);
   static const std::unordered_map<std::string_view, Rule>& rules();
 
-  // Layers.
+  // Layers: layer_rules.cpp.
   Result linear(const Call& call, const at::Tensor& out);
   Result addmm(const Call& call, const at::Tensor& out);
   Result matmul(const Call& call, const at::Tensor& out);
@@ -32,7 +34,7 @@ class OperatorRules {
   Result group_norm(const Call& call, const at::Tensor& out);
   Result attention(const Call& call, const at::Tensor& out);
 
-  // Elementwise, and over elements.
+  // Elementwise, and over elements: elementwise_rules.cpp.
   Result same(const Call& call, const at::Tensor& out);
   Result homogeneous(const Call& call, const at::Tensor& out);
   Result dropout(const Call& call, const at::Tensor& out);
@@ -46,7 +48,7 @@ class OperatorRules {
   Result softmax(const Call& call, const at::Tensor& out);
   Result cross_entropy(const Call& call, const at::Tensor& out);
 
-  // Shape.
+  // Shape: shape_rules.cpp.
   Result regroup(const Call& call, const at::Tensor& out);
   Result transpose(const Call& call, const at::Tensor& out);
   Result permute(const Call& call, const at::Tensor& out);
