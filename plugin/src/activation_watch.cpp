@@ -1,29 +1,15 @@
 #include "activation_watch.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <set>
-
-#include "backward_pass.h"
-#include "tensor_sums.h"
 
 namespace tycho {
 
 namespace operators = layer_operators;
-
-struct ActivationWatch::Step {
-  std::mutex mutex;
-  bool active = true;
-  bool paused = false;
-  WorkMeter* meter = nullptr;
-  std::vector<LayerOutputs> layers;
-};
 
 // The operator that runs.
 struct ActivationWatch::Operator {
@@ -43,23 +29,17 @@ ActivationWatch::ActivationWatch(const ModelInfo& model, WorkMeter* hooks)
     : model_(model), hooks_(hooks), operator_(std::make_unique<Operator>()) {}
 
 ActivationWatch::~ActivationWatch() {
-  if (!step_) return;
-  std::lock_guard lock(step_->mutex);
-  step_->active = false;
+  if (step_) step_->stop();
 }
 
 void ActivationWatch::begin(const Needs& needs) {
   needs_ = needs;
   tracks_.clear();
-  step_ = std::make_shared<Step>();
-  step_->meter = hooks_;
-  step_->layers.resize(model_.layers.size());
+  step_ = std::make_shared<StepOutputs>(model_.layers.size(), needs, hooks_);
 }
 
 void ActivationWatch::set_paused(bool paused) {
-  if (!step_) return;
-  std::lock_guard lock(step_->mutex);
-  step_->paused = paused;
+  if (step_) step_->set_paused(paused);
 }
 
 const ActivationWatch::Track* ActivationWatch::find(const at::Tensor& tensor) const {
@@ -117,24 +97,9 @@ void ActivationWatch::before(std::string_view name, c10::ArrayRef<const c10::IVa
   if (first.position != 0 || first.track == nullptr || !first.track->exact) return;
   if (first.track->reshaped) return;  // Which dimension holds the units is not followed.
   if (operators::is_relu(name, inputs)) {
-    std::lock_guard lock(step_->mutex);
-    look_behind_relu(first.track->exact.get(), first.tensor);
+    const auto lock = step_->lock();
+    StepOutputs::look_behind_relu(first.track->exact.get(), first.tensor);
   }
-}
-
-// Of each unit the largest input to the ReLU that follows.
-void ActivationWatch::look_behind_relu(LayerOutput* output, const at::Tensor& tensor) {
-  if (tensor.numel() == 0) return;
-  if (!output->unit || *output->unit < 0 || *output->unit >= tensor.dim()) {
-    output->units_unknown = true;
-    return;
-  }
-  std::vector<int64_t> others;
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    if (i != *output->unit) others.push_back(i);
-  }
-  const at::Tensor values = tensor.detach();
-  output->largest = (others.empty() ? values : at::amax(values, others)).to(at::kDouble);
 }
 
 // Whether a layer's module lies within that of another.
@@ -145,42 +110,10 @@ bool ActivationWatch::descends(uint32_t layer, uint32_t from) const {
                            inner.compare(0, outer.size(), outer) == 0);
 }
 
-void ActivationWatch::measure(LayerOutput* output, const at::Tensor& tensor) const {
-  if (!needs_.activations) return;
-  const at::Tensor sums = sum_and_square(tensor.detach());
-  output->sum = sums.select(0, 0);
-  output->square_sum = sums.select(0, 1);
-  output->elements = tensor.numel();
-}
-
-ActivationWatch::OutputPtr ActivationWatch::make_output(uint32_t layer, const at::Tensor& output) {
-  auto made = std::make_shared<LayerOutput>();
-  made->layer = layer;
-  made->made_by = operator_->name;
-  measure(made.get(), output);
-  step_->layers[layer].outputs.push_back(made);
-  output.register_hook(
-      [step = step_, made, gradients = needs_.output_gradients](const at::Tensor& d) {
-        std::lock_guard lock(step->mutex);
-        if (!step->active || !d.defined() || step->paused) return;
-        const WorkMeter::Stretch stretch(step->meter);
-        at::NoGradGuard no_grad;
-        try {
-          made->arrived = current_backward_pass();
-          if (!gradients) return;
-          made->gradient_square_sum = squared_norm(d);
-          made->gradient_elements = d.numel();
-        } catch (const std::exception&) {
-          made->why_not = "out of memory";  // An exception would end the user's backward pass.
-        }
-      });
-  return made;
-}
-
 void ActivationWatch::after(const at::Tensor& output) {
   if (operator_->idle || !step_) return;
   {
-    std::lock_guard lock(step_->mutex);
+    const auto lock = step_->lock();
     after_operator(output);
   }
   // No tensor is kept longer than its operator runs.
@@ -199,7 +132,7 @@ void ActivationWatch::after_operator(const at::Tensor& output) {
   }
   if (!output.defined()) {
     for (const uint32_t layer : layers) {
-      step_->layers[layer].why_not = fmt::format("{} does not return a tensor", now.name);
+      step_->of(layer).why_not = fmt::format("{} does not return a tensor", now.name);
     }
     return;
   }
@@ -232,7 +165,7 @@ void ActivationWatch::after_operator(const at::Tensor& output) {
       });
   const bool frozen = !layers.empty() && !trains && !continues;
   if (frozen) {
-    for (const uint32_t layer : layers) step_->layers[layer].frozen = true;
+    for (const uint32_t layer : layers) step_->of(layer).frozen = true;
   }
   if (!output.is_floating_point() || !output.requires_grad()) {
     tracks_.erase(output.unsafeGetTensorImpl());
@@ -251,7 +184,7 @@ void ActivationWatch::after_operator(const at::Tensor& output) {
     other_operator(output);
   } else if (layers.size() > 1) {
     for (const uint32_t layer : layers) {
-      step_->layers[layer].why_not =
+      step_->of(layer).why_not =
           fmt::format("{} uses its parameters together with those of another layer", now.name);
     }
     (void)pass_descent(output, nullptr, false);
@@ -305,9 +238,9 @@ void ActivationWatch::library_operator(uint32_t layer, const at::Tensor& output)
   const Track* before = find(output);
   if (before != nullptr && before->exact && before->exact->layer == layer) {
     made = before->exact;
-    measure(made.get(), output);
+    step_->measure(made.get(), output);
   } else {
-    made = make_output(layer, output);
+    made = step_->add(layer, now.name, output);
     made->unit = operators::unit_dimension(now.name, *use, output);
   }
   pass_descent(output, &layer, true)->exact = made;
@@ -328,7 +261,7 @@ std::optional<int64_t> ActivationWatch::unit_of(const at::Tensor& output) const 
 void ActivationWatch::own_operator(uint32_t layer, const std::vector<uint32_t>& parameters,
                                    const at::Tensor& output) {
   const Operator& now = *operator_;
-  LayerOutputs& state = step_->layers[layer];
+  LayerOutputs& state = step_->of(layer);
   std::string why_not;
   const auto used = [&](const ModuleCall& call) {
     return std::any_of(parameters.begin(), parameters.end(),
@@ -374,9 +307,9 @@ void ActivationWatch::own_operator(uint32_t layer, const std::vector<uint32_t>& 
   if (in_place && operators::is_sum(now.name)) {
     made = in_place;  // Its gradient stays the same.
     made->inner = false;
-    measure(made.get(), output);
+    step_->measure(made.get(), output);
   } else {
-    made = make_output(layer, output);
+    made = step_->add(layer, now.name, output);
     made->call = number;
     made->unit = unit;
     if (in_place) why_not = fmt::format("{} changes its result in place", now.name);
@@ -440,7 +373,7 @@ void ActivationWatch::other_operator(const at::Tensor& output) {
     (void)pass_descent(output, nullptr, false);
     return;
   }
-  const OutputPtr made = make_output(first->layer, output);
+  const OutputPtr made = step_->add(first->layer, now.name, output);
   made->call = first->call;
   made->parents = terms;
   made->unit = first->unit;
@@ -459,25 +392,7 @@ void ActivationWatch::other_operator(const at::Tensor& output) {
 
 void ActivationWatch::delivered(uint32_t parameter, GradientCapture::Use use) {
   if (!wanted() || !step_ || use == GradientCapture::Use::kIgnored) return;
-  std::lock_guard lock(step_->mutex);
-  if (!step_->active || step_->paused) return;
-  const uint64_t pass = current_backward_pass();
-  LayerOutputs& layer = step_->layers[model_.parameters[parameter].layer];
-  uint64_t& before = layer.delivered[parameter];
-  if (use == GradientCapture::Use::kFirst && before != 0 && before != pass) {
-    // The gradient of the passes before was thrown away.
-    for (const OutputPtr& output : layer.outputs) {
-      if (output->counted == pass) continue;
-      output->counted = 0;
-      output->several_passes = false;
-    }
-  }
-  before = pass;
-  for (const OutputPtr& output : layer.outputs) {
-    if (output->arrived != pass || output->counted == pass) continue;
-    output->several_passes = output->counted != 0;
-    output->counted = pass;
-  }
+  step_->delivered(model_.parameters[parameter].layer, parameter, use);
 }
 
 ActivationWatch::Result ActivationWatch::end(double loss_scale) {
@@ -487,15 +402,7 @@ ActivationWatch::Result ActivationWatch::end(double loss_scale) {
   operator_->inputs.clear();
   operator_->uses.clear();
   operator_->idle = true;
-  if (!step_) return result;
-  std::lock_guard lock(step_->mutex);
-  step_->active = false;
-  if (!wanted()) return result;
-  for (const LayerInfo& layer : model_.layers) {
-    sum_outputs(step_->layers[layer.id], layer, needs_.output_gradients, loss_scale,
-                &result.layers[layer.id], &result.not_observed);
-  }
-  step_->layers.clear();
+  if (step_) step_->end(model_, loss_scale, &result.layers, &result.not_observed);
   return result;
 }
 

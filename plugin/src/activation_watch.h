@@ -14,6 +14,7 @@
 #include "gradient_capture.h"
 #include "layer_operators.h"
 #include "layer_outputs.h"
+#include "step_outputs.h"
 #include "tycho/probe.h"
 #include "work_meter.h"
 
@@ -66,7 +67,6 @@ class ActivationWatch {
   Result end(double loss_scale);
 
  private:
-  struct Step;
   struct Operator;
   using OutputPtr = std::shared_ptr<LayerOutput>;
   // What is known of a tensor.
@@ -83,10 +83,7 @@ class ActivationWatch {
   const Track* find(const at::Tensor& tensor) const;
   Track& start_track(const at::Tensor& tensor);
   void look_at(const at::Tensor& tensor, size_t position);
-  void look_behind_relu(LayerOutput* output, const at::Tensor& tensor);
   bool descends(uint32_t layer, uint32_t from) const;
-  OutputPtr make_output(uint32_t layer, const at::Tensor& output);
-  void measure(LayerOutput* output, const at::Tensor& tensor) const;
   void after_operator(const at::Tensor& output);
   void library_operator(uint32_t layer, const at::Tensor& output);
   void own_operator(uint32_t layer, const std::vector<uint32_t>& parameters,
@@ -100,7 +97,7 @@ class ActivationWatch {
   ModelInfo model_;
   WorkMeter* hooks_;
   Needs needs_;
-  std::shared_ptr<Step> step_;  // outlives the watch in hooks of graphs that the user retains
+  std::shared_ptr<StepOutputs> step_;
   std::unique_ptr<Operator> operator_;
   std::unordered_map<const c10::TensorImpl*, Track> tracks_;
 };
