@@ -15,7 +15,7 @@ enum class RunState {
   kLive,        ///< its writer is alive
   kFinished,    ///< it was closed
   kDied,        ///< it was not closed, and no process writes to it
-  kGone,        ///< it was deleted; what was read is kept
+  kGone,        ///< it no longer exists; what was read is kept
   kUnreadable,  ///< the file is not a trace, or may not be read
 };
 /// waiting, live, finished, died, gone, unreadable.
