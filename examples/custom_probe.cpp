@@ -1,4 +1,4 @@
-// A statistic of one's own, scheduled, recorded, exported and plotted like a built-in one.
+// A custom statistic, scheduled, recorded, exported and plotted like a built-in one.
 // Question: in how many of its coordinates does the update go against the gradient of the batch?
 
 #include <torch/torch.h>
@@ -62,7 +62,7 @@ class DescentShare : public tycho::Probe {
 
 int main(int argc, char** argv) try {
   const Arguments arguments =
-      parse_arguments(argc, argv, "custom_probe", "Trains with a probe of one's own.",
+      parse_arguments(argc, argv, "custom_probe", "Trains with a custom probe.",
                       "directory with MNIST or other images in IDX format", 800);
   torch::manual_seed(7);
   const ImageSet digits = load_digits(arguments.data, 12000, 7);

@@ -1,7 +1,7 @@
 // A fully connected network on handwritten digits, with a learning rate that is ten times too
-// large. Question: what does a trainer gain that listens while it trains? The first run does not,
-// and is lost within a few steps. The second hears the alarm, goes back to weights from before it
-// began, lowers its rate, and learns.
+// large. Question: what does a trainer gain by listening to alarms? The first run does not listen
+// and is lost within a few steps. The second hears the alarm, goes back to earlier weights, lowers
+// its rate, and learns.
 
 #include <torch/torch.h>
 #include <tycho/tycho.h>
@@ -23,7 +23,7 @@ using namespace tycho::examples;  // NOLINT(google-build-using-namespace)
 
 namespace {
 
-/// What the session's listener tells the trainer: listeners run on a thread of their own, and only
+/// What the session's listener tells the trainer: listeners run on a separate thread, and only
 /// the trainer may touch the model.
 class Alarms {
  public:
@@ -95,7 +95,7 @@ double train(const Arguments& arguments, const Data& data, uint64_t seed, double
       checkpoints.restore(*began, model->parameters());
       for (auto& group : optimizer.param_groups())
         static_cast<torch::optim::SGDOptions&>(group.options()).lr(rate);
-      std::cout << "  step " << step << ": back to weights from before step " << *began
+      std::cout << "  step " << step << ": back to the weights before step " << *began
                 << ", at learning rate " << rate << "\n";
     } else if (listens && step % 10 == 0) {
       checkpoints.save(step, model->parameters());
@@ -124,9 +124,9 @@ int main(int argc, char** argv) try {
   double rate = 2;  // ten times what learns well
   const Arguments arguments = parse_arguments(
       argc, argv, "guarded_training",
-      "Trains at ten times a good learning rate, deaf to the instruments and listening to them.",
+      "Trains at ten times a good learning rate, first ignoring alarms, then reacting to them.",
       "directory with MNIST or other images in IDX format", 1500, [&](CLI::App& app) {
-        app.add_option("--seed", seed, "of the weights and the batches");
+        app.add_option("--seed", seed, "seed of the weights and the batches");
         app.add_option("--rate", rate, "learning rate to begin with")->capture_default_str();
       });
   const ImageSet digits = load_digits(arguments.data, 6000, 1);

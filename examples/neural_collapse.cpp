@@ -1,5 +1,5 @@
-// A small network on digits, as many of each, trained with weight decay long after it makes no
-// mistakes any more. Question: what becomes of its features in the end? They collapse to one point
+// A small network on digits, as many of each, trained with weight decay long after it has stopped
+// making mistakes. Question: what happens to its features? They collapse to one point
 // for each class, the points to the corners of a simplex, and the classifier to these points.
 
 #include <torch/torch.h>

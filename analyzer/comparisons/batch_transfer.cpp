@@ -36,14 +36,14 @@ const LawDescription& law() {
       "Loss over examples is the same for (eta, B) and (k eta, k B) with SGD, (sqrt(k) eta, k B) "
       "with Adam (1 - beta times k, epsilon over sqrt(k)): max |dL| < 2 standard deviations "
       "between seeds",
-      "Batch sizes below half of the noise scale; runs that differ in batch size and learning rate "
-      "by the rule and in nothing else; two seeds at least",
-      "Where it holds, scale the learning rate by the rule when the batch size changes, and tune "
-      "at the cheapest batch size. Where it fails the largest batch is no longer dominated by "
+      "Batch sizes below half of the noise scale; runs whose batch size and learning rate "
+      "differ by the rule, and that differ in nothing else; at least two seeds",
+      "If it holds, scale the learning rate by the rule when the batch size changes, and tune "
+      "at the cheapest batch size. If it fails, the largest batch is no longer dominated by "
       "noise: raise the learning rate less",
       "Malladi et al. 2022, arXiv:2205.10287; Smith et al. 2018, arXiv:1711.00489",
       {"loss", "probe_loss", "batch_size", "grad_noise_trace", "grad_signal_sq"},
-      {"Without a measured noise scale its gate is taken on trust.",
+      {"Without a measured noise scale, its gate is assumed to be open.",
        "The first 10 steps of the largest batch are left out: a large step may leave the region of "
        "the continuous limit."}};
   return description;
@@ -178,7 +178,8 @@ class BatchTransfer : public ComparisonLaw {
     if (power == 0.5) {
       finding.gate += betas_scaled(set, family)
                           ? "; betas scaled with the batch size"
-                          : "; the betas were not scaled with the batch size, as the rule wants";
+                          : "; the betas were not scaled with the batch size, as the rule "
+                            "requires";
     }
     judge_curves(set, family, &finding);
     return finding;
@@ -278,9 +279,9 @@ class BatchTransfer : public ComparisonLaw {
       finding->measured = largest;
       finding->unit = "loss";
       set_verdict(*finding, Verdict::kUnderpowered);
-      finding->gate += "; without a second seed at any batch size the noise is not known";
+      finding->gate += "; the noise is not known without a second seed at some batch size";
       finding->advice =
-          "The curves cannot be held against the noise between seeds: run one batch size again "
+          "The curves cannot be compared with the noise between seeds: run one batch size again "
           "with another seed.";
       return;
     }
@@ -299,7 +300,7 @@ class BatchTransfer : public ComparisonLaw {
     } else if (finding->verdict == Verdict::kHolds) {
       finding->advice =
           "The rule holds between these batch sizes: when the batch size changes, scale the "
-          "learning rate by it and tune nothing.";
+          "learning rate by the rule without further tuning.";
       finding->importance = 0.5;
     } else {
       finding->advice = "More seeds are needed to tell whether the rule holds.";

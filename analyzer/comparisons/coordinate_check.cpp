@@ -43,19 +43,19 @@ const LawDescription& law() {
       Line::kSimplifyingLimits,
       "d ln RMS / d ln n = 0 for RMS(z), RMS(z_t - z_0), RMS((W_t - W_0) x_t), RMS(W_0 (x_t - "
       "x_0)), |dW|_2 sqrt(n_in/n_out) and the output's change, at equal steps; tolerance 0.1",
-      "At least three widths that differ in nothing else; the first 10 common observations; an "
+      "At least three widths, equal in everything else; the first 10 common observations; an "
       "output layer's features at initialization may shrink with width and are not judged",
-      "A layer whose own update grows with width: divide its learning rate by the growth "
-      "(maximal-update parametrization). Where all exponents are 0, the best learning rate of a "
-      "narrow network serves a wide one",
+      "If a layer's own update grows with width, divide its learning rate by the growth "
+      "(maximal-update parametrization). If all exponents are 0, the best learning rate of a "
+      "narrow network also suits a wide one",
       "Yang et al. 2022, arXiv:2203.03466; Yang, Simon and Bernstein 2023, arXiv:2310.17813; Haas "
       "et al. 2025, arXiv:2505.22491",
       {"feature_rms", "feature_change", "effective_update", "propagated_change",
        "update_spectral_norm", "output_change"},
       {"At widths below about 128 exponents of a correct parametrization may differ from 0, and "
        "those of a wrong one are smaller than their limit.",
-       "A larger learning rate than the one of training shows more.",
-       "Features pass on what layers before them do: blame falls on a layer's own update only."}};
+       "A learning rate above that of training makes exponents easier to see.",
+       "Features inherit changes from earlier layers, so only a layer's own update is blamed."}};
   return description;
 }
 
@@ -145,8 +145,8 @@ class CoordinateCheck : public ComparisonLaw {
             ladder_slope(set, ladder, observe("feature_change"), kMostSteps).slope.value;
         if (std::fabs(change - output_slope) > kMultiplierExponent) {
           leave_unjudged(&parts.back(),
-                         "a multiplier that goes with the width follows this readout: the change "
-                         "of the network's output is judged in its place");
+                         "a multiplier that depends on the width follows this readout: the "
+                         "change of the network's output is judged instead");
         }
       }
     }
@@ -272,9 +272,9 @@ class CoordinateCheck : public ComparisonLaw {
     }
     if (!names.empty()) {
       return fmt::format(
-          "This parametrization does not carry over to other widths. To blame are the weights of "
-          "{}: scale their learning rates by the inverse powers, or take the maximal-update "
-          "parametrization. A learning rate tuned at one width does not serve another.",
+          "This parametrization does not carry over to other widths, because of the weights of "
+          "{}: scale their learning rates by the inverse powers, or use the maximal-update "
+          "parametrization. A learning rate tuned at one width does not suit another.",
           enumerate(names));
     }
     if (!small.empty()) {

@@ -36,14 +36,15 @@ const LawDescription& law() {
       Line::kHyperparameters,
       "(S/S_min - 1)(E/E_min - 1) = 1, S steps and E examples to a target loss; equivalently S = "
       "S_min (1 + B_crit/B), B_crit = E_min/S_min",
-      "At least three batch sizes that reach a common loss, each with its best learning rate; "
-      "examples independent; learning rate constant or on the same schedule",
+      "At least three batch sizes that reach a common loss, each at its best learning rate; "
+      "independent examples; learning rate constant or on the same schedule",
       "Below B_crit a larger batch saves steps almost for free; above it, it wastes examples. At "
       "B_crit a run takes twice the fewest steps and twice the fewest examples",
       "McCandlish et al. 2018, arXiv:1812.06162, eqs 2.11, 2.12",
       {"loss", "probe_loss", "batch_size", "grad_noise_trace", "grad_signal_sq"},
-      {"B_crit is a fit, not a prediction: the law predicts the shape of the curve, not its place.",
-       "It belongs to the target loss and grows as the loss falls.",
+      {"B_crit is a fit, not a prediction: the law predicts the shape of the curve, not its "
+       "position.",
+       "It depends on the target loss and grows as the loss falls.",
        "With one learning rate for all batch sizes the small ones are held back and B_crit comes "
        "out "
        "wrong.",
@@ -161,7 +162,7 @@ class CriticalBatch : public ComparisonLaw {
                     [](const std::string& name) { return name == "learning rate"; });
     if (!tuned && !varies) {
       finding.gate +=
-          "; all batch sizes have the same learning rate, while the law assumes the best of each";
+          "; all batch sizes have the same learning rate, but the law assumes the best for each";
     }
     compare_with_noise(set, runs, &finding);
     return finding;
@@ -226,9 +227,9 @@ class CriticalBatch : public ComparisonLaw {
     if (certain > allowed) {
       set_verdict(*finding, Verdict::kViolated);
       finding->advice = fmt::format(
-          "One hyperbola does not fit these batch sizes (off by {:.0f} % at {}): do not choose a "
-          "batch size by B_crit. A learning rate that is not the best of its batch size is the "
-          "usual reason: sweep it for each.",
+          "One hyperbola does not fit these batch sizes (off by {:.0f} % at {}): do not choose "
+          "a batch size by B_crit. The usual reason is a learning rate that is not the best for "
+          "its batch size: sweep it at each batch size.",
           100 * std::expm1(worst), axis_number(worst_batch));
       return;
     }
@@ -261,9 +262,9 @@ class CriticalBatch : public ComparisonLaw {
     const double batch = fit.critical_batch;
     finding->advice = fmt::format(
         "B_crit is {} examples at this loss (a fit). Of the batch sizes tried, {} needs {:.1f} "
-        "times the fewest steps and {:.1f} times the fewest examples, {} needs {:.1f} and {:.1f}. "
-        "Take about {} to balance both, less where examples or energy are scarce, more where time "
-        "is.",
+        "times the fewest steps and {:.1f} times the fewest examples, {} needs {:.1f} and "
+        "{:.1f}. Use about {} to balance both, less if examples or energy are scarce, more if "
+        "time is.",
         format_interval(batch, fit.low, fit.high), axis_number(least), 1 + batch / least,
         1 + least / batch, axis_number(largest), 1 + batch / largest, 1 + largest / batch,
         format_number(batch));

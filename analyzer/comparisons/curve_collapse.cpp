@@ -37,10 +37,10 @@ const LawDescription& law() {
       "l(x) = (L(x t*) - L0)/(L(t*) - L0) is the same for all widths: Delta(x) = std l / mean l is "
       "at most twice the noise floor sigma(x) between seeds, x from 0.1 to 0.9; Delta < sigma: "
       "supercollapse",
-      "At least three widths with two seeds each, every one trained to its own compute-optimal "
-      "horizon t* (which grows with the width) on a learning-rate schedule that ends there",
-      "A run whose normalised curve leaves the common one is mistuned or broken, long before its "
-      "loss shows it. Where curves collapse, a small network's curve forecasts a large one's",
+      "At least three widths with two seeds each, each trained to its own compute-optimal "
+      "horizon t* (which grows with width) on a learning-rate schedule that ends there",
+      "A run whose normalised curve leaves the common one is mistuned or broken, long before "
+      "its loss shows it. If curves collapse, a small network's curve forecasts a large one's",
       "Qiu et al. 2025, arXiv:2507.02119",
       {"loss", "probe_loss"},
       {"L0 is a fit: the one offset that makes the curves coincide best.",
@@ -179,7 +179,7 @@ class CurveCollapse : public ComparisonLaw {
     }
     if (!(best.sigma > 0) || !std::isfinite(best.delta)) {
       set_verdict(finding, Verdict::kUnderpowered);
-      finding.gate += "; seeds do not differ at all, so that there is no noise to compare with";
+      finding.gate += "; seeds do not differ at all, so there is no noise to compare with";
       return finding;
     }
     judge_ratio(best, offset, static_cast<double>(runs.size()) - 2, freedom, &finding);
@@ -218,15 +218,16 @@ class CurveCollapse : public ComparisonLaw {
     if (finding->ci_low > kTolerance) {
       set_verdict(*finding, Verdict::kViolated);
       finding->advice = fmt::format(
-          "Normalised curves differ by {} times the noise between seeds: some width is not trained "
-          "as the others are. Look at its learning rate (does it carry over?) and its horizon.",
+          "Normalised curves differ by {} times the noise between seeds: some width is not "
+          "trained like the others. Check its learning rate (does it carry over?) and its "
+          "horizon.",
           format_number(ratio));
     } else if (ratio <= kTolerance && finding->ci_high < kExcluded) {
       set_verdict(*finding, Verdict::kHolds);
       finding->gate += ratio < 1 ? "; a supercollapse" : "";
       finding->advice =
-          "Curves collapse: forecast a larger network by a smaller one's normalised curve, and "
-          "stop a run that leaves it.";
+          "Curves collapse: forecast a larger network from a smaller one's normalised curve, "
+          "and stop a run that leaves it.";
       finding->importance = 0.45;
     } else {
       set_verdict(*finding, Verdict::kUnderpowered);

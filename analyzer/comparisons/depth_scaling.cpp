@@ -26,11 +26,11 @@ const LawDescription& law() {
       "d ln RMS(change) / d ln L = 0 for the output and the layers outside of the stack of L "
       "blocks; the blocks' own exponent s is a fit: with a branch multiplier L^-a their sum is "
       "Theta(1) where s = a - 1 (coherent)",
-      "At least three depths that differ in nothing else; a residual stack; the first 10 common "
+      "At least three depths, equal in everything else; a residual stack; the first 10 common "
       "observations",
-      "Where the output's change grows with depth, put a multiplier L^-1/2 or L^-1 on the "
+      "If the change of the output grows with depth, put a multiplier L^-1/2 or L^-1 on the "
       "residual branches and scale their learning rates with it; a learning rate tuned on a "
-      "shallow network then serves a deep one",
+      "shallow network then suits a deep one",
       "Yang et al. 2023, arXiv:2310.02244; Bordelon et al. 2023, arXiv:2309.16620; Dey et al. "
       "2025, arXiv:2505.01618",
       {"output_change", "feature_change", "effective_update"},
@@ -145,14 +145,14 @@ class DepthScaling : public ComparisonLaw {
     whole->gate += fit;
     if (whole->verdict == Verdict::kViolated) {
       whole->advice = fmt::format(
-          "What the network learns in a step goes as depth^{}: a learning rate tuned at one depth "
-          "does not serve another. Put a multiplier on the residual branches that falls with depth "
-          "(L^-1/2 or L^-1), and scale their learning rates with it.",
+          "What the network learns in a step scales as depth^{}: a learning rate tuned at one "
+          "depth does not suit another. Put a multiplier on the residual branches that falls "
+          "with depth (L^-1/2 or L^-1), and scale their learning rates with it.",
           exponent_text(whole->measured));
     } else if (whole->verdict == Verdict::kHolds) {
       whole->advice = fmt::format(
-          "Tune the learning rate at depth {} and use it at depth {}: what a step does to the "
-          "output does not depend on depth.",
+          "Tune the learning rate at depth {} and use it at depth {}: the effect of a step on "
+          "the output does not depend on depth.",
           axis_number(ladder.levels.front().value), axis_number(ladder.levels.back().value));
       whole->importance = 0.5;
     }

@@ -43,17 +43,16 @@ const LawDescription& law() {
       "L(t) = L0 + A S1^-a - B sum_k (eta_{k-1} - eta_k) (1 - (1 + C eta_k^-g S_k)^-b), fitted to "
       "all schedules but one, forecasts that one: ln(loss) over its last third is off by at most "
       "0.3 of what the schedule changes (and 0.003)",
-      "At least three schedules of the learning rate, one of those that are fitted falls; the runs "
-      "differ in nothing else; a positive loss",
-      "Where it holds, choose the next schedule by its forecast instead of by trying; where it "
-      "fails, do not carry over what a decay gained from one schedule to another",
+      "At least three schedules of the learning rate, with a falling one among those fitted; "
+      "runs equal in everything else; a positive loss",
+      "If it holds, choose the next schedule by its forecast instead of by trial; if it fails, "
+      "do not carry over the gain of a decay from one schedule to another",
       "Luo et al. 2025, arXiv:2503.12811",
       {"loss", "learning_rate"},
       {"The constants are fits, not predictions.",
-       "It forecasts the training loss, not that of held-out data.",
-       "A restart of the rate counts as a fall of the other sign, which was not tested where the "
-       "law "
-       "was published."}};
+       "It forecasts the training loss, not the held-out loss.",
+       "A restart of the rate counts as a fall with the opposite sign, which the publication "
+       "did not test."}};
   return description;
 }
 
@@ -223,7 +222,7 @@ class ScheduleTransfer : public ComparisonLaw {
       hold_out(schedules, held_out, &judged);
     if (judged.empty()) {
       set_verdict(finding, Verdict::kUnderpowered);
-      finding.gate = "of no schedule do the others show what a falling rate does";
+      finding.gate = "for no schedule do the others show the effect of a falling rate";
       return finding;
     }
     bool within = true;
@@ -264,7 +263,7 @@ class ScheduleTransfer : public ComparisonLaw {
     } else if (finding.verdict == Verdict::kViolated) {
       finding.importance = 0.4;
       finding.advice = fmt::format(
-          "{} is not forecast from the other schedules: what a decay gained in one run is no guide "
+          "The other schedules do not forecast {}: the gain of a decay in one run is no guide "
           "to another, or the runs differ in more than their schedule.",
           set.label(worst->run));
     } else if (!moved) {

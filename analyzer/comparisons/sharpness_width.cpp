@@ -21,10 +21,10 @@ const LawDescription& law() {
       Line::kSimplifyingLimits,
       "d ln lambda_max / d ln n = 0 at equal steps, lambda_max the preconditioned sharpness over "
       "its edge of stability (else the sharpness)",
-      "At least three widths in the maximal-update parametrization that differ in nothing else; "
+      "At least three widths in the maximal-update parametrization, equal in everything else; "
       "the same learning rate of the first parameter group",
-      "Where it holds, the largest stable learning rate of a narrow network is that of a wide one. "
-      "Where the sharpness grows with width, a wide network needs a smaller learning rate",
+      "If it holds, narrow and wide networks have the same largest stable learning rate. If the "
+      "sharpness grows with width, a wide network needs a smaller learning rate",
       "Noci et al. 2024, arXiv:2402.17457",
       {"preconditioned_sharpness", "stability_threshold", "sharpness"},
       {"Sharpness of a small probe batch is noisy: several seeds are needed.",
@@ -70,8 +70,8 @@ class SharpnessWidth : public ComparisonLaw {
       finding.gate += fmt::format("; mean over {} steps at which all were measured", steps);
       if (finding.verdict == Verdict::kViolated) {
         finding.advice = fmt::format(
-            "The sharpness goes as width^{}: the largest stable learning rate goes as width^{}. "
-            "Do not carry a learning rate over between widths of this parametrization.",
+            "The sharpness scales as width^{}, and the largest stable learning rate as "
+            "width^{}. Do not carry a learning rate over between widths of this parametrization.",
             exponent_text(finding.measured), exponent_text(-finding.measured));
       } else if (finding.verdict == Verdict::kHolds) {
         finding.advice =

@@ -42,11 +42,11 @@ std::optional<Decision> adam_epsilon(const Signs& signs) {
       "In {} of {} weights, {:.0f} % or more of the entries have gradients of the size of epsilon "
       "or below: Adam does not normalise them, and their steps are small.",
       below, weights, 100 * least);
-  decision.expect = "Steps of the size of the learning rate in every layer, and a faster fall.";
+  decision.expect =
+      "Steps of the size of the learning rate in every layer, and a faster fall "
+      "of the loss.";
   decision.refuted_by =
-      "A loss that gets unstable: then the learning rate, which was chosen with this epsilon, is "
-      "to "
-      "be lowered.";
+      "An unstable loss: then lower the learning rate, which was chosen with this epsilon.";
   decision.gain = 0.75;
   decision.laws = {"adam_update_rms"};
   decision.statistic = "epsilon_floor_share";

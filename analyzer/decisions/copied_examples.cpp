@@ -18,14 +18,14 @@ std::optional<Decision> copied_examples(const Signs& signs) {
   decision.code = "copied_examples";
   decision.title = "Draw each example once per batch";
   decision.because = fmt::format(
-      "Of the {:g} examples of a batch about {:.0f} have a gradient of their own; the others are "
+      "Of the {:g} examples of a batch, about {:.0f} have a distinct gradient; the others are "
       "copies of them.",
       size, share * size);
   decision.expect = fmt::format(
       "Batches of {:g} different examples: less noise in each step, for the same time.", size);
   decision.refuted_by =
-      "If the data has that many equal examples by its nature, a smaller batch of different ones "
-      "makes the same progress in less time.";
+      "If the data naturally contain that many equal examples, a smaller batch of different "
+      "ones makes the same progress in less time.";
   decision.gain = 0.6;
   decision.laws = {"gradient_noise_scale"};
   decision.statistic = "distinct_examples";

@@ -17,10 +17,12 @@ std::optional<Decision> coupled_examples(const Signs& signs) {
       "The examples of a batch have more in common with each other than with those "
       "of the next batch: " +
       law->gate + ".";
-  decision.expect = "Steps that follow all of the data, with the noise that the batch size gives.";
+  decision.expect =
+      "Steps that represent all of the data, with the noise expected at this "
+      "batch size.";
   decision.refuted_by =
-      "If the batches are drawn at random already, look for groups in the data (frames of one "
-      "film, sentences of one text, augmentations of one image) and draw by group.";
+      "If batches are already drawn at random, look for groups in the data (frames of one film, "
+      "sentences of one text, augmentations of one image) and sample by group.";
   decision.gain = signs.nothing_learned() ? 0.96 : 0.8;
   decision.laws = {"gradient_noise_scale"};
   decision.statistic = "between_batch_trace";

@@ -45,7 +45,7 @@ std::optional<Decision> early_decay(const Signs& signs) {
       gone, 100 * (1 - place(gone)), 100 * kGone, short_number(signs.mean_loss(0.9, 1)), begun,
       short_number(before), short_number(at));
   decision.expect =
-      "The fall goes on until the decay begins: over the last fifth of the steps is "
+      "The fall continues until the decay begins; decaying over the last fifth of the steps is "
       "usual.";
   decision.refuted_by = "A loss that is flat before the decay begins.";
   decision.gain = 0.75;

@@ -37,13 +37,12 @@ std::optional<Decision> gradients_kept(const Signs& signs) {
   decision.code = "gradients_kept";
   decision.title = "Clear the gradients before each backward pass";
   decision.because = fmt::format(
-      "In {} of {} weights the updates are more than {:g} times what gradients as large as any "
-      "that "
-      "backward delivered can make with this learning rate: gradients of earlier steps are still "
-      "in .grad.",
+      "In {} of {} weights the updates are more than {:g} times what the largest gradients "
+      "delivered by backward could produce at this learning rate: gradients of earlier steps "
+      "are still in .grad.",
       too_large, weights, kTooLarge);
   decision.expect = "optimizer.zero_grad() in each step: the loss will follow the gradient again.";
-  decision.refuted_by = "Gradients that your own code multiplies before the optimizer's step.";
+  decision.refuted_by = "Code of your own that multiplies gradients before the optimizer's step.";
   decision.severity = Severity::kAlarm;
   decision.gain = 0.99;
   decision.statistic = "update_norm_sq";

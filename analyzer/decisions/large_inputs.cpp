@@ -40,13 +40,13 @@ std::optional<Decision> large_inputs(const Signs& signs) {
   decision.code = "large_inputs";
   decision.title = "Scale the inputs to about 1";
   decision.because = fmt::format(
-      "The first layer, {}, put out values of {} (root mean square) at step {}: with its weights "
-      "as they were, its inputs are about {}. Gradients and curvature grow with their square.",
+      "The first layer, {}, had outputs of {} (root mean square) at step {}: given its weights, "
+      "its inputs are about {}. Gradients and curvature grow with their square.",
       first->layer, short_number(rms.front().value), rms.front().step, short_number(inputs));
   decision.expect =
-      "Mean 0 and standard deviation 1 for each input: a loss that falls smoothly with "
-      "usual learning rates.";
-  decision.refuted_by = "Inputs that have that already.";
+      "With mean 0 and standard deviation 1 for each input, a loss that falls smoothly at usual "
+      "learning rates.";
+  decision.refuted_by = "Inputs that are already scaled like that.";
   decision.gain = signs.nothing_learned() ? 0.985 : 0.55;
   decision.laws = {"signal_propagation"};
   decision.statistic = "activation_rms";

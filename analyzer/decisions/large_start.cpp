@@ -46,18 +46,19 @@ std::optional<Decision> large_start(const Signs& signs) {
   const std::string course =
       exploded
           ? fmt::format(
-                "It rose to {} and was {} in the end: the run did little but undo the "
+                "It rose to {} and ended at {}: the run did little more than undo the "
                 "initialisation.",
                 short_number(largest(signs.loss)), short_number(then))
           : fmt::format("It was {} soon after, so the first steps had to undo the initialisation.",
                         short_number(then));
   decision.because = fmt::format(
-      "At step {} the last layer, {}, put out values of {} (root mean square) and the loss was {}. "
+      "At step {} the last layer, {}, had outputs of {} (root mean square) and the loss was {}. "
       "{}",
       last.front().step, output, short_number(start), short_number(signs.first_loss()), course);
   decision.expect =
-      "Layers that keep the size of their inputs (Kaiming's initialisation), and a last layer that "
-      "starts near 0: the run begins at the loss of a guess, with units that can still learn.";
+      "Layers that keep the size of their inputs (Kaiming initialisation), and a last layer "
+      "that starts near 0: the run begins at the loss of a random guess, with units that can "
+      "still learn.";
   decision.refuted_by = "Targets that are as large as the first outputs.";
   decision.gain = 0.92;
   decision.laws = {"signal_propagation"};

@@ -93,14 +93,14 @@ std::optional<Decision> learning_rate_high(const Signs& signs) {
                            100 * early);
   if (died >= 0)
     because += fmt::format(
-        "; from about step {} on hardly any gradient came back from the loss, as where all units "
-        "are saturated or silent",
+        "; from about step {} on hardly any gradient came back from the loss, as if all units "
+        "were saturated or silent",
         died);
   decision.because = because + ".";
   decision.expect = "A loss that falls from the first steps on.";
   decision.refuted_by =
-      "If the loss stays where it began with a tenth of the rate too, look at the data and at the "
-      "size of the first weights.";
+      "If the loss also stays at its initial value with a tenth of the rate, look at the data "
+      "and at the size of the initial weights.";
   decision.severity = diverged ? Severity::kAlarm : Severity::kWarning;
   decision.gain = 0.95;
   decision.laws = {"edge_of_stability", "warm_up"};

@@ -48,8 +48,7 @@ std::optional<Decision> learning_rate_low(const Signs& signs) {
       100 * updates, 100 * kUsual, 100 * (before - end) / (first - end), short_number(first),
       short_number(end));
   decision.expect = fmt::format(
-      "The end of this run is reached in about a {} of the steps, as long as the loss falls "
-      "smoothly.",
+      "The same final loss in about a {} of the steps, as long as the loss falls smoothly.",
       decision.factor >= 10 ? "tenth" : "third");
   decision.refuted_by =
       "A loss that oscillates or jumps at the higher rate: then the curvature limits it, not the "

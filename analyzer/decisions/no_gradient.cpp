@@ -46,13 +46,15 @@ std::optional<Decision> no_gradient(const Signs& signs) {
   decision.code = "no_gradient";
   decision.title = fmt::format("Let gradients reach {}", named(layers));
   decision.because = fmt::format(
-      "No backward pass that was observed gave a gradient to {} ({:.1f} % of all weights), though "
-      "the optimizer holds {}: what {} computes does not reach the loss, or is cut off by detach() "
+      "No observed backward pass gave a gradient to {} ({:.1f} % of all weights), though the "
+      "optimizer holds {}: what {} computes does not reach the loss, or is cut off by detach() "
       "or a NoGradGuard.",
       named(layers), 100 * part, layers.size() == 1 ? "it" : "them",
       layers.size() == 1 ? "it" : "they");
   decision.expect = fmt::format("{} will train.", layers.size() == 1 ? "It" : "They");
-  decision.refuted_by = "Nothing to refute if that is meant: then leave them out of the optimizer.";
+  decision.refuted_by =
+      "Nothing to refute if this is intended: then leave them out of the "
+      "optimizer.";
   decision.gain = signs.nothing_learned() || part > kLargePart ? 0.96 : 0.6;
   decision.statistic = "update_norm_sq";
   decision.scope = scope;

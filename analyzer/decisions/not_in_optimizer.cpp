@@ -42,7 +42,7 @@ std::optional<Decision> not_in_optimizer(const Signs& signs) {
   decision.expect = fmt::format(
       "{} will train. If {} meant to stay as {}, requires_grad(false) saves the gradient.",
       one ? "It" : "They", one ? "it is" : "they are", one ? "it is" : "they are");
-  decision.refuted_by = "Nothing to refute if that is meant.";
+  decision.refuted_by = "Nothing to refute if this is intended.";
   decision.gain = 0.8;
   decision.statistic = "update_norm_sq";
   decision.scope = scope;

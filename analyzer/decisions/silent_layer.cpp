@@ -43,11 +43,11 @@ std::optional<Decision> silent_layer(const Signs& signs) {
   if (layers.empty()) return std::nullopt;
   Decision decision;
   decision.code = "silent_layer";
-  decision.title = fmt::format("Initialise {} anew", named(layers));
+  decision.title = fmt::format("Reinitialise {}", named(layers));
   decision.because = fmt::format(
       "At every observed step, from the first on, {:.0f} % or more of the units of {} were not "
-      "above zero for any example: no gradient passes, and the layers before learn nothing from "
-      "it.",
+      "above zero for any example: no gradient passes, and the layers before it learn nothing "
+      "through it.",
       100 * kSilent, named(layers));
   decision.expect =
       "With biases near zero, or an activation that lets negative values through, the layers "

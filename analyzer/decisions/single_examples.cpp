@@ -24,8 +24,9 @@ std::optional<Decision> single_examples(const Signs& signs) {
           : fmt::format("The loss began at {} and ended at {}.", short_number(signs.first_loss()),
                         short_number(signs.mean_loss(0.9, 1))));
   decision.expect =
-      learned ? "The same progress in fewer steps, and a better use of the hardware."
-              : "Gradients that agree from step to step, so that this learning rate can be borne.";
+      learned ? "The same progress in fewer steps, and better use of the hardware."
+              : "Gradients that agree from step to step, so that this learning rate becomes "
+                "stable.";
   decision.refuted_by =
       "If the loss does not fall with the larger batch either, the learning rate is next.";
   decision.severity = learned ? Severity::kNote : Severity::kWarning;

@@ -52,7 +52,9 @@ std::optional<Decision> weight_decay(const Signs& signs) {
       "{} "
       "times as large at the end as at the beginning (geometric mean of their norms).",
       100 * std::min(share, 1.0), short_number(growth));
-  decision.expect = "The weights can grow to what the loss asks for, and the loss ends lower.";
+  decision.expect =
+      "The weights can grow to the size that the loss requires, and the loss ends "
+      "lower.";
   decision.refuted_by =
       "If the training loss does not end lower, the decay was not what limited it. A held-out loss "
       "that gets worse says that the decay was needed.";

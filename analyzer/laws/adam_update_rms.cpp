@@ -37,9 +37,9 @@ const LawDescription& law() {
       "signal to noise per coordinate rho = (U^2-k)/(1-U^2)",
       "Adam or AdamW; moments vary slowly; epsilon far below sqrt(v); past the first 1/(1-beta2) "
       "steps",
-      "U tells how much of a step is signal. Below the band: the step oscillates, lower the "
-      "learning rate "
-      "or check epsilon; above 1.2: the second moment is stale, which comes before loss spikes",
+      "U shows how much of a step is signal. Below the band: the step oscillates, lower the "
+      "learning rate or check epsilon; above 1.2: the second moment is stale, which comes "
+      "before loss spikes",
       "Exact for independent stationary gradients; Wortsman et al. 2023, arXiv:2304.13013 on "
       "spikes",
       {"adam_update_rms", "epsilon_floor_share", "update_norm_sq", "weight_dot_update",
@@ -127,7 +127,7 @@ class AdamUpdateRms : public Law {
         set_not_measured(finding, *context_, "the size of the updates was",
                          {"adam_update_rms", "update_norm_sq"});
       } else if (any_adam) {
-        finding.gate = fmt::format("moments settle in {} steps", format_number(wait));
+        finding.gate = fmt::format("moments settle after {} steps", format_number(wait));
       } else {
         if (seen_settings_) {
           set_not_applicable(finding, "the optimizer is not Adam");
@@ -193,7 +193,8 @@ class AdamUpdateRms : public Law {
       set_verdict(finding, Verdict::kNotApplicable);
       finding.gate = fmt::format("epsilon dominates {:.0f} % of the entries", 100 * share);
       finding.advice =
-          "Much of this parameter is updated like SGD: a smaller epsilon would make it Adam.";
+          "Much of this parameter is updated as by SGD: a smaller epsilon would restore Adam's "
+          "updates.";
       return finding;
     }
     const double low = floor * (1 - kTolerance);
@@ -215,17 +216,17 @@ class AdamUpdateRms : public Law {
                                    : Verdict::kUnderpowered);
     if (stale && !inside && !outside && finding.measured < floor) {
       finding.gate = fmt::format(
-          "the gradient shrinks faster than the second moment forgets: |g|^2 is {} of its average "
-          "over 1/(1-beta2) steps, and U smaller by as much",
+          "the gradient shrinks faster than the second moment forgets: |g|^2 is {} of its "
+          "average over 1/(1-beta2) steps, and U is smaller by as much",
           format_number(lag));
     }
     if (blind) {
       if (!inside)
-        finding.gate = "U is small, and the share of entries on epsilon's floor is not known: " +
+        finding.gate = "U is small, and the share of entries at epsilon's floor is not known: " +
                        why_not_recorded(*context_, {"epsilon_floor_share"});
     } else if (few) {
       if (!inside)
-        finding.gate = fmt::format("U is small, and no average: {:.0f} entries", elements_[i]);
+        finding.gate = fmt::format("U is small, and not an average: {:.0f} entries", elements_[i]);
     } else {
       finding.p_value = band_p_value(square, low_flag * low_flag, kHighFlag * kHighFlag);
     }
@@ -233,7 +234,8 @@ class AdamUpdateRms : public Law {
       const double signal = (square.value - k) / std::max(1e-12, 1 - square.value);
       finding.advice = signal > 0 ? fmt::format("Signal to noise per coordinate is about {}.",
                                                 format_number(signal))
-                                  : "The steps are noise: signal is below what can be resolved.";
+                                  : "The steps are noise: the signal is below what can be "
+                                    "resolved.";
     } else if (outside && finding.measured < floor) {
       finding.advice = fmt::format(
           "U = {} is below the noise floor {}: successive gradients oppose each other; the step "

@@ -52,7 +52,7 @@ const char* words_of(Loss loss) {
     case Loss::kExamples:
       return "a probe loss with `output` and `examples` (Session::set_probe_loss with a ProbeLoss)";
     case Loss::kBatch:
-      return "a loss of fresh batches (Session::set_batch_loss)";
+      return "a loss on fresh batches (Session::set_batch_loss)";
   }
   return "";
 }
@@ -121,9 +121,9 @@ Reason reason_of(const RunContext& context, const std::vector<std::string>& any_
     if (failed != nullptr) return {without_full_stop(failed->message()), ""};
   }
   if (definition == nullptr) {
-    std::string text = fmt::format(
-        "{} is not among what this session records: SessionOptions::every(\"{}\", 50) adds it",
-        wanted, wanted);
+    std::string text =
+        fmt::format("this session does not record {}; SessionOptions::every(\"{}\", 50) adds it",
+                    wanted, wanted);
     if (loss != Loss::kNone && (loss == Loss::kBatch || !has_probe_loss))
       text += fmt::format(", together with {}", words_of(loss));
     return {text, ""};
@@ -139,14 +139,16 @@ Reason reason_of(const RunContext& context, const std::vector<std::string>& any_
     return {text, ""};
   }
   if (context.recorded(definition->name()))
-    return {fmt::format("{} was recorded, but not where the law needs it", definition->name()), ""};
+    return {fmt::format("{} was recorded, but not for the scopes that the law needs",
+                        definition->name()),
+            ""};
   const auto& options = context.run().options();
   const auto budget = options.find("overhead_budget");
   const bool limited = budget != options.end() && budget->second != "none";
   std::string text =
       limited ? fmt::format(
-                    "{} was not due within the overhead budget of {}: raise it, or ask for "
-                    "the statistic with SessionOptions::every(\"{}\", 50)",
+                    "{} was not due within the overhead budget of {}: raise the budget, or "
+                    "request the statistic with SessionOptions::every(\"{}\", 50)",
                     definition->name(), budget->second, definition->name())
               : fmt::format("{} was not recorded at any observed step", definition->name());
   const bool taped = event_of(context, "probe_loss_from_tape") != nullptr;
@@ -173,8 +175,7 @@ void set_not_measured(Finding& finding, const RunContext& context, const std::st
 void set_no_settings(Finding& finding) {
   set_verdict(finding, Verdict::kNotMeasured);
   finding.gate =
-      "the settings of the optimizer are not known: Session takes an optimizer, and it must hold "
-      "the "
+      "the optimizer's settings are not known: pass Session the optimizer that holds the "
       "parameters";
 }
 

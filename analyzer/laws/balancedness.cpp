@@ -28,11 +28,12 @@ const LawDescription& law() {
       "|W|_F^2",
       "Gradient descent without momentum and weight decay, in steps short enough for the flow; no "
       "nonlinearity between the layers",
-      "Layers that stay balanced share the growth of every mode, which the theory of deep linear "
-      "networks assumes. A change says that steps are long, or are not plain descent",
+      "Layers that stay balanced share the growth of every mode, which the theory of deep "
+      "linear networks assumes. A change means that steps are long, or are not plain descent",
       "Arora, Cohen and Hazan 2018, arXiv:1802.06509; Du, Hu and Lee 2018, arXiv:1806.00900",
       {"balance_residual", "weight_norm_sq"},
-      {"Only the norm of V'V - W W' is compared: that it is the same matrix is not seen."}};
+      {"Only the norm of V'V - W W' is compared, so a change of the matrix at constant norm is "
+       "not seen."}};
   return description;
 }
 
@@ -146,7 +147,7 @@ class Balancedness : public Law {
     finding.unit = "of |V|^2 + |W|^2";
     set_verdict(finding, errors_[i].verdict());
     finding.gate =
-        fmt::format("imbalance with the layer behind: {} of the squared norms{}",
+        fmt::format("imbalance with the following layer: {} of the squared norms{}",
                     format_number(last_[i]), last_[i] < kTolerance ? ", which is balanced" : "");
     return finding;
   }

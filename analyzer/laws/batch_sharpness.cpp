@@ -33,12 +33,11 @@ const LawDescription& law() {
       Line::kEmpiricalLaws,
       "E_B[g_B'H_B g_B/|g_B|^2] plateaus at 2/eta; with momentum at 2(1-beta)/eta for small and "
       "2(1+beta)/eta for large batches; measured: over the plateau",
-      "SGD with batches that are not the whole data; heavy-ball momentum or none; learning rate "
+      "SGD with batches smaller than the data set; heavy-ball momentum or none; learning rate "
       "constant or slowly varying",
-      "CONTESTED: at the plateau noise keeps the sharpness down; a smaller learning rate or a "
-      "larger "
-      "batch lets it rise. To test it, branch the run with 1.1 to 1.5 times the learning rate, or "
-      "half the batch: a catapult follows iff it is at this edge",
+      "CONTESTED: at the plateau, noise keeps the sharpness down; a smaller learning rate or a "
+      "larger batch lets it rise. To test this, branch the run with 1.1 to 1.5 times the "
+      "learning rate, or half the batch: a catapult follows iff it is at this edge",
       "Andreyev and Beneventano 2024, arXiv:2412.20553; momentum: Andreyev et al. 2026, "
       "arXiv:2604.14108",
       {"batch_sharpness", "batch_sharpness_pooled", "batch_size", "grad_noise_trace",
@@ -47,8 +46,9 @@ const LawDescription& law() {
        "the "
        "edge of full-batch training is not the limit, and that the exact mean-square threshold is "
        "known (Mulayoff and Michaeli).",
-       "g'Hg/|G|^2 of the averages near 2/eta is something else: any stationary SGD has it.",
-       "The batches must be fresh ones, not those the step was taken on."}};
+       "A ratio of averages g'Hg/|G|^2 near 2/eta is a different thing: any stationary SGD has "
+       "it.",
+       "The batches must be fresh, not those of the step."}};
   return description;
 }
 
@@ -159,16 +159,15 @@ class BatchSharpness : public Law {
     finding->p_value = band_p_value(ratio, 1 - kTolerance, 1 + kTolerance);
     if (finding->verdict == Verdict::kHolds) {
       finding->advice =
-          "CONTESTED: the batch sharpness is where SGD is said to keep it; a higher learning rate "
-          "or "
-          "a smaller batch would then start with a catapult. Branch the run to see if it does.";
+          "CONTESTED: the batch sharpness is at the level at which SGD is said to keep it; a "
+          "higher learning rate or a smaller batch would then start with a catapult. Branch the "
+          "run to test this.";
     } else if (finding->verdict == Verdict::kViolated) {
       // A contested law that fails says more about the law than about the run.
       finding->importance = 0.5;
       finding->advice =
-          "CONTESTED: the batch sharpness is above where SGD is said to be stable, and the loss "
-          "does "
-          "not rise: do not set the learning rate by it.";
+          "CONTESTED: the batch sharpness is above the level at which SGD is said to be stable, "
+          "but the loss does not rise: do not set the learning rate by it.";
     }
   }
 

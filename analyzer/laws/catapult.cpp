@@ -30,19 +30,18 @@ const LawDescription& law() {
       "catapult",
       "Catapult",
       Line::kSolvableSettings,
-      "Where the sharpness is above the edge, s > 1, the loss rises until the sharpness has fallen "
-      "back to the edge; then training goes on. Two linear layers: for 1 < s < 2",
+      "Where the sharpness is above the edge, s > 1, the loss rises until the sharpness has "
+      "fallen back to the edge; then training continues. Two linear layers: for 1 < s < 2",
       "Full batch, or a batch well above the noise scale; squared loss and wide layers in the "
       "derivation",
-      "One catapult at the beginning does no harm and ends in a flatter place. Repeated ones, or a "
-      "loss that does not come back: lower the learning rate",
+      "One catapult at the beginning is harmless and ends in a flatter region. If catapults "
+      "repeat, or the loss does not recover, lower the learning rate",
       "Lewkowycz et al. 2020, arXiv:2003.02218; map exact for two linear layers",
       {"preconditioned_sharpness", "preconditioned_sharpness_error_bound", "stability_threshold",
        "loss", "probe_loss"},
-      {"Largest learning rate from which training returns: s = 2 for two linear layers, about 6 "
-       "for "
-       "ReLU networks by experience; not predicted in general.",
-       "What happens between two measurements of the sharpness is not seen."}};
+      {"Largest learning rate from which training recovers: s = 2 for two linear layers, about "
+       "6 for ReLU networks empirically; not predicted in general.",
+       "Events between two measurements of the sharpness are not seen."}};
   return description;
 }
 
@@ -130,8 +129,8 @@ class Catapult : public Law {
         finding->importance = 0.85;
         finding->gate += "; the loss is no longer finite";
         finding->advice = fmt::format(
-            "From step {} on the sharpness was above the edge ({} times it at first), and training "
-            "did not come back: divide the learning rate by at least that.",
+            "From step {} on the sharpness was above the edge (initially {} times the edge), "
+            "and training did not recover: divide the learning rate by at least that factor.",
             episode.begin, format_number(episode.start));
       } else if (episode.rose() && episode.measurements >= kLongEpisode) {
         set_verdict(*finding, Verdict::kViolated);
@@ -164,8 +163,8 @@ class Catapult : public Law {
                           "limit)",
                           returns_)
             : "",
-        starts_above() ? "A warm-up over these steps avoids the rise."
-                       : "A learning rate smaller by that factor avoids the rise.");
+        starts_above() ? "A warm-up over these steps would avoid the rise."
+                       : "A learning rate smaller by that factor would avoid the rise.");
   }
 
   /// As the law on warm-ups judges: was the run above the edge where it began?

@@ -29,17 +29,16 @@ const LawDescription& law() {
       "At the edge of stability (S within 20 % of the threshold) with one critical mode (next "
       "eigenvalue below 0.95 of it); full or large batch; SGD with any momentum, all parameters at "
       "one learning rate",
-      "Where it holds the oscillation is what keeps the sharpness at the edge: it is benign. Where "
-      "it does not, something other than the loss that is measured moves the sharpness",
+      "If it holds, the oscillation keeps the sharpness at the edge: it is benign. If not, "
+      "something other than the measured loss moves the sharpness",
       "Cohen et al. 2024, arXiv:2410.24206; Damian et al. 2022, arXiv:2209.15594",
       {"central_flow_variance", "central_flow_variance_predicted", "central_flow_loss_excess",
        "central_flow_sharpness", "central_flow_second_eigenvalue", "stability_threshold",
        "learning_rate", "loss", "probe_loss", "batch_size", "grad_noise_trace", "grad_signal_sq"},
-      {"Averages over many cycles of the oscillation's growth and decay are compared: they are "
-       "slow "
-       "where sharpening is slow.",
-       "To third order in the amplitude; with several critical modes their covariance is needed, "
-       "which is not measured."}};
+      {"It compares averages over many cycles of growth and decay of the oscillation, which are "
+       "slow if sharpening is slow.",
+       "Valid to third order in the amplitude; several critical modes would need their "
+       "covariance, which is not measured."}};
   return description;
 }
 
@@ -60,15 +59,15 @@ class CentralFlow : public Law {
     judge_ratio(finding, ratio, kTolerance, series_.variance_distance());
     if (finding.verdict == Verdict::kHolds) {
       finding.advice =
-          "At the edge the oscillation along the sharpest direction has the size that holds the "
-          "sharpness there: it is benign, and averages of the weights or a decay of the learning "
-          "rate remove it.";
+          "At the edge, the oscillation along the sharpest direction has the size that holds "
+          "the sharpness there: it is benign, and averaging the weights or decaying the "
+          "learning rate removes it.";
     } else if (finding.verdict == Verdict::kViolated) {
       finding.importance = 0.6;
       finding.advice = fmt::format(
-          "The oscillation is {} than what holds the sharpness at the edge: is the loss that is "
-          "trained the probe's (regularizers, augmentation, clipping), or is the oscillation "
-          "driven by noise?",
+          "The oscillation is {} than the size that holds the sharpness at the edge: does the "
+          "training loss differ from the probe loss (regularizers, augmentation, clipping), or "
+          "is the oscillation driven by noise?",
           ratio.value > 1 ? "larger" : "smaller");
     }
     return {finding};

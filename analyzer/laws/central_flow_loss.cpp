@@ -25,14 +25,14 @@ const LawDescription& law() {
       "right",
       "As central_flow: at the edge of stability with one critical mode, full or large batch, SGD "
       "with any momentum",
-      "The excess is what the oscillation costs: a decay of the learning rate, or an average of "
-      "the weights, gains about as much at once",
+      "The excess is the cost of the oscillation: a decay of the learning rate, or an average "
+      "of the weights, gains about as much at once",
       "Cohen et al. 2024, arXiv:2410.24206",
       {"central_flow_variance", "central_flow_variance_predicted", "central_flow_loss_excess",
        "central_flow_sharpness", "central_flow_second_eigenvalue", "stability_threshold",
        "learning_rate", "loss", "probe_loss", "batch_size", "grad_noise_trace", "grad_signal_sq"},
       {"Second order in the amplitude.",
-       "What is gained at once is not all: below the edge training sharpens further."}};
+       "The immediate gain is not the whole effect: below the edge, training sharpens further."}};
   return description;
 }
 
@@ -63,8 +63,8 @@ class CentralFlowLoss : public Law {
     } else if (finding.verdict == Verdict::kViolated) {
       finding.importance = 0.5;
       finding.advice = fmt::format(
-          "The oscillation costs {} loss than the central flow says: its amplitude is not what "
-          "holds the sharpness, or too large for second order.",
+          "The oscillation costs {} loss than the central flow predicts: its amplitude is not "
+          "the one that holds the sharpness, or is too large for a second-order expansion.",
           ratio.value > 1 ? "more" : "less");
     }
     return {finding};

@@ -41,7 +41,7 @@ std::string CentralFlowSeries::why_not(const v1::OptimizerSettings* settings) co
   for (const v1::ParameterGroup& group : settings->group()) {
     if (group.learning_rate() != first.learning_rate() || group.momentum() != first.momentum() ||
         group.dampening() != first.dampening() || group.nesterov() != first.nesterov()) {
-      return "parameter groups move at different speeds, which the formula does not know";
+      return "parameter groups move at different speeds, which the formula does not cover";
     }
   }
   return "";
@@ -119,7 +119,7 @@ bool CentralFlowSeries::ready(Finding* finding) const {
     set_not_measured(*finding, *context_, "the learning rate was", {"learning_rate"});
     return false;
   }
-  if (regime_.excuse(*finding, "with gradient noise the oscillation is not its own")) return false;
+  if (regime_.excuse(*finding, "gradient noise also drives the oscillation")) return false;
   if (!reached_) {
     const bool near = last_ratio_ > 1 - kBand;
     set_verdict(*finding, near ? Verdict::kNotYet : Verdict::kNotApplicable);
@@ -137,8 +137,8 @@ bool CentralFlowSeries::ready(Finding* finding) const {
   const double in_band = share.mean({1, 0}).value;
   if (in_band < kFewestInBand) {
     finding->gate = fmt::format(
-        "the sharpness is within {:.0f} % of the threshold at {:.0f} % of the observations only: "
-        "it did not stay at the edge",
+        "the sharpness is within {:.0f} % of the threshold at only {:.0f} % of the "
+        "observations: it did not stay at the edge",
         100 * kBand, 100 * in_band);
     return false;
   }
@@ -164,7 +164,7 @@ bool CentralFlowSeries::ready(Finding* finding) const {
   if (!(blocks.mean({0, 1, 0, 0}).low > 0 || least > 0)) {
     set_verdict(*finding, Verdict::kUnderpowered);
     finding->gate =
-        "the flow is not seen to sharpen here on average: nothing has to hold the sharpness down";
+        "on average the flow does not sharpen here: nothing has to hold the sharpness down";
     return false;
   }
   finding->gate = fmt::format("{}; {} observations at the edge with one critical mode",

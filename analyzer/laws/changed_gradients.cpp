@@ -78,21 +78,21 @@ void ChangedGradients::observe(const Frame& frame) {
 std::string ChangedGradients::evidence() const {
   for (const v1::Event& event : context_->events()) {
     if (event.code() == "gradients_changed" || event.code() == "gradient_changed_before_step")
-      return "gradients were changed between backward and the optimizer's step (clipped?), as the "
-             "session saw";
+      return "the session saw that gradients were changed between backward and the optimizer's "
+             "step (clipped?)";
   }
   if (scaled_ + turned_ < kFewest) return "";
   if (turned_ >= kFewest) {
     return fmt::format(
-        "at {} of {} steps the update is not what the settings make of the gradients of backward: "
-        "they are changed before the step (clipped by value?), or other code writes the weights",
+        "at {} of {} steps the update is not the one that the settings and the gradients of "
+        "backward give: gradients are changed before the step (clipped by value?), or other "
+        "code writes the weights",
         turned_, steps_);
   }
   return fmt::format(
       "gradients are scaled between backward and the optimizer's step (clipped?): at {} of {} "
-      "steps "
-      "the update is another multiple of the gradient than the learning rate, {} times it at the "
-      "last",
+      "steps the update is a multiple of the gradient other than the learning rate, at the last "
+      "step {} times it",
       scaled_, steps_, format_number(last_factor_));
 }
 

@@ -33,9 +33,10 @@ const LawDescription& law() {
       "SGD without momentum, with or without coupled weight decay; the architecture has the "
       "symmetry; "
       "gradients are not changed between backward and step",
-      "A violation means that gradients do not have the symmetry that the architecture has. Where "
-      "the optimizer's step is not the one that its settings make of the gradients of backward "
-      "(clipping, other code that writes weights) there is nothing to test, and the gate says so",
+      "A violation means that gradients do not have the symmetry of the architecture. If the "
+      "optimizer's step is not the one that its settings and the gradients of backward give "
+      "(clipping, other code that writes weights), there is nothing to test, and the gate says "
+      "so",
       "Kunin et al. 2021, arXiv:2012.04728; discrete form exact",
       {"conservation_error", "grad_norm_sq", "update_norm_sq", "weight_norm_sq", "grad_dot_update",
        "weight_dot_grad", "weight_dot_update"},
@@ -135,9 +136,9 @@ class Conservation : public Law {
     }
     if (finding.verdict == Verdict::kViolated) {
       finding.advice = fmt::format(
-          "The optimizer takes the step that its settings say, and yet it does not balance "
-          "(relative "
-          "error {}, rounding allows {}): the gradients do not have the symmetry, see there.",
+          "The optimizer takes the step that its settings say, but the balance fails (relative "
+          "error {}, rounding allows {}): the gradients do not have the symmetry; see the "
+          "symmetry of the gradient.",
           format_number(finding.measured), format_number(tolerance_[i]));
     }
     return finding;

@@ -30,9 +30,9 @@ const LawDescription& law() {
       "2/(s_c eta) = -u'Hu/(eta g.u), s_c the multiple of the update u at which the loss is back "
       "at its start; measured: left over right",
       "Both on the probe batch; the loss is quadratic along the update out to the critical step",
-      "Where it holds, the critical sharpness is a curvature at the price of forward passes, and "
-      "may be measured often. Where it does not, it is still the longest stable step along the "
-      "update, but no curvature",
+      "If it holds, the critical sharpness is a curvature for the cost of forward passes, and "
+      "may be measured often. If not, it is still the longest stable step along the update, but "
+      "not a curvature",
       "Critical sharpness: arXiv:2601.16979; exact for a quadratic",
       {"critical_sharpness", "loss_change", "loss_change_first_order", "loss_change_second_order",
        "learning_rate", "loss", "probe_loss", "batch_size", "grad_noise_trace", "grad_signal_sq"},
@@ -95,8 +95,8 @@ class CriticalSharpnessAgreement : public Law {
       } else {
         set_verdict(finding, Verdict::kNotMeasured);
         finding.gate =
-            "the curvature along the update was not measured at the steps at which the "
-            "critical sharpness was, on updates that go downhill: give both one interval, "
+            "the curvature along the update was not measured at the same steps as the critical "
+            "sharpness, on updates that go downhill: give both the same interval, "
             "every(\"critical_sharpness\", 20).every(\"loss_change\", 20)";
       }
       return {finding};
@@ -121,18 +121,20 @@ class CriticalSharpnessAgreement : public Law {
         fmt::format("the loss is back at its start after about {} updates", format_number(steps));
     if (finding.verdict == Verdict::kHolds) {
       finding.advice =
-          "The critical sharpness is the curvature along the updates: measured often, it may stand "
-          "for Hessian-vector products.";
+          "The critical sharpness equals the curvature along the updates, so it can replace "
+          "Hessian-vector products and be measured often.";
     } else if (steps > kFar) {
       set_verdict(finding, Verdict::kNotApplicable);
       finding.p_value = kUnknown;
-      finding.gate += ", where few losses are quadratic: it is a limit of the step, no curvature";
+      finding.gate +=
+          ", where few losses are quadratic: it is a limit of the step, not a "
+          "curvature";
     } else if (finding.verdict == Verdict::kViolated) {
       // Says something about the loss, and nothing is wrong with it.
       finding.importance = 0.4;
       finding.advice = fmt::format(
-          "Out to {} updates the loss is {} than a quadratic: take the critical sharpness for a "
-          "limit of the step along the update, not for a curvature.",
+          "Out to {} updates the loss is {} than a quadratic: read the critical sharpness as a "
+          "limit of the step along the update, not as a curvature.",
           format_number(steps), ratio.value > 1 ? "steeper" : "flatter");
     }
     return {finding};

@@ -31,8 +31,9 @@ const LawDescription& law() {
       "Full batch; SGD, RMSprop or Adagrad without momentum and weight decay; the loss is "
       "quadratic "
       "along the update out to the critical step",
-      "Near 1 the critical sharpness, from forward passes only, follows the edge of stability; far "
-      "below, the updates avoid the sharpest direction and it must not be read as head-room",
+      "Near 1, the critical sharpness follows the edge of stability, using forward passes only. "
+      "Far below 1, the updates avoid the sharpest direction, and it must not be read as "
+      "head-room",
       "Critical sharpness: arXiv:2601.16979; Rayleigh quotient exact for a quadratic",
       {"critical_sharpness", "preconditioned_sharpness", "preconditioned_sharpness_error_bound",
        "stability_threshold", "loss", "probe_loss", "batch_size", "grad_noise_trace",
@@ -145,7 +146,7 @@ class CriticalSharpnessBound : public Law {
           ratio.value > kTight
               ? fmt::format(
                     "The critical sharpness is {} of the sharpness: it follows the edge of "
-                    "stability, at the price of forward passes.",
+                    "stability, for the cost of forward passes.",
                     of)
               : fmt::format(
                     "The critical sharpness is {} of the sharpness: the updates avoid the "
@@ -155,9 +156,8 @@ class CriticalSharpnessBound : public Law {
       finding->importance = 0.5;
       finding->advice = fmt::format(
           "The critical sharpness is {} of what Lanczos finds: the loss is steeper than a "
-          "quadratic "
-          "out to the critical step, or the step is not along the gradient of the probe loss "
-          "(dropout, another loss, gradients that are changed).",
+          "quadratic out to the critical step, or the step is not along the gradient of the "
+          "probe loss (dropout, another loss, changed gradients).",
           of);
     }
   }

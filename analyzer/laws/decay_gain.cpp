@@ -54,16 +54,15 @@ const LawDescription& law() {
       "learning rates, within a factor of 2",
       "SGD, one learning rate for all parameters; the noise of all of them is measured; a constant "
       "rate whose loss follows a power law, then a tenth of the steps at 0.3 of it or less",
-      "Where the gain is more than what as many steps at the same rate would bring, begin the "
-      "decay; "
-      "where both are too little, stop",
+      "If the gain exceeds what as many steps at the same rate would gain, begin the decay; if "
+      "both are too small, stop",
       "Qiu et al. 2025, arXiv:2507.02119, eq. 16",
       {"loss", "learning_rate", "batch_size", "grad_noise_trace"},
-      {"Adam and its like need the noise in their preconditioner, which is not recorded.",
-       "Directions that the decay leaves no time to relax keep their noise: a short decay gains "
-       "less.",
-       "The noise is that before the decay; where it falls with the loss the gain is larger or "
-       "smaller in second order."}};
+      {"Adam and similar optimizers need the preconditioned noise, which is not recorded.",
+       "Directions that have no time to relax during the decay keep their noise: a short decay "
+       "gains less.",
+       "The noise is measured before the decay; if it falls with the loss, the gain differs in "
+       "second order."}};
   return description;
 }
 
@@ -105,9 +104,7 @@ class DecayGain : public Law {
     const std::string& name = frame.optimizer()->optimizer();
     if (name != "SGD") {
       reason_ = fmt::format(
-          "derived for SGD; with {} the noise counts as its preconditioner weighs it, of which "
-          "nothing "
-          "is known",
+          "derived for SGD; with {} the noise is weighted by a preconditioner that is not known",
           name);
       return;
     }
@@ -178,13 +175,15 @@ class DecayGain : public Law {
                 Finding* finding) const {
     finding->gate =
         end == curve.size()
-            ? "the learning rate has not been lowered yet: nothing to hold the gain against"
-            : "the learning rate is being lowered: nothing to hold the gain against yet";
+            ? "the learning rate has not been lowered yet: there is nothing to compare the gain "
+              "with"
+            : "the learning rate is still being lowered: there is nothing to compare the gain "
+              "with yet";
     const CurveMean level =
         curve_mean(curve, end - std::min<size_t>(end, kFewestLowered), end, nullptr);
     const double loss = std::exp(level.value);
     if (!floor.reliable || !(floor.low > 0)) {
-      finding->gate += "; how large the noise is cannot be told, or it still changes";
+      finding->gate += "; the size of the noise is uncertain, or still changes";
       return;
     }
     if (!(floor.high < kMuch * loss)) {
@@ -203,7 +202,7 @@ class DecayGain : public Law {
     const auto ahead = look_ahead(curve, begin, end, more);
     finding->advice = fmt::format(
         "{} of the loss of {} is the noise of steps this long: lowering the learning rate to 0 "
-        "should gain about that.",
+        "should gain about that much.",
         format_interval(finding->measured, finding->ci_low, finding->ci_high), format_number(loss));
     if (ahead) {
       finding->advice +=
@@ -212,7 +211,7 @@ class DecayGain : public Law {
                                      : "at most " + format_number(ahead->high),
                       ahead->high < finding->ci_low   ? "begin the decay"
                       : ahead->low > finding->ci_high ? "it is too early for the decay"
-                                                      : "as far as can be told, as much");
+                                                      : "about as much, as far as can be told");
     }
     finding->importance = finding->ci_low > kWorthIt * loss ? 0.5 : 0.25;
   }
@@ -240,8 +239,8 @@ class DecayGain : public Law {
     finding->window_end = static_cast<int64_t>(curve.back().step);
     if (uncertainty.wanders * otherwise > kWander * std::max(gain, share * floor.value)) {
       return set_not_applicable(*finding,
-                                "the loss at the constant learning rate does not follow the power "
-                                "law that says what it would have been");
+                                "the loss at the constant learning rate does not follow the "
+                                "power law that would extrapolate it");
     }
     // The uncertainty of the prediction is counted with what was measured.
     const double freedom = std::min(uncertainty.freedom, floor.degrees_of_freedom);
@@ -262,21 +261,22 @@ class DecayGain : public Law {
         "loss would have been {} at the same sum of rates",
         curve[late].step, curve.back().step, format_number(1 - share), format_number(otherwise));
     if (finding->verdict == Verdict::kUnderpowered) {
-      finding->gate += "; what came is too uncertain, or the noise still changes";
+      finding->gate += "; the observed gain is too uncertain, or the noise still changes";
     } else if (finding->verdict == Verdict::kHolds) {
       finding->advice = fmt::format(
-          "Lowering the learning rate took away the noise of the steps, {}, as foretold: the next "
-          "run's decay can be planned by it.",
+          "Lowering the learning rate removed the noise of the steps, {}, as predicted: use "
+          "this to plan the next run's decay.",
           format_interval(gain, estimate.low, estimate.high));
     } else if (finding->verdict == Verdict::kViolated) {
       finding->importance = 0.35;
       finding->advice =
           gain < finding->predicted
               ? "The decay gained less than the noise of the steps: it was too short for flat "
-                "directions, or the constant rate would not have gone on as it did."
-              : "The decay gained more than the measured noise of the steps: the noise is larger "
-                "than it looks (examples that are there twice), or something else, as a rate above "
-                "the edge of stability, kept the loss up.";
+                "directions, or the loss would not have fallen on at the constant rate as "
+                "extrapolated."
+              : "The decay gained more than the measured noise of the steps: the noise is "
+                "larger than it looks (duplicate examples), or something else, such as a rate "
+                "above the edge of stability, kept the loss up.";
     }
   }
 

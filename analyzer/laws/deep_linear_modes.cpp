@@ -52,13 +52,13 @@ const LawDescription& law() {
       "5 % of what they become, from balanced layers; plain or heavy-ball descent without weight "
       "decay, in steps short "
       "for the fastest mode",
-      "Strong modes are learned first and weak ones after a plateau of length ln(s/u_0)/(2 kappa "
-      "s): a loss that does not fall need not have converged. Larger initial weights shorten the "
-      "plateau",
+      "Strong modes are learned first, weak ones after a plateau of length ln(s/u_0)/(2 kappa "
+      "s): a loss that does not fall need not have converged. Larger initial weights shorten "
+      "the plateau",
       "Saxe, McClelland and Ganguli 2013, arXiv:1312.6120",
       {"mode_strength", "target_mode_strength", "balance_residual", "probe_loss", "learning_rate"},
-      {"Whether the inputs are whitened is not measured: where they are not, modes mix, and a "
-       "violation says no more than that."}};
+      {"Whitening of the inputs is not checked: without it modes mix, and a violation may mean "
+       "no more than that."}};
   return description;
 }
 
@@ -158,8 +158,8 @@ class DeepLinearModes : public Law {
       } else if (!has_target_) {
         set_verdict(run, Verdict::kNotMeasured);
         run.gate =
-            "the targets of the probe batch are not known: they are seen of a squared error "
-            "in a probe loss with `output`";
+            "the targets of the probe batch are not known: Tycho finds them if the loss is a "
+            "squared error, given as a probe loss with `output`";
       } else {
         set_no_settings(run);
       }
@@ -217,7 +217,9 @@ class DeepLinearModes : public Law {
     run.window_end = end_;
     set_verdict(run, Verdict::kNotYet);
     if (!(kappa_ > 0)) {
-      run.gate = "no mode has risen: the normalisation of the loss cannot be read off its fall";
+      run.gate =
+          "no mode has risen: the normalisation of the loss cannot be determined from "
+          "its fall";
       return {run};
     }
     std::vector<Finding> result;
@@ -251,12 +253,14 @@ class DeepLinearModes : public Law {
     run.gate = fmt::format("{} layers; loss {} sum (s-u)^2", format_number(layers_),
                            format_number(kappa_ / 2));
     if (large_start > 0) {
-      run.gate += fmt::format("; {} modes left out, which began above {:.0f} % of their end",
-                              large_start, 100 * kSmallStart);
+      run.gate += fmt::format(
+          "; {} modes left out that began above {:.0f} % of their final "
+          "strength",
+          large_start, 100 * kSmallStart);
     }
     if (unbalanced > 0) {
       run.gate +=
-          fmt::format("; {} modes left out, which layers that are not balanced share", unbalanced);
+          fmt::format("; {} modes left out, shared by layers that are not balanced", unbalanced);
     }
     if (fastest > kLongestStep) {
       set_verdict(run, Verdict::kNotApplicable);
@@ -288,9 +292,8 @@ class DeepLinearModes : public Law {
     } else if (run.verdict == Verdict::kViolated) {
       run.importance = 0.5;
       run.advice =
-          "Modes are not learned as by themselves: are the inputs whitened, is the loss the "
-          "squared "
-          "error, and is it the probe's data that are trained on?";
+          "Modes are not learned independently: are the inputs whitened, is the loss the "
+          "squared error, and are the probe data the training data?";
     }
     result.insert(result.begin(), run);
     return result;

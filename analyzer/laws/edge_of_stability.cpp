@@ -42,17 +42,16 @@ const LawDescription& law() {
       "Full batch, or a batch well above the noise scale; learning rate constant or slowly "
       "varying; "
       "Adam: epsilon far below sqrt(v)",
-      "At the edge a loss that is not monotone is normal: do not lower the learning rate because "
-      "of "
-      "it. Far below, the learning rate can rise. Above it with a rising loss: lower the learning "
-      "rate",
+      "At the edge, a non-monotone loss is normal: do not lower the learning rate because of "
+      "it. Far below, the learning rate can rise. Above it with a rising loss: lower the "
+      "learning rate",
       "Cohen et al. 2021, arXiv:2103.00065; Cohen et al. 2022, arXiv:2207.14484",
       {"preconditioned_sharpness", "preconditioned_sharpness_error_bound", "stability_threshold",
        "preconditioned_eigenvector_share", "sharpness", "sharpness_error_bound",
        "top_eigenvector_share", "hessian_eigenvalue", "hessian_eigenvalue_error_bound",
        "epsilon_floor_share", "loss", "probe_loss", "loss_change", "batch_size", "grad_noise_trace",
        "grad_signal_sq"},
-      {"How fast a run sharpens is not predicted: head-room shrinks while training goes on.",
+      {"How fast a run sharpens is not predicted: head-room shrinks as training continues.",
        "The sharpness of a small probe batch is larger than that of all data, on average.",
        "With cross-entropy sharpness falls again late in training, as margins grow.",
        "g'Hg/|g|^2 near 2/eta says nothing about the edge: any stationary SGD has it."}};
@@ -150,11 +149,9 @@ class EdgeOfStability : public Law {
     }
     if (largest >= last_share_.size() || largest >= layer_.size()) return "";
     if (!(last_share_[largest] >= kLargeShare)) return "";
-    return fmt::format(
-        " {} holds {:.0f} % of the top eigenvector: it is what limits the learning "
-        "rate.",
-        layer_[largest].empty() ? "The root" : "Layer " + layer_[largest],
-        100 * last_share_[largest]);
+    return fmt::format(" {} holds {:.0f} % of the top eigenvector: it limits the learning rate.",
+                       layer_[largest].empty() ? "The root" : "Layer " + layer_[largest],
+                       100 * last_share_[largest]);
   }
 
   /// Is s within the tolerance of 1, its error included, at 95 % of the recent half?
@@ -220,8 +217,8 @@ class EdgeOfStability : public Law {
         if (&stretch == &current_) finding->alarm = "edge_passed";
         finding->importance = 0.85;
         finding->advice = fmt::format(
-            "The sharpness is {} times what this optimizer can stand{}, and the loss rises: lower "
-            "the learning rate to {} of it.{}",
+            "The sharpness is {} times the stability limit of this optimizer{}, and the loss "
+            "rises: lower the learning rate to {} of its value.{}",
             format_number(median), rate, format_number(1 / median), limiting_layer());
       } else if (const std::string changed = changed_.evidence(); !changed.empty()) {
         set_not_applicable(*finding, changed + ": the edge is not where the settings say");
@@ -231,10 +228,9 @@ class EdgeOfStability : public Law {
         set_verdict(*finding, above ? Verdict::kViolated : Verdict::kUnderpowered);
         finding->p_value = band_p_value(mean, 0, 1 + tolerance);
         finding->advice = fmt::format(
-            "The sharpness stays at {} times the edge{}, and yet the loss does not rise: the step "
-            "is smaller than the optimizer's settings say (clipped?), or the probe loss is sharper "
-            "than the "
-            "loss that is trained.",
+            "The sharpness stays at {} times the edge{}, but the loss does not rise: the step "
+            "is smaller than the optimizer's settings say (clipped?), or the probe loss is "
+            "sharper than the training loss.",
             format_number(median), rate);
       }
       return;
@@ -243,7 +239,7 @@ class EdgeOfStability : public Law {
       const bool below = finding->ci_high < kBelow;
       finding->gate += below ? "; below the edge" : "; approaching the edge";
       if (rising) {
-        finding->gate += ", and yet the loss rises";
+        finding->gate += ", but the loss rises";
         return;
       }
       finding->importance = median < 0.5 ? 0.6 : below ? 0.45 : 0.3;
@@ -251,9 +247,9 @@ class EdgeOfStability : public Law {
         finding->advice = "No positive curvature was found: it sets no limit to the learning rate.";
       } else {
         finding->advice = fmt::format(
-            "Below the edge{}: at the sharpness of now, the learning rate could be about {} times "
-            "larger before the edge{}. Raise it in steps: sharpness usually rises towards the "
-            "edge.{}",
+            "Below the edge{}: at the current sharpness, the learning rate could be about {} "
+            "times larger before reaching the edge{}. Raise it in steps: sharpness usually "
+            "rises towards the edge.{}",
             rate, format_number(1 / median),
             finding->ci_low > 0 ? fmt::format(" ({} to {})", format_number(1 / finding->ci_high),
                                               format_number(1 / finding->ci_low))
@@ -269,7 +265,9 @@ class EdgeOfStability : public Law {
     const BlockAverages& rises = stretch.rises.blocks();
     if (rises.observations() < 2 * BlockAverages::kMinBlocks) {
       set_verdict(*finding, Verdict::kUnderpowered);
-      finding->gate += "; near the edge, but too few losses were recorded to see if they rise";
+      finding->gate +=
+          "; near the edge, but too few losses were recorded to see whether they "
+          "rise";
       return;
     }
     const double share = rises.mean({1}).value;
@@ -286,10 +284,8 @@ class EdgeOfStability : public Law {
     finding->gate += fmt::format("; {:.0f} % of the steps raise the loss", 100 * share);
     finding->importance = inside ? 0.5 : 0.3;
     finding->advice = fmt::format(
-        "At the edge{}: the learning rate sets the sharpness. A loss that is not monotone is "
-        "normal "
-        "here and no reason to lower the learning rate; there is no room to raise it without a "
-        "catapult.{}",
+        "At the edge{}: the learning rate sets the sharpness. A non-monotone loss is normal "
+        "here and no reason to lower the learning rate; raising it would cause a catapult.{}",
         rate, limiting_layer());
   }
 

@@ -33,15 +33,14 @@ const LawDescription& law() {
       "Coupled weight decay (SGD, or Adam with L2) on the layer's weight; constant learning rate "
       "for 3/(eta lambda) steps; stationary: |F - F'|/|F| below 0.05; the probe batch is the "
       "training data",
-      "Where it holds the layer has converged: what it takes in is weighted by the gradients it "
-      "gives back, and more training at these settings changes little. Where it is not yet, the "
-      "asymmetry says how far off",
+      "If it holds, the layer has converged: it weights its inputs by the gradients they "
+      "receive, and more training at these settings changes little. If not yet, the asymmetry "
+      "shows how far off it is",
       "Boix-Adsera et al. 2025, arXiv:2507.05644; exact at a stationary point",
       {"fact_residual", "fact_alignment", "fact_asymmetry"},
-      {"With decoupled decay (AdamW) the preconditioned gradient stands in its place, which is not "
-       "measured.",
-       "On a probe batch that is only a sample of the training data the right side has noise.",
-       "Most of training is far from it."}};
+      {"Decoupled decay (AdamW) would need the preconditioned gradient, which is not measured.",
+       "If the probe batch is only a sample of the training data, the right side has noise.",
+       "During most of training, layers are far from this point."}};
   return description;
 }
 
@@ -175,15 +174,16 @@ class FeaturesAtConvergence : public Law {
     if (inside) {
       set_verdict(finding, Verdict::kHolds);
       finding.advice =
-          "The layer has converged: what it takes from its input is what its gradients ask for, "
-          "and "
-          "training on at these settings changes little.";
+          "The layer has converged: it weights its inputs as its gradients require, and further "
+          "training at these settings changes little.";
       return finding;
     }
     const auto elapsed = static_cast<double>(layer.series.window_begin() - layer.since);
     if (elapsed < needed) {
-      finding.gate += fmt::format("; weight decay has had {} steps at these settings and takes {}",
-                                  format_number(elapsed), format_number(needed));
+      finding.gate += fmt::format(
+          "; weight decay has had {} steps at these settings and needs "
+          "{}",
+          format_number(elapsed), format_number(needed));
       return finding;
     }
     if (!(asymmetry.high <= kSymmetric)) {
@@ -191,7 +191,7 @@ class FeaturesAtConvergence : public Law {
       return finding;
     }
     if (falls(layer.points)) {
-      finding.gate += "; nearly stationary, and still coming closer";
+      finding.gate += "; nearly stationary, and still approaching";
       return finding;
     }
     // Nothing is random where training is stationary: a drift up or sideways does no harm.
@@ -205,8 +205,8 @@ class FeaturesAtConvergence : public Law {
     if (finding.verdict == Verdict::kViolated) {
       finding.importance = 0.5;
       finding.advice =
-          "Stationary, and yet weights and gradients do not balance: is the weight decay what the "
-          "settings say, and is the probe batch what is trained on, with the same loss?";
+          "Stationary, but weights and gradients do not balance: does the weight decay equal "
+          "its setting, and is the probe batch training data, with the training loss?";
     }
     return finding;
   }

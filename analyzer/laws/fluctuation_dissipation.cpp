@@ -30,18 +30,17 @@ const LawDescription& law() {
       "E[theta.(g + lambda theta)] = (1+momentum)/(2 eta (1-dampening)) E|dtheta|^2; measured: "
       "left over "
       "right",
-      "SGD, with or without momentum but not Nesterov's; coupled weight decay above 0 (else "
-      "|theta| "
-      "drifts and never comes to rest); constant learning rate",
+      "SGD, with or without momentum but not Nesterov's; coupled weight decay above 0 "
+      "(otherwise |theta| drifts forever); constant learning rate",
       "Once it holds, the loss has reached the noise floor of this learning rate: decay the "
       "learning "
       "rate, or stop",
       "Yaida 2018, arXiv:1810.00004",
       {"weight_dot_grad", "weight_norm_sq", "update_norm_sq", "weight_dot_update", "grad_norm_sq",
        "grad_dot_update"},
-      {"Where the loss does not depend on the scale of a weight, theta.g is 0 and the relation is "
-       "a "
-       "balance of norms: such weights are not in the run's sums, unless there are no others.",
+      {"If the loss does not depend on the scale of a weight, theta.g is 0 and the relation is "
+       "only a balance of norms: the run's sums leave such weights out, unless there are no "
+       "others.",
        "Holding is necessary, not sufficient, for the loss to have converged: slow directions with "
        "small "
        "gradients contribute little."}};
@@ -53,7 +52,7 @@ std::string why_not(const ParameterSettings& s) {
   if (s.optimizer != "SGD")
     return "the relation is derived for SGD; the optimizer is " + s.optimizer;
   if (s.nesterov) return "the relation is not derived for Nesterov momentum";
-  if (!(s.weight_decay > 0)) return "no weight decay: the norm drifts and never comes to rest";
+  if (!(s.weight_decay > 0)) return "no weight decay: the norm drifts forever";
   if (s.decoupled_weight_decay) return "weight decay is decoupled";
   if (!(s.learning_rate > 0)) return "the learning rate is 0";
   return {};
@@ -200,15 +199,14 @@ class FluctuationDissipation : public Law {
       if (scope == "run" && !some_vary_) {
         finding.advice = fmt::format(
             "Since step {} weight decay and updates balance in weights that are all "
-            "scale-invariant (left over right {}): their norms are at rest. Of the loss it says "
-            "nothing.",
+            "scale-invariant (left over right {}): their norms are stationary. This says "
+            "nothing about the loss.",
             finding.window_begin, format_interval(ratio.value, ratio.low, ratio.high));
       } else if (scope == "run") {
         finding.importance = 0.7;
         finding.advice = fmt::format(
-            "Since step {} training is at rest (left over right {}): at this learning rate the "
-            "loss has "
-            "reached its noise floor. Decay the learning rate, or stop.",
+            "Since step {} training is stationary (left over right {}): at this learning rate "
+            "the loss has reached its noise floor. Decay the learning rate, or stop.",
             finding.window_begin, format_interval(ratio.value, ratio.low, ratio.high));
       }
     } else if (const std::string changed = changed_.evidence();
@@ -218,11 +216,11 @@ class FluctuationDissipation : public Law {
       set_verdict(finding, verdict);
       finding.p_value = band_p_value(ratio, 1 / (1 + kTolerance), 1 + kTolerance);
       finding.advice =
-          "The norm is at rest but the relation fails: the updates are not those of SGD on the "
-          "observed "
-          "gradients (are they changed after backward, or weights written by other code?).";
+          "The norm is stationary but the relation fails: the updates are not those of SGD on "
+          "the observed gradients (are gradients changed after backward, or weights written by "
+          "other code?).";
     } else if (verdict == Verdict::kViolated) {
-      finding.gate = "not at rest yet: the weight norm still drifts";
+      finding.gate = "not stationary yet: the weight norm still drifts";
     } else {
       set_verdict(finding, verdict);
     }

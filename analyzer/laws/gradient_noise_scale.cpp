@@ -64,7 +64,7 @@ const LawDescription& law() {
        "magnitude (Merrill et al. 2025, arXiv:2505.23971): verify by branching the run at k times "
        "the "
        "batch and sqrt(k) times the learning rate.",
-       "Tokens of one sequence are not independent: the example is the sequence. Dropout counts as "
+       "Tokens of one sequence are not independent: an example is a sequence. Dropout counts as "
        "noise."}};
   return description;
 }
@@ -279,9 +279,8 @@ class GradientNoiseScale : public Law {
     if (finding.verdict == Verdict::kViolated) {
       finding.advice =
           "The examples of a batch are not independent (copies, clusters, or sorted data?), so "
-          "that "
-          "what they say of the noise is not the noise of a step. Shuffle the data, remove copies, "
-          "and do not choose a batch size by these gradients.";
+          "they do not measure the noise of a step. Shuffle the data, remove copies, and do not "
+          "choose a batch size from these gradients.";
       // No number: it rests on independence.
       finding.measured = finding.ci_low = finding.ci_high = kUnknown;
       return finding;
@@ -295,8 +294,7 @@ class GradientNoiseScale : public Law {
     if (counts_ >= kFewestCounts && distinct_ < kDistinct) {
       set_verdict(finding, Verdict::kViolated);
       finding.gate = fmt::format(
-          "of the examples of a batch at most {:.0f} % have a gradient of their own: the others "
-          "are "
+          "at most {:.0f} % of the examples of a batch have a distinct gradient: the others are "
           "copies of them",
           100 * distinct_);
       return;
@@ -312,16 +310,14 @@ class GradientNoiseScale : public Law {
       finding.gate = series.test.describe(test);
       if (finding.verdict == Verdict::kHolds && !series.test.sees_pairs()) {
         set_verdict(finding, Verdict::kUnderpowered);
-        finding.gate +=
-            ", as it would be, at batch sizes as large as these, if each example were "
-            "there twice";
+        finding.gate += ", as it would be at such large batch sizes if each example occurred twice";
       }
     } else {
       set_verdict(finding, Verdict::kUnderpowered);
       finding.gate =
-          "an estimate: that the examples of a batch are independent could not be tested, for want "
-          "of "
-          "two batches at the same weights (between_batch_trace) or of two batch sizes";
+          "an estimate: independence of the examples of a batch could not be tested, because "
+          "there were neither two batches at the same weights (between_batch_trace) nor two "
+          "batch sizes";
     }
   }
 
@@ -330,9 +326,8 @@ class GradientNoiseScale : public Law {
     constexpr double kHigh = 1 + kBetweenTolerance;
     const Estimate ratio = between.ratio();
     finding.gate = fmt::format(
-        "tr(Sigma) from how far the gradients of two batches lie apart, over that from the "
-        "examples "
-        "within one: {} (predicted 1)",
+        "tr(Sigma) from the distance between the gradients of two batches, over that from the "
+        "examples within one: {} (predicted 1)",
         format_interval(ratio.value, ratio.low, ratio.high));
     set_verdict(finding, judge_band(ratio, kLow, kHigh));
     if (finding.verdict != Verdict::kViolated) return;
@@ -342,23 +337,23 @@ class GradientNoiseScale : public Law {
     }
     set_verdict(finding, Verdict::kUnderpowered);
     finding.gate +=
-        ": batches are more alike than independent examples make them (the same examples at every "
-        "step, or a choice by strata), so that a step has less noise than this";
+        ": batches are more alike than independent examples would be (the same examples at "
+        "every step, or stratified sampling), so a step has less noise than this";
   }
 
   /// What is known is a part, and is given as one.
   std::string describe_part(const NoiseScaleSeries::Part& part, const char* whole) const {
     std::string text = fmt::format(
-        "of a part of the parameters only, which has {:.3g} % of the gradient's square at step {}, "
-        "is the noise observed ({})",
+        "noise is observed for only a part of the parameters, which has {:.3g} % of the squared "
+        "gradient norm at step {} ({})",
         100 * part.coverage, part.step, why_not_recorded(*context_, {"grad_noise_trace"}));
     if (!std::isnan(part.own.value)) {
       text += fmt::format("; its own noise scale is {}",
                           format_interval(part.own.value, part.own.low, part.own.high));
     }
     return text + fmt::format(
-                      "; the noise scale of the {} has the limits of two cases, that the rest is "
-                      "all signal and that it is all noise",
+                      "; the limits for the noise scale of the {} assume that the rest is all "
+                      "signal, or all noise",
                       whole);
   }
 
@@ -408,7 +403,7 @@ class GradientNoiseScale : public Law {
       set_verdict(finding, finding.verdict);
       finding.importance = std::min(finding.importance, 0.25);
       finding.gate +=
-          fmt::format("; the noise scale is {}: too wide an interval to judge batch {} by",
+          fmt::format("; the noise scale is {}: the interval is too wide to judge batch {}",
                       std::isfinite(finding.ci_high)
                           ? fmt::format("between {} and {}", format_number(finding.ci_low),
                                         format_number(finding.ci_high))
@@ -416,7 +411,7 @@ class GradientNoiseScale : public Law {
                       format_number(batch));
       return;
     }
-    finding.advice += " An order of magnitude only";
+    finding.advice += " This is an order of magnitude only";
     finding.advice += adam_
                           ? "; for Adam-trained language models it was far too low (Merrill et al. "
                             "2025): verify by branching the run at k times the batch and sqrt(k) "

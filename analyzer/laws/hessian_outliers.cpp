@@ -29,19 +29,18 @@ const LawDescription& law() {
       "Outliers of the Hessian",
       Line::kUniversalPhenomena,
       "eigenvalues apart from the bulk: C or C-1 for C classes; |P_C g|^2/|g|^2 near 1",
-      "Classification with C outputs of one last layer, established by a loss that a common shift "
-      "of "
-      "the outputs leaves alone; the C+3 largest eigenvalues were "
-      "measured; the spectrum has one clear gap (a factor 1.5, and none of 1.3 behind it)",
-      "Most of the curvature, and of the gradient, is in as many directions as there are classes: "
-      "the learning rate is limited by them, and most of the learning is not done in them",
+      "Classification with C outputs of one last layer, recognised by a loss that a common "
+      "shift of the outputs does not change; the C+3 largest eigenvalues were measured; the "
+      "spectrum has one clear gap (a factor 1.5, and no gap of 1.3 after it)",
+      "Most of the curvature, and of the gradient, is in as many directions as there are "
+      "classes: they limit the learning rate, but most of the learning happens outside them",
       "Sagun et al. 2016, arXiv:1611.07476; Papyan 2019, arXiv:1901.08244; Gur-Ari et al. 2018, "
       "arXiv:1812.04754",
       {"hessian_eigenvalue", "hessian_eigenvalue_error_bound", "top_subspace_fraction",
        "gradient_curvature_overlap"},
-      {"Found by experience for balanced classes and cross-entropy; a single gap need not exist.",
-       "That the gradient lies in the top space does not say that learning happens there (Song et "
-       "al. 2024, arXiv:2405.16002)."}};
+      {"Empirical, for balanced classes and cross-entropy; a single gap need not exist.",
+       "A gradient in the top space does not mean that learning happens there (Song et al. "
+       "2024, arXiv:2405.16002)."}};
   return description;
 }
 
@@ -105,10 +104,10 @@ class HessianOutliers : public Law {
                        {"hessian_eigenvalue"});
     } else if (!(classes_ >= 2)) {
       finding.gate =
-          "no classification was found: the loss is not one that a common shift of the outputs of "
-          "one last layer leaves alone, as a cross-entropy of at least 2 classes is";
+          "no classification was found: a common shift of the outputs of one last layer changes "
+          "the loss, unlike a cross-entropy over at least 2 classes";
     } else if (spectra_.points().empty()) {
-      finding.gate = fmt::format("{} eigenvalues were measured: {} classes take {}", most_measured_,
+      finding.gate = fmt::format("{} eigenvalues were measured: {} classes need {}", most_measured_,
                                  format_number(classes_), format_number(classes_ + kBulk));
     } else {
       judge_spectra(&finding);
@@ -185,7 +184,8 @@ class HessianOutliers : public Law {
       finding->gate += fmt::format("; overlap of g and Hg {}", format_number(last_overlap_));
     if (finding->verdict == Verdict::kHolds) {
       finding->advice = fmt::format(
-          "{} directions, about one a class, hold the large curvature and limit the learning rate.",
+          "{} directions, about one per class, hold the large curvature and limit the learning "
+          "rate.",
           format_number(finding->measured));
     } else if (finding->verdict == Verdict::kViolated) {
       // A pattern of experience, not a theorem.

@@ -42,14 +42,14 @@ const LawDescription& law() {
       "Plain SGD (no momentum, no weight decay, no preconditioner, one learning rate), each step "
       "and its loss on one batch; below the edge: eta g'Hg/|g|^2 at most 0.37; above the rounding "
       "of the loss",
-      "The learning rate itself regularizes gradients by eta/4: what it costs relative to the loss "
-      "says whether that matters",
+      "The learning rate itself regularizes gradients by eta/4: the size of the regularizer "
+      "relative to the loss shows whether that matters",
       "Barrett and Dherin 2020, arXiv:2009.11162; exact to second order",
       {"modified_flow_excess", "modified_flow_predicted", "modified_flow_step",
        "modified_flow_first", "implicit_regularizer", "loss", "preconditioned_sharpness",
        "stability_threshold", "sharpness", "hessian_eigenvalue"},
-      {"At and above the edge of stability the expansion in eta fails: curvature, not this term, "
-       "decides there.",
+      {"At and above the edge of stability the expansion in eta fails: there curvature "
+       "dominates, not this term.",
        "Over minibatches the regularizer is the mean of |grad L_B|^2, which contains the noise."}};
   return description;
 }
@@ -177,18 +177,20 @@ class ImplicitRegularization : public Law {
     }
     if (finding->verdict == Verdict::kViolated && !(longest <= kLongestStep)) {
       set_verdict(*finding, Verdict::kUnderpowered);
-      finding->gate += "; off, as directions sharper than the expansion allows may explain";
+      finding->gate +=
+          "; outside the tolerance, possibly because of directions sharper than "
+          "the expansion allows";
     }
     finding->gate += fmt::format("; coefficient of eta |grad L|^2: {}",
                                  format_interval(ratio.value / 4, ratio.low / 4, ratio.high / 4));
     const double share = regularizer / loss;
     if (finding->verdict == Verdict::kHolds && std::isfinite(share)) {
       finding->advice = fmt::format(
-          "Steps descend on L + (eta/4)|grad L|^2; that regularizer is {} of the loss: {}",
+          "Steps descend on L + (eta/4)|grad L|^2; this regularizer is {} of the loss: {}",
           share < 1e-3 ? "less than 0.1 %" : fmt::format("{:.2g} %", 100 * share),
           share < 0.01 ? "at this learning rate it hardly matters."
-                       : "the learning rate is part of what is learned, and a smaller one is not "
-                         "only slower.");
+                       : "the learning rate affects what is learned, so a smaller one is not "
+                         "merely slower.");
     } else if (finding->verdict == Verdict::kViolated) {
       finding->importance = 0.7;
       finding->advice =

@@ -33,15 +33,15 @@ const LawDescription& law() {
       "0.1); rich otherwise; measured: R",
       "The network and the first observation's linearization on one probe batch; the loss has "
       "fallen by a tenth since",
-      "Lazy: expect what kernel regression does, modes of the initial kernel and no learned "
-      "features; for features take a smaller output scale, smaller initial weights or the "
-      "maximal-update parametrization. Rich: laws on features apply, and the initial kernel says "
-      "nothing about what is learned",
+      "Lazy: expect the behaviour of kernel regression: modes of the initial kernel, no learned "
+      "features. To learn features, use a smaller output scale, smaller initial weights or the "
+      "maximal-update parametrization. Rich: laws on features apply, and the initial kernel "
+      "says nothing about what is learned",
       "Chizat, Oyallon and Bach 2019, arXiv:1812.07956; Fort et al. 2020, arXiv:2010.15110",
       {"kernel_distance", "linearization_residual", "feature_change_relative", "probe_loss",
        "loss"},
-      {"Between the two limits there is no sharp border: the numbers matter more than the label.",
-       "The first observation counts as initialization: of a run that is resumed it is not."}};
+      {"There is no sharp border between the two limits: the numbers matter more than the label.",
+       "The first observation counts as initialization, which is wrong for a resumed run."}};
   return description;
 }
 
@@ -101,8 +101,10 @@ class LearningRegime : public Law {
     const double fall = 1 - loss_then_ / first_loss_;
     if (!(fall >= kLeastFall)) {
       finding.gate = std::isfinite(fall)
-                         ? "the loss has not fallen by a tenth: nothing was learned in any regime"
-                         : "the probe loss is not known: whether anything was learned neither";
+                         ? "the loss has not fallen by a tenth: nothing was learned in either "
+                           "regime"
+                         : "the probe loss is not known, so it is not known whether anything "
+                           "was learned";
       return {finding};
     }
     label(&finding);
@@ -142,8 +144,8 @@ class LearningRegime : public Law {
       finding->importance = 0.55;
       finding->gate = "lazy: " + numbers;
       finding->advice =
-          "The network stays its own linearization: it learns as kernel regression with its "
-          "initial kernel does, and no features. If features are wanted: a smaller output scale, "
+          "The network stays close to its linearization: it learns like kernel regression with "
+          "its initial kernel, without features. To learn features, use a smaller output scale, "
           "smaller initial weights, or the maximal-update parametrization.";
     } else if (same_kernel || linear) {
       set_verdict(*finding, Verdict::kUnderpowered);
@@ -153,10 +155,10 @@ class LearningRegime : public Law {
       set_verdict(*finding, Verdict::kNotApplicable);
       finding->importance = 0.5;
       finding->predicted = kUnknown;
-      finding->gate = "rich, the lazy limit does not apply: " + numbers;
+      finding->gate = "rich; the lazy limit does not apply: " + numbers;
       finding->advice =
-          "Features are learned: the kernel moved away from its start. Read the laws on features, "
-          "and no prediction from the initial kernel.";
+          "Features are learned: the kernel moved away from its start. Use the laws on "
+          "features, not predictions from the initial kernel.";
     }
   }
 

@@ -50,7 +50,7 @@ inline void explain_missing_modes(Finding& finding, const RunContext& context) {
     }
   }
   if (!why_not.empty())
-    return set_not_applicable(finding, "the model is no chain of linear layers: " + why_not);
+    return set_not_applicable(finding, "the model is not a chain of linear layers: " + why_not);
   set_not_measured(finding, context, "the modes of a linear network were", {"mode_strength"});
 }
 

@@ -49,20 +49,21 @@ const LawDescription& law() {
       "loss_forecast",
       "Forecast of the loss",
       Line::kEmpiricalLaws,
-      "L(t) = L0 + a t^-mu at a constant learning rate; L = L0 + A S1^-a - C S2 where it falls, S1 "
-      "the sum of the rates and S2 their annealing area. Fitted to the first part of the run, its "
-      "forecast of the rest is off by at most 0.3 of the change of ln(loss) that it forecasts "
-      "(and 0.001)",
-      "A positive loss at a rate that, after its warm-up, is constant or falls; the first part "
-      "follows the law; the loss moves enough to tell the forecast from the last value",
-      "Where it holds, what more steps at this rate would gain is known beforehand: stop, or begin "
-      "the decay, where that is too little",
+      "L(t) = L0 + a t^-mu at a constant learning rate; L = L0 + A S1^-a - C S2 where the rate "
+      "falls, S1 the sum of the rates and S2 their annealing area. Fitted to the first part of "
+      "the run, its forecast of the rest is off by at most 0.3 of the change of ln(loss) that "
+      "it forecasts (and 0.001)",
+      "A positive loss; a learning rate that is constant or falls after its warm-up; the first "
+      "part follows the law; the loss moves enough to distinguish the forecast from the last "
+      "value",
+      "If it holds, the gain of more steps at this rate is known in advance: if it is too "
+      "small, stop, or begin the decay",
       "Luo et al. 2025, arXiv:2503.12811; Tissue et al. 2024, arXiv:2408.11029; Qiu et al. 2025, "
       "arXiv:2507.02119",
       {"loss", "learning_rate"},
-      {"The exponents and L0 are fits, not predictions: of them nothing is claimed.",
-       "It forecasts the training loss, not that of held-out data.",
-       "What happens at a rate that was never seen is not forecast."}};
+      {"The exponents and L0 are fits, not predictions: nothing is claimed about them.",
+       "It forecasts the training loss, not the held-out loss.",
+       "It does not forecast the loss at a rate that was never used."}};
   return description;
 }
 
@@ -115,7 +116,7 @@ class LossForecastLaw : public Law {
     const Window window = choose(curve);
     if (!window.refused.empty()) return set_not_applicable(*finding, window.refused);
     if (window.split < window.begin + kFewestFitted || window.end < window.split + kFewestJudged) {
-      finding->gate = "too few steps to fit a part and to judge another";
+      finding->gate = "too few steps to fit one part and test another";
       return;
     }
     judge(curve, window, finding);
@@ -158,7 +159,7 @@ class LossForecastLaw : public Law {
       ++window.begin;
     if (window.form == LossForm::kAnnealing && window.split > warm &&
         curve[window.split - 1].rate > (1 - kFell) * peak) {
-      window.refused = "the learning rate fell too late to fit what that does and to judge it";
+      window.refused = "the learning rate fell too late to fit its effect and test it";
     }
     return window;
   }
@@ -195,8 +196,8 @@ class LossForecastLaw : public Law {
     const ForecastError uncertainty(curve, window.begin, window.split, *fit);
     if (uncertainty.wanders > kWander * std::fabs(change)) {
       return set_not_applicable(
-          *finding, fmt::format("the {} does not describe what it was fitted to: its residuals "
-                                "wander, by {} % of the loss",
+          *finding, fmt::format("the {} does not describe the data it was fitted to: its "
+                                "residuals wander, by {} % of the loss",
                                 fitted, format_number(100 * uncertainty.wanders)));
     }
     const double quantile = student_t_quantile(0.95, uncertainty.freedom);
@@ -229,12 +230,13 @@ class LossForecastLaw : public Law {
                           : within && moved ? Verdict::kHolds
                                             : Verdict::kUnderpowered);
     if (finding->verdict == Verdict::kUnderpowered) {
-      finding->gate += !moved ? "; the loss moved too little for its noise to tell them apart"
-                              : "; the noise does not tell how good it is";
+      finding->gate += !moved ? "; the loss moved too little, compared with its noise, to "
+                                "distinguish them"
+                              : "; the noise hides how good it is";
     } else if (finding->verdict == Verdict::kViolated) {
       finding->importance = 0.35;  // no harm is done
       finding->advice = fmt::format(
-          "The loss left the course that its first part forecast, {}: do not extrapolate this "
+          "The loss left the curve forecast from its first part, {}: do not extrapolate this "
           "curve.",
           finding->measured < finding->predicted ? "and fell further" : "and stayed above it");
     } else {
@@ -247,8 +249,8 @@ class LossForecastLaw : public Law {
     finding->importance = 0.5;
     if (window.form != LossForm::kPower) {
       finding->advice =
-          "The annealing law describes this run: its forecast of another length or decay can be "
-          "relied on as far as here.";
+          "The annealing law describes this run: forecasts of another length or decay can be "
+          "trusted to the same accuracy as here.";
       return;
     }
     const double end = curve[window.end - 1].step;
@@ -261,7 +263,7 @@ class LossForecastLaw : public Law {
         over ? "Another" : fmt::format("Before it fell at about step {:.0f}, another", end), more,
         format_number(record_.peak_rate()), over ? "should" : "would have", over ? "" : "ed",
         format_number(ahead->loss), format_interval(ahead->gain, ahead->low, ahead->high),
-        over ? ": stop, or lower the rate, where that is too little" : "");
+        over ? ": if that is too little, stop or lower the rate" : "");
   }
 
   const std::optional<LossFit>& fit_to(const LossCurve& curve, LossForm form) const {

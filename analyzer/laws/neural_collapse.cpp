@@ -36,11 +36,11 @@ const LawDescription& law() {
       "most 0.5 % of the training examples in the probe batch wrong, for as long as it took to "
       "get there; weight decay",
       "Training past zero error still changes the geometry of the last layer: margins and "
-      "robustness grow while NC1 falls. Once it is flat, stop",
+      "robustness grow while NC1 falls. Once NC1 is flat, stop",
       "Papyan, Han and Donoho 2020, arXiv:2008.08186",
       {"probe_error", "class_variability", "class_mean_norm_variation",
        "class_mean_angle_deviation", "self_duality", "nearest_center_mismatch"},
-      {"A trend is tested, not a rate; without weight decay it goes with the logarithm of time.",
+      {"It tests a trend, not a rate; without weight decay the trend is logarithmic in time.",
        "The probe batch must be training data: on other data collapse is weaker."}};
   return description;
 }
@@ -151,13 +151,13 @@ class NeuralCollapse : public Law {
       set_verdict(*finding, Verdict::kHolds);
       finding->advice =
           "The last layer collapses to its class means: training past zero error still tightens "
-          "classes. It shows in margins, seldom in accuracy.";
+          "classes. This improves margins, seldom accuracy.";
     } else if (first.ratio() > kRisen && collapse_.rises(0) && decays_) {
       set_verdict(*finding, Verdict::kViolated);
       finding->importance = 0.45;
       finding->advice =
-          "All examples are right, and yet features of one class spread: is a regularizer, "
-          "augmentation or noise holding them apart, or are classes far from balanced?";
+          "All examples are classified correctly, but features of a class spread: does a "
+          "regularizer, augmentation or noise keep them apart, or are classes far from balanced?";
     } else {
       set_verdict(*finding, Verdict::kUnderpowered);
       finding->gate += falls ? "; NC1 falls, but these rise: " + rising

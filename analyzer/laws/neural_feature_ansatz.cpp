@@ -21,14 +21,16 @@ const LawDescription& law() {
       "Neural feature ansatz (descriptive)",
       Line::kEmpiricalLaws,
       "cosine of W'W and E[J'J] rises towards 1, J the Jacobian of the output by the layer's input",
-      "None that is derived: there is no threshold, and no verdict is given",
-      "A cosine that rose from its start says that the layer has taken up the directions that the "
-      "output depends on; one that did not, that it learned little (see the regime of learning)",
+      "None is derived: there is no threshold, and no verdict is given",
+      "A cosine that rose means that the layer has learned the directions that the output "
+      "depends on; one that did not rise means that it learned little (see the regime of "
+      "learning)",
       "Radhakrishnan et al. 2024, arXiv:2212.13881",
       {"feature_ansatz_alignment"},
-      {"Heuristic and inexact: above 0.8 is usual for trained layers, below is no fault.",
-       "Where W'W is nearly a multiple of 1, as in wide layers at initialization, the cosine is "
-       "high only if E[J'J] is that too."}};
+      {"Heuristic and inexact: values above 0.8 are usual for trained layers; lower values are "
+       "not a fault.",
+       "If W'W is nearly a multiple of the identity, as in wide layers at initialization, the "
+       "cosine is high only if E[J'J] is, too."}};
   return description;
 }
 
@@ -78,7 +80,7 @@ class NeuralFeatureAnsatz : public Law {
             format_number(now.value),
             now.low > first_[i]    ? "up"
             : now.high < first_[i] ? "down"
-                                   : "not clearly moved",
+                                   : "not clearly changed",
             format_number(first_[i]));
       }
       result.push_back(finding);

@@ -30,22 +30,21 @@ const LawDescription& law() {
       "noise_curvature",
       "Gradient noise and curvature",
       Line::kUniversalPhenomena,
-      "tr Sigma = 2 L tr H_GN / m (squared error), tr H_GN / m (cross-entropy), m loss terms an "
-      "example; measured: left over right, within a factor 1.5 of 1",
-      "Squared error with residuals whose size does not depend on the input, or cross-entropy of a "
-      "calibrated model (loss within 10 % of the mean entropy of its predictions); the probe batch "
-      "is like the data; no dropout",
-      "Where it holds noise is large where curvature is: the noise floor of the loss at learning "
-      "rate eta is about eta tr Sigma / (4 B), and flat minima are quiet. Where it does not, "
-      "errors "
-      "go with the sensitivity of the network: look at outliers among examples or labels",
+      "tr Sigma = 2 L tr H_GN / m (squared error), tr H_GN / m (cross-entropy), m loss terms "
+      "per example; measured: left over right, within a factor 1.5 of 1",
+      "Squared error with residuals whose size does not depend on the input, or cross-entropy "
+      "of a calibrated model (loss within 10 % of the mean entropy of its predictions); the "
+      "probe batch resembles the data; no dropout",
+      "If it holds, noise is large where curvature is: the noise floor of the loss at learning "
+      "rate eta is about eta tr Sigma / (4 B), and flat minima have little noise. If not, "
+      "errors correlate with the sensitivity of the network: look for outliers among examples "
+      "or labels",
       "Fisher information; Jastrzebski et al. 2017, arXiv:1711.04623; Mori et al. 2021, "
       "arXiv:2105.09557",
       {"grad_noise_trace", "gauss_newton_trace", "predicted_noise_trace", "prediction_calibration"},
       {"Sizes are compared, not directions.",
-       "On training data that are fitted by heart predictions are not calibrated: the labels are "
-       "no "
-       "sample of them."}};
+       "On memorised training data, predictions are not calibrated: the labels are not a sample "
+       "of them."}};
   return description;
 }
 
@@ -88,11 +87,11 @@ class NoiseCurvature : public Law {
     if (series_.observations() == 0) {
       if (!context_->recorded("predicted_noise_trace")) {
         finding.gate =
-            "the loss is neither squared error nor cross-entropy as far as could be seen: what the "
-            "noise should be is not known";
+            "the loss was not recognised as squared error or cross-entropy: the expected noise "
+            "is not known";
       } else {
         set_verdict(finding, Verdict::kNotYet);
-        finding.gate = "noise and curvature were not both recorded yet";
+        finding.gate = "noise and curvature have not both been recorded yet";
       }
       return {finding};
     }
@@ -118,8 +117,8 @@ class NoiseCurvature : public Law {
       const double calibration = calibrations_.blocks().mean({1}).value;
       if (!(std::fabs(calibration - 1) <= kCalibrated)) {
         finding.gate += fmt::format(
-            "; the model is not calibrated (loss over mean entropy of the predictions is {}): its "
-            "labels are no sample of its predictions",
+            "; the model is not calibrated (loss over mean entropy of the predictions is {}): "
+            "its labels are not a sample of its predictions",
             format_number(calibration));
         return {finding};
       }
@@ -135,22 +134,23 @@ class NoiseCurvature : public Law {
     finding->p_value = band_p_value(ratio, 1 / (1 + kTolerance), 1 + kTolerance);
     if (finding->verdict == Verdict::kHolds) {
       finding->advice = fmt::format(
-          "The gradient noise has the size that curvature gives it (ratio {}): it is largest where "
-          "the loss is steep, and a smaller learning rate or larger batch lowers the loss by what "
-          "the noise costs.",
+          "The gradient noise has the size predicted from curvature (ratio {}): it is largest "
+          "where the loss is steep, and a smaller learning rate or larger batch lowers the loss "
+          "by the cost of the noise.",
           format_interval(ratio.value, ratio.low, ratio.high));
     } else if (finding->verdict == Verdict::kViolated) {
       finding->importance = 0.5;
       finding->advice =
           ratio.value > 1
               ? fmt::format(
-                    "The gradient noise is {} times what curvature gives it: the errors are "
-                    "largest on the examples that the network is most sensitive to. Look for "
-                    "outliers or labels whose noise depends on the input; is dropout on?",
+                    "The gradient noise is {} times the value predicted from curvature: the "
+                    "errors are largest on the examples that the network is most sensitive to. "
+                    "Look for outliers or labels whose noise depends on the input; is dropout "
+                    "on?",
                     format_number(ratio.value))
               : fmt::format(
-                    "The gradient noise is {} of what curvature gives it: the examples that the "
-                    "network is most sensitive to are the best fitted.",
+                    "The gradient noise is {} of the value predicted from curvature: the "
+                    "examples that the network is most sensitive to are the best fitted.",
                     format_number(ratio.value));
     }
   }

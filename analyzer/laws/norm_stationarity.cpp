@@ -20,11 +20,10 @@ const LawDescription& law() {
       "norm_stationarity",
       "Stationarity of the weight norm",
       Line::kEmpiricalLaws,
-      "rho = -2<w.dw>/<|dw|^2> = 1 where |w| is at rest; below 1 it grows, above 1 it shrinks",
+      "rho = -2<w.dw>/<|dw|^2> = 1 if |w| is stationary; below 1 it grows, above 1 it shrinks",
       "Weight decay acts on the parameter; constant learning rate",
-      "A norm that grows at a constant learning rate is a slow decay of the effective learning "
-      "rate; one "
-      "that has come to rest says that weight decay and updates balance",
+      "A growing norm at a constant learning rate is a slow decay of the effective learning "
+      "rate; a stationary norm means that weight decay and updates balance",
       "Wan et al. 2021, arXiv:2006.08419; identity exact",
       {"weight_dot_update", "update_norm_sq"},
       {}};
@@ -81,7 +80,7 @@ class NormStationarity : public Law {
       if (settings_version_ == 0) {
         set_no_settings(finding);
       } else {
-        set_not_applicable(finding, "no weight decay: nothing holds the norms");
+        set_not_applicable(finding, "no weight decay: nothing limits the norms");
       }
       result.push_back(finding);
     }

@@ -35,9 +35,9 @@ const LawDescription& law() {
       "step 1/(2(1-r))",
       "The same batch before, after and in all terms; small steps (third order negligible); no "
       "dropout between the two evaluations",
-      "r near 1: the step is short of what the loss could bear, the learning rate can rise; r near "
-      "0: normal at a constant learning rate; r below 0 for long: the steps raise the loss, lower "
-      "the learning rate",
+      "r near 1: the step is shorter than the loss allows, so the learning rate can rise; r "
+      "near 0: normal at a constant learning rate; r below 0 for long: the steps raise the "
+      "loss, so lower the learning rate",
       "McCandlish, Kaplan, Amodei et al. 2018, arXiv:1812.06162, eqs. 2.4 to 2.8; exact to second "
       "order",
       {"loss_change", "loss_change_first_order", "loss_change_second_order", "loss", "probe_loss",
@@ -45,9 +45,10 @@ const LawDescription& law() {
        "hessian_eigenvalue"},
       {"The best step along one update is greedy: training settles where the update is about twice "
        "as long (McCandlish et al., app. E), which is r = 0.",
-       "On its own small batch a step looks better than on the data: r is too large by about the "
-       "noise over the signal.",
-       "Differences of losses cancel: float32 resolves a change of 1e-6 of the loss."}};
+       "On its own small batch a step looks better than on all data: r is too large by about "
+       "the ratio of noise to signal.",
+       "Differences of losses suffer cancellation: float32 resolves a change of 1e-6 of the "
+       "loss."}};
   return description;
 }
 
@@ -151,7 +152,9 @@ class OneStepLossChange : public Law {
     const double size = blocks.mean({0, 0, 0, 1}).value;
     if (!(kTolerance * size > kRoundingFactor * epsilon_ * blocks.mean({0, 0, 1, 0}).value)) {
       set_verdict(finding, Verdict::kNotApplicable);
-      finding.gate = "the steps change the loss by too little to tell it from rounding";
+      finding.gate =
+          "the steps change the loss too little to distinguish the change from "
+          "rounding";
       return finding;
     }
     const Estimate first = blocks.mean({0, 1, 0, 0});
@@ -170,7 +173,7 @@ class OneStepLossChange : public Law {
       const double single = -terms.ratio({0, 0, 0, 1}, {0, 1, 0, 0}).value;
       if (finding.verdict == Verdict::kUnderpowered && single <= kTolerance)
         set_verdict(finding, Verdict::kHolds);
-      finding.gate = fmt::format("what first and second order leave: {} of the linear term",
+      finding.gate = fmt::format("remainder after first and second order: {} of the linear term",
                                  format_interval(rest.value, rest.low, rest.high));
     } else {
       set_verdict(finding, Verdict::kUnderpowered);
@@ -185,8 +188,8 @@ class OneStepLossChange : public Law {
     if (finding->verdict == Verdict::kViolated) {
       finding->importance = 0.7;
       finding->advice =
-          "Steps are so long that the loss is not quadratic along them: what is said about best "
-          "learning rates from curvature is rough here.";
+          "Steps are so long that the loss is not quadratic along them: estimates of the best "
+          "learning rate from curvature are rough here.";
     }
     if (diverged_) finding->gate += "; the loss is no longer finite";
     // Of the steps before it there is nothing to recommend.
@@ -213,16 +216,16 @@ class OneStepLossChange : public Law {
       if (edge_ratio_ > kNearEdge) {
         // A longer step would be unstable in directions that the updates hardly have by now.
         finding->advice += fmt::format(
-            "What limits the learning rate is curvature in other directions: the sharpness is at "
-            "{} of the edge of stability.",
+            "Curvature in other directions limits the learning rate: the sharpness is at {} of "
+            "the edge of stability.",
             format_number(edge_ratio_));
       } else if (momentum_ > 0) {
         // The update is a sum over gradients of 1/(1 - momentum) steps: one that is longer at this
         // step alone is not what a larger learning rate does.
         finding->importance = std::min(finding->importance, 0.4);
         finding->advice += fmt::format(
-            "That is no learning rate: with momentum {} an update repeats gradients of about {} "
-            "steps, and a larger rate lengthens those of all of them.",
+            "This does not give a learning rate: with momentum {} an update combines gradients "
+            "of about {} steps, and a larger rate lengthens all of them.",
             format_number(momentum_), format_number(1 / (1 - momentum_)));
       } else {
         finding->importance = 0.6;
@@ -230,9 +233,8 @@ class OneStepLossChange : public Law {
       }
     } else if (finding->advice.empty()) {
       finding->advice = fmt::format(
-          "Gain ratio {}: 1 is a short step, 1/2 the best of a line search, 0 the longest that "
-          "does "
-          "not raise the loss; a constant learning rate settles near 0.",
+          "Gain ratio {}: 1 is a short step, 1/2 the optimum of a line search, 0 the longest "
+          "step that does not raise the loss; a constant learning rate settles near 0.",
           ratio);
     }
     const std::string descent = who_descends();
@@ -267,8 +269,8 @@ class OneStepLossChange : public Law {
     set_measured(finding, own);
     const double curvature = layers_[i].blocks().ratio({0, 0, 1}, {0, 1, 0}).value;
     finding.gate = fmt::format(
-        "nothing is predicted for one layer: it is its share of the descent; {} through curvature "
-        "{} of the run's linear term",
+        "nothing is predicted for a single layer: this is its share of the descent; {} through "
+        "curvature {} of the run's linear term",
         curvature <= 0 ? "it gives back" : "it gains", format_number(std::fabs(curvature)));
     if (own.high < 0) finding.gate += "; its updates go uphill";
     return finding;

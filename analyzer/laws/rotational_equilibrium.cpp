@@ -189,8 +189,8 @@ class RotationalEquilibrium : public Law {
           "not in equilibrium: constant settings for {} steps, {} are needed (3 relaxation times)",
           phase.steps(), format_number(kRelaxationTimes * prediction.relaxation_steps));
       finding.advice = fmt::format(
-          "Weight decay acts over {} steps here: with fewer steps at this learning rate it hardly "
-          "matters.",
+          "Weight decay acts over {} steps here: with fewer steps at this learning rate it has "
+          "little effect.",
           format_number(prediction.relaxation_steps));
       return finding;
     }
@@ -206,7 +206,8 @@ class RotationalEquilibrium : public Law {
     const Estimate angle_sq = blocks.ratio({1, 0, 0, 0}, {0, 1, 0, 0}, 0.95, correlation_time);
     if (angle_sq.blocks < BlockAverages::kMinBlocks) {
       finding.gate = fmt::format(
-          "the norm and the velocity remember {} steps, and these are fewer than 8 times as many",
+          "the norm and the velocity have a memory of {} steps, and fewer than 8 times as many "
+          "are observed",
           format_number(memory));
       return finding;
     }
@@ -247,15 +248,14 @@ class RotationalEquilibrium : public Law {
         band_p_value(angle_sq, prediction.angle_sq / factor, prediction.angle_sq * factor);
     if (finding.verdict == Verdict::kHolds) {
       finding.advice = fmt::format(
-          "In equilibrium: {} rad per step, set by learning rate x weight decay alone; to turn "
-          "faster "
-          "or slower by a factor f change that product by f^2.",
+          "In equilibrium: {} rad per step, set by learning rate x weight decay alone; to "
+          "rotate faster or slower by a factor f, change that product by f^2.",
           format_number(finding.measured));
     } else if (finding.verdict == Verdict::kViolated) {
       finding.advice = fmt::format(
-          "Turns {} rad per step where {} is predicted, with its norm at rest: the update is not "
-          "what "
-          "the settings say (a second decay?), or the weights are not scale-invariant.",
+          "Rotates {} rad per step instead of the predicted {}, with a stationary norm: the "
+          "update is not what the settings say (a second decay?), or the weights are not "
+          "scale-invariant.",
           format_number(finding.measured), format_number(finding.predicted));
     }
     return finding;

@@ -35,8 +35,7 @@ const LawDescription& law() {
       "SiLU, "
       "tanh, sigmoid, none), no residual or normalisation in between; widths much larger than "
       "depth",
-      "Gradients that grow or vanish along the depth: rescale the initial weights so that chi is 1 "
-      "(He "
+      "If gradients grow or vanish with depth, rescale the initial weights so that chi is 1 (He "
       "for ReLU), or add normalisation; a single layer off the line is initialised differently",
       "Poole et al. 2016, arXiv:1606.05340; Schoenholz et al. 2017, arXiv:1611.01232",
       {"activation_grad_rms", "activation_rms", "weight_norm_sq"},
@@ -159,12 +158,12 @@ class SignalPropagation : public Law {
       } else if (!captured_) {
         set_verdict(run, Verdict::kNotMeasured);
         run.gate =
-            "gradients and activations of step 0 were not recorded: the session began later, "
-            "or was told not to observe it";
+            "gradients and activations of step 0 were not recorded: the session began later, or "
+            "its options excluded that step";
       } else {
         std::string gate = "no chain of 5 linear layers with known nonlinearities was found";
         if (!broken_by_.empty()) {
-          gate += ": none is known through ";
+          gate += "; unknown operators: ";
           for (auto it = broken_by_.begin(); it != broken_by_.end(); ++it)
             gate += (it == broken_by_.begin() ? "" : ", ") + *it;
         }

@@ -31,17 +31,16 @@ const LawDescription& law() {
       Line::kSimplifyingLimits,
       "r_W = |W|_2 sqrt(n_in/n_out) within a factor 10 of 1, and r_D = |dW|_2 sqrt(n_in/n_out) "
       "within a factor 10 of the median of the hidden layers",
-      "At least 3 hidden layers (matrices that neither take in the data nor give out the result); "
+      "At least 3 hidden layers (matrices that neither read the data nor produce the output); "
       "embeddings, first and last layer and vectors are described, not judged",
-      "A layer far off its peers learns too fast or hardly at all: scale its initial weights, or "
-      "its learning rate in a parameter group of its own, towards them. Only where the condition "
-      "holds does a learning rate carry over to other widths",
+      "A layer far from its peers learns too fast or hardly at all: scale its initial weights, "
+      "or its learning rate in a separate parameter group, towards them. A learning rate "
+      "carries over to other widths only if the condition holds",
       "Yang, Simon and Bernstein 2023, arXiv:2310.17813",
       {"weight_spectral_norm", "update_spectral_norm"},
-      {"An order of magnitude is tested: the theory has no constants. Whether a learning rate "
-       "carries over is seen by comparing widths.",
-       "Gradients that vanish along the depth look the same as a learning rate that does not "
-       "fit."}};
+      {"It tests an order of magnitude: the theory has no constants. To see whether a learning "
+       "rate carries over, compare widths.",
+       "Gradients that vanish with depth look the same as an unsuitable learning rate."}};
   return description;
 }
 
@@ -154,10 +153,10 @@ class SpectralCondition : public Law {
       set_verdict(run, violated > 0        ? Verdict::kViolated
                        : holding == judged ? Verdict::kHolds
                                            : Verdict::kUnderpowered);
-      run.gate = fmt::format("{} of {} hidden layers obey it", holding, judged);
+      run.gate = fmt::format("{} of {} hidden layers satisfy it", holding, judged);
       run.importance = violated > 0 ? 0.7 : run.importance;
       if (violated > 0)
-        run.advice = "Off their peers by more than a factor 10: " + off + ". See there.";
+        run.advice = "More than a factor 10 from their peers: " + off + ". See there.";
     }
     result.insert(result.begin(), run);
     return result;
@@ -222,14 +221,14 @@ class SpectralCondition : public Law {
     if (fast || slow) {
       finding.importance = 0.6;
       finding.advice = fmt::format(
-          "Its updates are {} times those of its peers, for its shape: give it a parameter group "
-          "with {} the learning rate{}.",
+          "Its updates are {} times those of its peers, relative to its shape: give it a "
+          "parameter group with {} the learning rate{}.",
           format_number(finding.measured), format_number(1 / finding.measured),
           slow ? " (or are its gradients vanishing?)" : "");
     } else if (large || small) {
       finding.importance = 0.6;
       finding.advice = fmt::format(
-          "Its weights are {} times what fits its shape: they {} what goes through it. Scale the "
+          "Its weights are {} times what its shape calls for: they {} the signal. Scale the "
           "initial weights, or normalise.",
           format_number(std::exp(weight.value)), large ? "amplify" : "shrink");
     }

@@ -29,9 +29,10 @@ const LawDescription& law() {
       "matrix, "
       "value-output and query-key: W_out^T G_out = G_in W_in^T",
       "The architecture has the symmetry (found by observing a forward pass); gradients before "
-      "clipping, of a loss that sees the network's outputs only",
+      "clipping, of a loss that depends only on the network's outputs",
       "A violation means that part of the gradient does not come through the layers as they are "
-      "wired: a detached or frozen branch, tied weights, a loss that looks at weights or gradients",
+      "wired: a detached or frozen branch, tied weights, a loss that depends on weights or "
+      "gradients",
       "Kunin et al. 2021, arXiv:2012.04728",
       {"symmetry_residual", "loss"},
       {"Normalisation with an epsilon is scale-invariant only up to epsilon over the variance."}};
@@ -116,12 +117,13 @@ class Symmetry : public Law {
       run.evidence_statistic = "symmetry_residual";
       run.window_begin = result.front().window_begin;
       run.window_end = result.front().window_end;
-      run.gate = fmt::format("{} of {} parameters with a symmetry obey it", holding, result.size());
+      run.gate =
+          fmt::format("{} of {} parameters with a symmetry satisfy it", holding, result.size());
       if (excused > 0) run.gate += "; of the others, " + other_part();
       if (violated > 0) {
         run.advice =
-            "Look at the parameters below: part of their gradient does not come through the layers "
-            "as they are wired, or the loss looks at the weights themselves.";
+            "Look at the parameters below: part of their gradient does not come through the "
+            "layers as they are wired, or the loss depends on the weights directly.";
       }
     }
     result.insert(result.begin(), run);
@@ -154,9 +156,9 @@ class Symmetry : public Law {
     }
     if (finding.verdict == Verdict::kViolated) {
       finding.advice = fmt::format(
-          "The gradient breaks the symmetry by {} (rounding allows {}): does the loss look at "
-          "weights "
-          "or gradients (a penalty), is a branch detached or frozen, or are weights tied?",
+          "The gradient breaks the symmetry by {} (rounding allows {}): does the loss depend on "
+          "weights or gradients (a penalty), is a branch detached or frozen, or are weights "
+          "tied?",
           format_number(finding.measured), format_number(tolerance_[i]));
     }
     return finding;

@@ -70,9 +70,8 @@ std::string BatchRegime::describe() const {
   if (is == Kind::kFull) {
     return compared_ >= kFewestComparisons
                ? "full batch: the loss of a step is the probe loss after the step before"
-               : "full batch: the probe loss after a step is that of the step, but for what the "
-                 "step "
-                 "changes";
+               : "full batch: the probe loss after a step differs from the loss of the step "
+                 "only by the effect of the step";
   }
   const trace::PooledNoiseScale scale = noise_.now();
   if (std::isnan(scale.low)) {
@@ -86,7 +85,7 @@ std::string BatchRegime::describe() const {
   const double batch = batch_.blocks().mean({1}).value;
   const char* verdict = is == Kind::kLarge   ? "large batch"
                         : is == Kind::kSmall ? "small batch"
-                                             : "it cannot be told whether the batch is large";
+                                             : "it is not known whether the batch is large";
   return fmt::format("{}: {} examples, noise scale {}", verdict, format_number(batch),
                      !std::isnan(scale.value) ? format_interval(scale.value, scale.low, scale.high)
                                               : "at least " + format_number(scale.low));

@@ -45,9 +45,8 @@ const LawDescription& law() {
       "Kalra and Barkeshli 2024, arXiv:2406.09405; Gilmer et al. 2022, arXiv:2110.04369",
       {"preconditioned_sharpness", "preconditioned_sharpness_error_bound", "stability_threshold",
        "learning_rate", "loss", "probe_loss"},
-      {"By stability alone: a warm-up also keeps the first large rotations of scale-invariant "
-       "weights "
-       "and a second moment that is not settled from doing harm.",
+      {"This considers stability only: a warm-up also limits the harm of large initial "
+       "rotations of scale-invariant weights and of an unsettled second moment.",
        "Small batches become unstable at a lower sharpness than the edge."}};
   return description;
 }
@@ -178,10 +177,11 @@ class WarmUp : public Law {
       if (const std::string changed = changed_.evidence(); passed && !changed.empty())
         return set_not_applicable(*finding, changed + ": the edge is not where the settings say");
       finding->advice =
-          passed ? "The sharpness was above the edge and yet the loss did not jump: the steps are "
-                   "not what the settings say, or the probe loss is sharper than the one trained."
-                 : "The loss jumped though the sharpness was below the edge: it is not the size of "
-                   "the steps; look at the data.";
+          passed ? "The sharpness was above the edge, but the loss did not jump: the steps are "
+                   "not what the settings say, or the probe loss is sharper than the training "
+                   "loss."
+                 : "The loss jumped although the sharpness was below the edge: the step size is "
+                   "not the cause; look at the data.";
       return;
     }
     advise(ramp, length, finding);
@@ -234,14 +234,15 @@ class WarmUp : public Law {
           at_target, length, ramp_.largest_step, format_number(ramp_.largest));
     } else if (not_needed) {
       finding->importance = std::max(finding->importance, 0.5);
-      finding->advice = fmt::format("{}: for stability the warm-up of {:.0f} steps was not needed.",
-                                    at_target, length);
+      finding->advice = fmt::format(
+          "{}: for stability, the warm-up of {:.0f} steps was not needed.", at_target, length);
     } else if (needed) {
       finding->importance = std::max(finding->importance, 0.5);
       finding->advice = fmt::format(
-          "{}: the warm-up of {:.0f} steps was needed, and long enough{}.", at_target, length,
+          "{}: the warm-up of {:.0f} steps was needed and was long enough{}.", at_target, length,
           finding->ci_high < 0.5
-              ? fmt::format("; it never came closer than {} of it, so that a shorter one would do",
+              ? fmt::format("; the sharpness never exceeded {} of the edge, so a shorter one "
+                            "would do",
                             format_number(ramp_.largest))
               : "");
     }

@@ -22,14 +22,15 @@ const LawDescription& law() {
       Line::kUniversalPhenomena,
       "singular values beyond the Marchenko-Pastur edge s (sqrt N + sqrt M) of the bulk; effective "
       "rank exp(entropy); tail exponent alpha of s^2",
-      "None that is derived: no verdict is given; edge and spikes mean something where the bulk is "
-      "that of independent entries",
-      "Spikes that were not there at first are directions that were learned; a layer without any "
-      "still looks like its initialization",
+      "None is derived: no verdict is given; edge and spikes are meaningful if the bulk is that "
+      "of independent entries",
+      "Spikes absent at first are directions that were learned; a layer without spikes still "
+      "looks like its initialization",
       "Marchenko and Pastur 1967; Martin and Mahoney 2021, arXiv:1810.01075",
       {"spectrum_spikes", "spectrum_bulk_distance", "effective_rank", "tail_exponent"},
-      {"That a tail exponent tells good layers from bad is a correlation found over models.",
-       "A tail that is no power law has no exponent, and none is shown."}};
+      {"That a tail exponent separates good layers from bad ones is only a correlation found "
+       "across models.",
+       "A tail that is not a power law has no exponent, and none is shown."}};
   return description;
 }
 
@@ -115,8 +116,7 @@ class WeightSpectrum : public Law {
     if (std::isfinite(last.spikes))
       finding.gate += fmt::format("; beyond the edge: {}", change(first.spikes, last.spikes));
     if (last.bulk > kNoiseBulk)
-      finding.gate +=
-          ", but the bulk is not that of independent entries, and its edge means little";
+      finding.gate += ", but the bulk is not that of independent entries, so its edge means little";
     if (std::isfinite(last.rank))
       finding.gate += fmt::format("; effective rank {}", change(first.rank, last.rank));
     if (std::isfinite(last.tail)) {

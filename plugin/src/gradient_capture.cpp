@@ -279,8 +279,8 @@ std::vector<GradientCapture::Captured> GradientCapture::take() {
       // What was captured is the group that does not count: from the next step on it is the other.
       if (used != follows_) {
         slot->unknown = captured.why_not =
-            "its first pass of several in a step counted before it was known which the optimizer "
-            "uses";
+            "its first of several passes in a step counted, before it was known which one the "
+            "optimizer uses";
       }
       follows = used;
     }

@@ -36,8 +36,8 @@ void sum_outputs(const LayerOutputs& layer, const LayerInfo& info, bool wants_gr
     }
     if (!output->arithmetic.empty() && !output->used_as_is) {
       return not_observed(
-          fmt::format("{} comes right behind {}, and whether it is still the module's own cannot "
-                      "be told; let a module of LibTorch's (Linear, Conv2d) hold the weight",
+          fmt::format("{} directly follows {}, and may lie inside or outside the module; let a "
+                      "LibTorch module (Linear, Conv2d) hold the weight",
                       output->arithmetic, output->made_by));
     }
     counted.push_back(output);
@@ -47,9 +47,8 @@ void sum_outputs(const LayerOutputs& layer, const LayerInfo& info, bool wants_gr
     if (!layer.delivered.empty()) {
       return not_observed(!no_output.empty()       ? no_output
                           : !layer.why_not.empty() ? layer.why_not
-                          : layer.outputs.empty()
-                              ? "no operator was seen to make its output"
-                              : "what it gave took no part in the backward pass");
+                          : layer.outputs.empty()  ? "no operator was seen to make its output"
+                                                  : "its result took no part in the backward pass");
     }
     if (!layer.outputs.empty()) {
       return not_observed("no backward pass brought gradients to its parameters");
@@ -64,7 +63,7 @@ void sum_outputs(const LayerOutputs& layer, const LayerInfo& info, bool wants_gr
     for (const std::shared_ptr<LayerOutput>& output : counted) {
       if (!seen.insert(output->call).second) {
         return not_observed(
-            "several results leave one call of it, and which is its output cannot be told");
+            "several results leave one call of it, and it is unclear which is its output");
       }
     }
     if (kinds.size() > 1 || seen.size() != calls.size()) {
@@ -103,9 +102,9 @@ void sum_outputs(const LayerOutputs& layer, const LayerInfo& info, bool wants_gr
   }
   if (!units) {
     observed->relu_input_max = at::Tensor();
-    not_observed(fmt::format("along which dimension its units lie is not known behind {}",
-                             counted.front()->made_by),
-                 "dead_fraction");
+    not_observed(
+        fmt::format("the dimension of its units is not known after {}", counted.front()->made_by),
+        "dead_fraction");
   }
 }
 

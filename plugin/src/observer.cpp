@@ -298,8 +298,8 @@ StepObservation Observer::uninstall(int64_t batch_size) {
   if (elsewhere) {
     result.notices.push_back(
         {v1::Event::NOT_OBSERVED, "another_thread",
-         "the step ran on another thread than the one that made the session or last called "
-         "Session::step: layers and single examples were not observed in it; call Session::step "
+         "the step ran on a thread other than the one that made the session or last called "
+         "Session::step: its layers and single examples were not observed; call Session::step "
          "on the thread that trains",
          v1::SCOPE_RUN, 0});
   }
@@ -345,8 +345,7 @@ StepObservation Observer::uninstall(int64_t batch_size) {
     if (observed.why_not_per_example.empty()) {
       impl.examples.finish(static_cast<uint32_t>(id), from.backwards, batch_size, &observed);
       if (elsewhere && !observed.why_not_per_example.empty()) {
-        observed.why_not_per_example =
-            "the step ran on another thread than the one that was observed";
+        observed.why_not_per_example = "the step ran on a thread other than the observed one";
       }
     }
     if (scaled) {
@@ -449,7 +448,7 @@ bool Observer::establish_rows(const tape::LossTape& tape, const std::vector<at::
     if (any) {
       seen->notices.push_back(
           {v1::Event::METHOD, "examples_by_experiment",
-           "whose example each row of some layers is was established by experiment: data of "
+           "for some layers, the example of each row was established by experiment: data of "
            "examples were exchanged, and the step's operators called again",
            v1::SCOPE_RUN, 0});
     }

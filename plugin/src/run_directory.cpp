@@ -74,7 +74,7 @@ RunDirectory::RunDirectory(const SessionOptions& options) {
   create(asked);
   const bool claimed = claim(asked);
   if (options.resume()) {
-    if (!claimed) refuse(asked, "another session writes to it, so that it cannot be resumed");
+    if (!claimed) refuse(asked, "another session writes to it, so it cannot be resumed");
     return;
   }
   const bool taken = holds_run(asked);

@@ -47,7 +47,7 @@ std::shared_ptr<torch::nn::Module> joint_module(
     if (name.empty() || name.find('.') != std::string::npos ||
         joint->named_children().contains(name)) {
       throw OptionError(
-          fmt::format("tycho: module \"{}\": a name of its own, without dots, is expected", name));
+          fmt::format("tycho: module \"{}\": a unique name without dots is expected", name));
     }
     joint->register_module(
         name, std::shared_ptr<torch::nn::Module>(std::shared_ptr<torch::nn::Module>(), module));

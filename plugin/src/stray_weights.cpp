@@ -75,9 +75,10 @@ std::optional<std::string> StrayWeights::end_step() {
       found.size() > 1 ? fmt::format(" and {} more", found.size() - 1) : std::string();
   strays_.clear();
   return fmt::format(
-      "operators use weights that no module registers and that nothing trains: {}{}; gradients "
-      "reach them, and in {} observed steps they did not change. Register them (register_module, "
-      "register_parameter) and give them to the optimizer, or freeze them (requires_grad_(false))",
+      "operators use weights that no module registers and nothing trains: {}{}; they receive "
+      "gradients, but did not change in {} observed steps. Register them (register_module, "
+      "register_parameter) and give them to the optimizer, or freeze them "
+      "(requires_grad_(false))",
       found.front(), others, kStepsUnchanged);
 }
 

@@ -31,9 +31,8 @@ class ActivationsProbe : public Probe {
                          "backward delivered it.",
                          "Schoenholz et al. 2017"),
         define_statistic("dead_fraction", "P(max h <= 0)", "1", scopes,
-                         "Share of the layer's units whose input to the ReLU behind it was never "
-                         "above zero in the "
-                         "step.",
+                         "Share of the layer's units whose input to the following ReLU was "
+                         "never above zero in the step.",
                          "theory T1.10"),
     };
   }

@@ -22,8 +22,8 @@ class AdamProbe : public Probe {
     return {
         define_statistic(
             "adam_update_rms", "U", "1", scopes,
-            "sqrt(mean((m^/sqrt(v^))^2)) over the entries, moments corrected for bias, "
-            "epsilon left out.",
+            "sqrt(mean((m^/sqrt(v^))^2)) over the entries, moments corrected for bias, without "
+            "epsilon.",
             "theory T1.9"),
         define_statistic("epsilon_floor_share", "P(sqrt(v^) < 10 eps)", "1", scopes,
                          "Share of the entries with sqrt(v^) below ten epsilon.", "theory T1.9"),

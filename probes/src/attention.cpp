@@ -30,7 +30,7 @@ class AttentionProbe : public Probe {
                          "weights on the probe batch.",
                          "Zhai et al. 2023"),
         define_statistic("attention_largest_logit", "max q.k", "1", layer,
-                         "Largest attention logit on the probe batch, as the softmax takes it.",
+                         "Largest attention logit on the probe batch, as passed to the softmax.",
                          "Wortsman et al. 2023"),
     };
   }

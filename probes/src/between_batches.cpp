@@ -38,7 +38,7 @@ class BetweenBatchesProbe : public Probe {
         define_statistic("between_batch_trace", "|g_B - g_B'|^2/(1/B + 1/B')", "1", totals,
                          "Squared distance of the gradients of the batches of two successive "
                          "steps, both at the weights before the first, per 1/B + 1/B': tr Sigma "
-                         "where the examples of a batch are independent.",
+                         "if the examples of a batch are independent.",
                          source),
         define_statistic("within_batch_trace", "B/(B-1) (mean |g_i|^2 - |g_B|^2)", "1", totals,
                          "tr Sigma from the examples of the first of these batches, over the same "

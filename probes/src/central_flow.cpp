@@ -50,7 +50,7 @@ class CentralFlowProbe : public Probe {
                          "decay included.",
                          source),
         define_statistic("central_flow_second_eigenvalue", "lambda_2", "1", run,
-                         "The next eigenvalue there: far below the threshold where one mode is "
+                         "The next eigenvalue there: far below the threshold if one mode is "
                          "critical.",
                          source),
     };

@@ -21,7 +21,7 @@ class DirectionalSharpnessProbe : public Probe {
                          "Curvature of the probe loss along its gradient.", "theory T1.5"),
         define_statistic("gradient_curvature_overlap", "g'Hg/(|g||Hg|)", "1", run,
                          "Cosine between the probe loss's gradient and its image under the "
-                         "Hessian: near 1 where the gradient lies in the top of the spectrum.",
+                         "Hessian: near 1 if the gradient lies in the top of the spectrum.",
                          "Gur-Ari et al. 2018"),
         define_statistic("probe_grad_norm_sq", "|g|^2", "1", run,
                          "Squared norm of the gradient of the probe loss.",

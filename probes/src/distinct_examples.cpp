@@ -30,8 +30,9 @@ class DistinctExamplesProbe : public Probe {
     const std::vector<v1::Scope> run = {v1::SCOPE_RUN};
     return {
         define_statistic("distinct_examples", "n_distinct/n", "1", run,
-                         "Share of the examples of the batch whose gradient none before them has, "
-                         "by its norm in each parameter. 1 where none is there twice.",
+                         "Share of the batch's examples whose gradient, by its norm in each "
+                         "parameter, equals that of no earlier example. 1 if no example occurs "
+                         "twice.",
                          "definition"),
     };
   }

@@ -45,7 +45,7 @@ class FeaturesProbe : public Probe {
             "feature_change relative to the output at the first observation.", "theory T1.11")),
         define_statistic("feature_step_change", "RMS(z_t - z_s)/(t - s)", "1/step", layer,
                          "RMS change of the layer's output on the probe batch since the "
-                         "observation before, by step.",
+                         "previous observation, per step.",
                          "theory T1.8"),
         since_first_observation(
             define_statistic("effective_update", "RMS((W_t - W_0) x_t + b_t - b_0)", "1", layer,

@@ -32,13 +32,13 @@ class HessianSpectrumProbe : public Probe {
     return {
         define_statistic(
             "hessian_eigenvalue", "lambda_i", "1", index,
-            "The largest eigenvalues of the Hessian of the probe loss, descending: 10, or "
-            "3 more than there are classes.",
+            "The largest eigenvalues of the Hessian of the probe loss, descending: 10, or the "
+            "number of classes plus 3.",
             "theory T2.10"),
         define_statistic("hessian_eigenvalue_error_bound", "|d lambda_i|", "1", index,
-                         "Bound on the distance of hessian_eigenvalue from an eigenvalue, from the "
-                         "residuals of Lanczos. Of an eigenvalue that occurs several times, copies "
-                         "may be missed in networks of more than 150 parameters.",
+                         "Bound on the distance of hessian_eigenvalue from an eigenvalue, from "
+                         "the residuals of Lanczos. Copies of a repeated eigenvalue may be "
+                         "missed in networks of more than 150 parameters.",
                          "Parlett 1998, ch. 11"),
         define_statistic("top_subspace_fraction", "|P_k g|^2/|g|^2", "1", run,
                          "Share of the probe loss's gradient in the space of the eigenvectors of "

@@ -30,11 +30,11 @@ class ImplicitRegularizationProbe : public Probe {
     const char* source = "Barrett & Dherin 2021, arXiv 2009.11162; theory T2.15";
     return {
         define_statistic("modified_flow_excess", "dL + eta <|g|^2>", "1", run,
-                         "Loss change of the step minus what gradient flow makes it, "
-                         "-eta (|g|^2 + |g'|^2)/2 with the gradients before and after.",
+                         "Loss change of the step minus that of gradient flow, -eta (|g|^2 + "
+                         "|g'|^2)/2 with the gradients before and after.",
                          source),
         define_statistic("modified_flow_predicted", "-eta^2/2 <g'Hg>", "1", run,
-                         "The same as the regularizer eta/4 |grad L|^2 makes it: "
+                         "The same, as predicted from the regularizer eta/4 |grad L|^2: "
                          "-eta^2/4 (g'Hg before + g'Hg after).",
                          source),
         define_statistic("modified_flow_first", "eta <|g|^2>", "1", run,
@@ -44,7 +44,7 @@ class ImplicitRegularizationProbe : public Probe {
                          "ends: the expansion holds where it is small.",
                          source),
         define_statistic("implicit_regularizer", "eta/4 |g|^2", "1", run,
-                         "What the step size adds to the loss that is minimised, after the step.",
+                         "Term that the step size adds to the minimised loss, after the step.",
                          source),
     };
   }

@@ -43,13 +43,14 @@ class LinearModesProbe : public Probe {
                          "layers, descending, at most 256.",
                          "Saxe, McClelland & Ganguli 2014"),
         define_statistic("target_mode_strength", "sigma_k(Y X^+)", "1", {v1::SCOPE_INDEX},
-                         "Singular values of the linear map of least norm among those that fit the "
-                         "targets of the probe batch best: what mode_strength tends to. As many.",
+                         "Singular values of the linear map of least norm among those that fit "
+                         "the targets of the probe batch best: the limit of mode_strength. "
+                         "Equal in number.",
                          "Saxe, McClelland & Ganguli 2014"),
         define_statistic(
             "balance_residual", "|B|_F/(|W'|_F^2+|W|_F^2)", "1", {v1::SCOPE_LAYER},
-            "|V'V - W W'|_F / (|V|_F^2 + |W|_F^2) with W the layer's weight and V that "
-            "of the layer behind it: gradient flow conserves V'V - W W'.",
+            "|V'V - W W'|_F / (|V|_F^2 + |W|_F^2) with W the layer's weight and V that of the "
+            "following layer: gradient flow conserves V'V - W W'.",
             "Arora, Cohen & Hazan 2018"),
     };
   }

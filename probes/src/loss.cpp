@@ -24,7 +24,8 @@ class LossProbe : public Probe {
                          "Learning rate of the first parameter group, as the step used it.",
                          "torch::optim::Optimizer"),
         define_statistic("step_seconds", "t", "s", run,
-                         "Wall time since the call of Session::step before, Tycho's part included.",
+                         "Wall time since the previous call of Session::step, including Tycho's "
+                         "part.",
                          "std::chrono::steady_clock"),
         define_statistic("tycho_seconds", "t_Tycho", "s", run,
                          "Part of step_seconds spent in calls of the session and in its hooks.",

@@ -53,8 +53,8 @@ class NeuralCollapseProbe : public Probe {
                          "class means.",
                          source),
         define_statistic("nearest_center_mismatch", "NC4", "1", run,
-                         "Share of the probe batch on which the last layer and the nearest class "
-                         "mean say different classes.",
+                         "Share of the probe batch on which the last layer and the nearest "
+                         "class mean predict different classes.",
                          source),
         define_statistic("probe_error", "error", "1", run,
                          "Share of the probe batch whose largest output is not its class.", source),

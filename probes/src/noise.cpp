@@ -55,23 +55,23 @@ class NoiseProbe : public Probe {
                          source),
         define_statistic("covered_noise_trace", "tr Sigma_c", "1", totals,
                          "grad_noise_trace summed over the parameters whose noise is observed, "
-                         "where these are not all.",
+                         "if these are not all.",
                          source),
         define_statistic("covered_signal_sq", "|G_c|^2", "1", totals,
                          "grad_signal_sq summed over the same parameters.", source),
         define_statistic(
             "noise_scale", "B_simple", "examples", all,
-            "tr Sigma / |G|^2 of now: the ratio of their means over the last observed steps, as "
-            "far "
-            "back as their ratio and their scale are the same; NaN where these steps do not tell "
-            "it within a factor of ten, or the gradient changes its scale within the last 8.",
+            "Current tr Sigma / |G|^2: the ratio of their means over the last observed steps, "
+            "as far back as their ratio and scale are unchanged; NaN if these steps do not "
+            "determine it within a factor of ten, or the gradient changes its scale within the "
+            "last 8.",
             source + "; window and interval: tycho/trace/noise_pool.h"),
         define_statistic("noise_scale_low", "B_simple", "examples", all,
                          "Lower limit of the 95 % interval of noise_scale; from the fourth "
-                         "observation on, where noise_scale is NaN too.",
+                         "observation on, even if noise_scale is NaN.",
                          "Fieller 1954; tycho/trace/noise_pool.h"),
         define_statistic("noise_scale_high", "B_simple", "examples", all,
-                         "Upper limit of the 95 % interval of noise_scale; infinite where the "
+                         "Upper limit of the 95 % interval of noise_scale; infinite if the "
                          "signal is not resolved from zero.",
                          "Fieller 1954; tycho/trace/noise_pool.h"),
     };

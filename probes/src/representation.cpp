@@ -38,7 +38,7 @@ class RepresentationProbe : public Probe {
             "probe batch with those of the first observation.",
             "Kornblith et al. 2019; Song et al. 2012")),
         define_statistic("feature_similarity_step", "CKA(z_t, z_s)", "1", layer,
-                         "The same with those of the observation before.",
+                         "The same with those of the previous observation.",
                          "Kornblith et al. 2019; Song et al. 2012"),
     };
   }

@@ -50,8 +50,8 @@ class SharpnessProbe : public Probe {
                          "Cohen et al. 2021"),
         define_statistic(
             "sharpness_error_bound", "|d lambda|", "1", run,
-            "Bound on the error of sharpness, from the residuals of Lanczos and from what "
-            "Hessian-vector products were found to be wrong by.",
+            "Bound on the error of sharpness, from the residuals of Lanczos and the error found "
+            "in Hessian-vector products.",
             "Parlett 1998, ch. 11"),
         define_statistic("sharpness_products", "n_Hv", "products", run,
                          "Hessian-vector products spent on sharpness.", "tycho/krylov.h"),
@@ -116,8 +116,8 @@ class PreconditionedSharpnessProbe : public Probe {
         define_statistic("preconditioned_sharpness_error_bound", "|d lambda|", "1", run,
                          "Bound on the error of preconditioned_sharpness.", "Parlett 1998, ch. 11"),
         define_statistic("stability_threshold", "c / eta", "1", run,
-                         "Value of preconditioned_sharpness at which the optimizer with the "
-                         "learning rate in force is at the edge of stability on a quadratic.",
+                         "Value of preconditioned_sharpness at which the optimizer, at its "
+                         "current learning rate, is at the edge of stability on a quadratic.",
                          "theory T1.5"),
         define_statistic("preconditioned_eigenvector_share", "|u_l|^2", "1",
                          {v1::SCOPE_LAYER, v1::SCOPE_PARAMETER},

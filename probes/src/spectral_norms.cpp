@@ -37,22 +37,24 @@ class SpectralNormsProbe : public Probe {
         define_statistic(
             "weight_spectral_norm", "|W|_2 sqrt(n_in/n_out)", "1", scopes,
             "Largest singular value of the layer's matrix after the update, in units of "
-            "sqrt(n_out/n_in). Convolutions are the operators that they are on inputs of the size "
-            "last seen, with n_in and n_out their inputs and outputs; an embedding has n_in = 1. "
-            "At parameter scope where a layer has several matrices.",
+            "sqrt(n_out/n_in). Convolutions are treated as operators on inputs of the size last "
+            "seen, with n_in and n_out their numbers of inputs and outputs; an embedding has "
+            "n_in = 1. At parameter scope where a layer has several matrices.",
             "Yang, Simon & Bernstein 2023"),
         define_statistic("update_spectral_norm", "|dW|_2 sqrt(n_in/n_out)", "1", scopes,
-                         "The same of the step's update.", "Yang, Simon & Bernstein 2023"),
-        since_first_observation(define_statistic(
-            "change_spectral_norm", "|W_t - W_0|_2 sqrt(n_in/n_out)", "1", scopes,
-            "The same of the change since the first observation.", "Yang, Simon & Bernstein 2023")),
+                         "The same for the step's update.", "Yang, Simon & Bernstein 2023"),
+        since_first_observation(
+            define_statistic("change_spectral_norm", "|W_t - W_0|_2 sqrt(n_in/n_out)", "1", scopes,
+                             "The same for the change since the first observation.",
+                             "Yang, Simon & Bernstein 2023")),
         define_statistic("stable_rank", "|W|_F^2/|W|_2^2", "1", scopes,
                          "Squared Frobenius norm over squared spectral norm of the weights: "
                          "between 1 and the rank.",
                          "Rudelson & Vershynin 2007"),
         define_statistic("spectral_norm_error", "d|.|_2/|.|_2", "1", scopes,
-                         "Largest of the relative error bounds of the layer's spectral norms: the "
-                         "exact ones are not below, and above by no more, with probability 99 %.",
+                         "Largest of the relative error bounds of the layer's spectral norms: "
+                         "with probability 99 %, the exact norms are not below the recorded "
+                         "ones, and above them by no more than this.",
                          "van Dorsselaer, Hochstenbach & van der Vorst 2001"),
     };
   }

@@ -59,14 +59,14 @@ class SymmetryProbe : public Probe {
     const std::vector<v1::Scope> scopes = {v1::SCOPE_PARAMETER};
     return {
         define_statistic("symmetry_residual", "r", "1", scopes,
-                         "|sum_+ G W^T - sum_- W G^T - E| / sum |W||G| by channel, of the symmetry "
-                         "group of the parameter with the largest.",
+                         "|sum_+ G W^T - sum_- W G^T - E| / sum |W||G| by channel, for the "
+                         "parameter's symmetry group with the largest value.",
                          "Kunin et al. 2021, arXiv:2012.04728; theory T1.2"),
         define_statistic(
             "conservation_error", "r_Q", "1", scopes,
-            "Relative error of Q' = f^2 Q + eta^2 Q(G) - f eta (E + E^T) under SGD, of "
-            "the symmetry group of the parameter with the largest; its standard error "
-            "is that of rounding.",
+            "Relative error of Q' = f^2 Q + eta^2 Q(G) - f eta (E + E^T) under SGD, for the "
+            "parameter's symmetry group with the largest value; its standard error is that of "
+            "rounding.",
             "Kunin et al. 2021, arXiv:2012.04728; theory T1.2"),
     };
   }

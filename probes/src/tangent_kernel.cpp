@@ -53,8 +53,8 @@ class TangentKernelProbe : public Probe {
             "the first observation.",
             "Fort et al. 2020")),
         define_statistic("kernel_velocity", "S(t, s)/(t - s)", "1/step", both,
-                         "1 - <K_t, K_s>/(|K_t||K_s|) of the tangent kernel on the probe batch, s "
-                         "the observation before, by step.",
+                         "1 - <K_t, K_s>/(|K_t||K_s|) of the tangent kernel on the probe batch, "
+                         "s the previous observation, per step.",
                          "Fort et al. 2020"),
         define_statistic("kernel_trace", "tr K_t", "1", both,
                          "Trace of the tangent kernel on the probe batch: sum over its examples of "

@@ -26,8 +26,9 @@ class UpdateAlignmentProbe : public Probe {
   std::vector<v1::StatisticDefinition> statistics() const override {
     return {define_statistic(
         "update_alignment", "|dW x|/(|dW|_2|x|)", "1", {v1::SCOPE_LAYER},
-        "Norm of what the step's update adds to the layer's outputs on the probe batch, over "
-        "the update's spectral norm times the norm of the inputs. Of layers with one matrix.",
+        "Norm of the contribution of the step's update to the layer's outputs on the probe "
+        "batch, over the update's spectral norm times the norm of the inputs. For layers with "
+        "one matrix.",
         "Yang, Simon & Bernstein 2023")};
   }
 

@@ -43,22 +43,22 @@ class WeightSpectrumProbe : public Probe {
                          "variance at which the median of the bulk is theirs.",
                          "Marchenko & Pastur 1967"),
         define_statistic("spectrum_spikes", "n_spikes", "1", scopes,
-                         "Singular values beyond the edge by more than the largest of noise is "
-                         "with probability 1 %.",
+                         "Number of singular values beyond the edge by more than the largest "
+                         "one of noise is with probability 1 %.",
                          "Johnstone 2001"),
         define_statistic("spectrum_bulk_distance", "KS", "1", scopes,
                          "Largest difference between the distribution of the squared singular "
-                         "values that are no spikes and that of independent entries: where it is "
-                         "not small the bulk is not noise, and edge and spikes mean little.",
+                         "values that are not spikes and that of independent entries: if it is "
+                         "not small, the bulk is not noise, and edge and spikes mean little.",
                          "Marchenko & Pastur 1967"),
         define_statistic("tail_exponent", "alpha", "1", scopes,
                          "Exponent of the density of large squared singular values, s^2 ~ "
-                         "x^-alpha: maximum likelihood, with its standard error. Absent where the "
-                         "tail is no power law.",
+                         "x^-alpha: maximum likelihood, with its standard error. Absent if the "
+                         "tail is not a power law.",
                          "Clauset, Shalizi & Newman 2009; Martin & Mahoney 2021"),
         define_statistic("tail_distance", "KS", "1", scopes,
-                         "Largest difference between the distribution of the tail and the best "
-                         "power law, be it one or not.",
+                         "Largest difference between the distribution of the tail and the "
+                         "best-fitting power law, whether or not it is one.",
                          "Clauset, Shalizi & Newman 2009"),
     };
   }

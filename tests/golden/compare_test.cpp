@@ -190,7 +190,7 @@ TEST_F(CompareTest, OneRunLeftIsSaidToBeAlone) {
   const Outcome twice = run(path + path);
   EXPECT_EQ(twice.exit_code, 3);
   EXPECT_THAT(twice.out, HasSubstr("it is the same run as"));
-  EXPECT_THAT(twice.out, HasSubstr("Only one run could be compared"));
+  EXPECT_THAT(twice.out, HasSubstr("Only one run could be used"));
 }
 
 TEST_F(CompareTest, DamagedAndUnfinishedRunsAreComparedAsFarAsTheyGo) {
@@ -222,9 +222,9 @@ TEST_F(CompareTest, OtherStatisticsAndLayersAreComparedAmongThoseThatHaveThem) {
   bare.extra_layer = "extra";
   const Outcome outcome = run(widths(true) + make(bare));
   EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
-  EXPECT_THAT(outcome.out, HasSubstr("statistics are in some runs only"));
+  EXPECT_THAT(outcome.out, HasSubstr("statistics are only in some runs"));
   EXPECT_THAT(outcome.out, HasSubstr("feature_change"));
-  EXPECT_THAT(outcome.out, HasSubstr("1 layers are in some runs only"));
+  EXPECT_THAT(outcome.out, HasSubstr("1 layers are only in some runs"));
 }
 
 TEST_F(CompareTest, ADivergedRunIsSaidAndDoesNotJudge) {
@@ -249,7 +249,7 @@ TEST_F(CompareTest, RunsOfNothingAndOfNamesThatWouldRunAreHandled) {
                             scratch_.path("curved") + " " + scratch_.path("empty");
   const Outcome outcome = run("--html " + scratch_.path("page.html") + paths);
   EXPECT_EQ(outcome.exit_code, 3);
-  EXPECT_THAT(outcome.out, HasSubstr("no step was observed in it"));
+  EXPECT_THAT(outcome.out, HasSubstr("it has no observed step"));
   EXPECT_THAT(outcome.out, Not(HasSubstr("\x1b")));
   const std::string page = read_file(scratch_.path("page.html"));
   EXPECT_THAT(page, StartsWith("<!doctype html>"));

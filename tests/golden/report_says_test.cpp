@@ -102,7 +102,7 @@ TEST(ReportSaysTest, ADivergedRunFirstAndWithoutAdvice) {
     EXPECT_THAT(form,
                 HasSubstr("Before step 2 it lay between 2.2 and 2.3; then it rose to 3.6e22 at "
                           "step 2, and was 1.6e6 at step 5"));
-    EXPECT_THAT(form, Not(HasSubstr("Nothing that was looked at")));
+    EXPECT_THAT(form, Not(HasSubstr("Nothing that was checked")));
   }
   EXPECT_THAT(analyzer::what_to_do(report), IsEmpty());
   EXPECT_THAT(analyzer::text_report(report, false, 100000), Not(HasSubstr("advice of bad")));
@@ -126,7 +126,7 @@ TEST(ReportSaysTest, NothingToDoNamesHowManyLawsItRestsOn) {
     EXPECT_THAT(form, HasSubstr("1 of 4 laws could be tested: 1 holds"));
   const std::string text = analyzer::text_report(report, false, 100000);
   EXPECT_THAT(text, HasSubstr("in 400 observed steps, 1 of 4 laws could be tested and was not "
-                              "violated. Of the other 3 nothing is known: 1 does not apply"));
+                              "violated. Nothing is known about the other 3: 1 does not apply"));
   EXPECT_THAT(analyzer::what_is_missing(report), ElementsAre("Law c, Law d: too few steps."));
 }
 
@@ -143,8 +143,8 @@ TEST(ReportSaysTest, WhatTheBudgetDeferredIsOneSentence) {
       analyzer::what_is_missing(report),
       ElementsAre("Law d: too few steps.",
                   "Not due within the overhead budget of 0.02: sharpness (Law a, Law b), "
-                  "hessian_eigenvalue (Law c). A longer run or a larger budget has them; "
-                  "SessionOptions::every(\"sharpness\", 50) asks for one whatever it costs."));
+                  "hessian_eigenvalue (Law c). A longer run or a larger budget records them; "
+                  "SessionOptions::every(\"sharpness\", 50) requests one whatever it costs."));
 }
 
 TEST(ReportSaysTest, WhereNothingWasTestedThereIsNoAllClear) {
@@ -153,7 +153,7 @@ TEST(ReportSaysTest, WhereNothingWasTestedThereIsNoAllClear) {
     add_law(&report, std::to_string(i), Verdict::kNotApplicable, "not for this run");
   for (const std::string& form : forms(report)) {
     EXPECT_THAT(form, HasSubstr("None of 28 laws could be tested"));
-    EXPECT_THAT(form, Not(HasSubstr("asks for a change:")));
+    EXPECT_THAT(form, Not(HasSubstr("calls for a change:")));
   }
   EXPECT_THAT(analyzer::nothing_to_do(report), HasSubstr("is not known: in 2 observed steps"));
 }

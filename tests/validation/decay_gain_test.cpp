@@ -176,7 +176,7 @@ TEST(DecayGainTest, ForetellsTheGainBeforeTheRateIsLowered) {
 TEST(DecayGainTest, SaysWhyItIsSilent) {
   Finding finding = simulate(with_decay([](Options& o) { o.optimizer = "AdamW"; }), 1).finding;
   EXPECT_EQ(verdict(finding), "NOT_APPLICABLE");
-  EXPECT_NE(finding.gate.find("with AdamW the noise counts as its preconditioner"),
+  EXPECT_NE(finding.gate.find("with AdamW the noise is weighted by a preconditioner"),
             std::string::npos)
       << finding.gate;
   finding = simulate(with_decay([](Options& o) { o.with_noise = false; }), 1).finding;

@@ -380,7 +380,8 @@ TEST(GradientNoiseScaleTest, APartIsGivenAsAPart) {
       EXPECT_EQ(verdict(finding), "UNDERPOWERED");
       EXPECT_TRUE(std::isnan(finding.measured));
       covered += finding.ci_low <= kNoiseScale && kNoiseScale <= finding.ci_high;
-      EXPECT_NE(finding.gate.find("of a part of the parameters only, which has"), std::string::npos)
+      EXPECT_NE(finding.gate.find("for only a part of the parameters, which has"),
+                std::string::npos)
           << finding.gate;
       EXPECT_EQ(finding.advice.find("a step makes"), std::string::npos) << finding.advice;
     }

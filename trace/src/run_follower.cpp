@@ -215,7 +215,7 @@ void RunFollower::Impl::set_state() {
     state = RunState::kLive;
   } else {
     state = RunState::kDied;
-    why = fmt::format("{} was not closed, and nobody writes to it", feed.info.name);
+    why = fmt::format("{} was not closed, and no process writes to it", feed.info.name);
   }
 }
 

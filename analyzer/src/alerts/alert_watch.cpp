@@ -39,7 +39,7 @@ std::vector<Alert> AlertWatch::look(const FollowedRun& run) {
     died.code = "run_died";
     died.severity = Severity::kAlarm;
     died.title = "The writer died";
-    died.text = "The run was not closed, and nobody writes to it any more.";
+    died.text = "The run was not closed, and no process writes to it any more.";
     if (!run.why().empty()) died.text += " " + run.why();
     died.step = run.last_step();
     raise(std::move(died));

@@ -92,25 +92,23 @@ int run_compare(const Options& options) {
 
 void add_compare(CLI::App* app, Action* action) {
   auto options = std::make_shared<Options>();
-  auto* command = app->add_subcommand(
-      "compare", "Several runs side by side, and the laws that need several runs");
-  command->add_option("RUN", options->runs, "Run directories, or segments; two at least")
+  auto* command =
+      app->add_subcommand("compare", "Compare several runs, and judge the laws that need several");
+  command->add_option("RUN", options->runs, "Run directories or segments; at least two")
       ->required()
       ->expected(2, 1 << 20);
   command->add_option("-o,--output", options->output, "File to write; default: standard output");
   command
       ->add_option("--format", options->format,
-                   "Default: by the name of the file; text on standard output")
+                   "Default: by the file name; text on standard output")
       ->check(CLI::IsMember({"html", "text", "json"}));
   command->add_option("--html", options->html, "Write the page to this file as well");
   command->add_option("--json", options->json, "Write the JSON to this file as well");
-  command
-      ->add_option("--by", options->by,
-                   "What runs are laid over each other by: step (default), examples or time")
+  command->add_option("--by", options->by, "Horizontal axis: step (default), examples or time")
       ->check(CLI::IsMember({"step", "examples", "time"}));
   command
       ->add_option("--ignore", options->ignored,
-                   "A setting, as the comparison names it, that tells no runs apart")
+                   "A setting, as the comparison names it, that does not distinguish runs")
       ->allow_extra_args(false);
   command->add_option("--fail-on", options->fail_on, "Exit with 4 if a law is violated")
       ->check(CLI::IsMember({"violated"}));

@@ -12,7 +12,7 @@ void add_export(CLI::App* app, Action* action) {
     std::string output;
   };
   auto options = std::make_shared<Options>();
-  auto* command = app->add_subcommand("export", "Every value of a run, for other tools");
+  auto* command = app->add_subcommand("export", "Export every value of a run for other tools");
   command->add_option("RUN", options->run, "Run directory, or one segment")->required();
   command->add_option("--format", options->format, "csv, jsonl or tensorboard")
       ->check(CLI::IsMember({"csv", "jsonl", "tensorboard"}))

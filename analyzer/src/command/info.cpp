@@ -101,9 +101,11 @@ int run_info(const std::string& path, bool statistics) {
 void add_info(CLI::App* app, Action* action) {
   auto run = std::make_shared<std::string>();
   auto statistics = std::make_shared<bool>(false);
-  auto* command = app->add_subcommand("info", "What is in a trace");
+  auto* command = app->add_subcommand("info", "Show what a trace contains");
   command->add_option("RUN", *run, "Run directory, or one segment")->required();
-  command->add_flag("--statistics", *statistics, "The definitions of what was recorded");
+  command->add_flag("--statistics", *statistics,
+                    "Print the definitions of the recorded "
+                    "statistics");
   command->callback([run, statistics, action] {
     *action = [run, statistics] { return run_info(*run, *statistics); };
   });

@@ -47,10 +47,12 @@ int run_laws(const std::string& wanted, bool all) {
 
 void add_laws(CLI::App* app, Action* action) {
   auto wanted = std::make_shared<std::string>();
-  auto* command = app->add_subcommand("laws", "The laws: formula, assumptions, source, what to do");
-  command->add_option("LAW", *wanted, "One law; default: a list of all");
+  auto* command = app->add_subcommand("laws",
+                                      "List the laws: formula, assumptions, source, "
+                                      "what to do");
+  command->add_option("LAW", *wanted, "One law; default: list all");
   auto all = std::make_shared<bool>(false);
-  command->add_flag("--all", *all, "Everything about all laws");
+  command->add_flag("--all", *all, "Print everything about all laws");
   command->callback(
       [wanted, all, action] { *action = [wanted, all] { return run_laws(*wanted, *all); }; });
 }

@@ -134,7 +134,7 @@ Status Output::open_file(const std::string& path, const std::vector<std::string>
   }
   if (exists && ::access(path.c_str(), W_OK) != 0) return failure(errno);
   if (exists && starts_as_a_trace(target.value()))
-    return refuse(path, "it is a trace, and would be lost");
+    return refuse(path, "it is a trace, which would be lost");
   return open_beside(target.value(), exists ? facts.st_mode & kPermissions : 0);
 }
 

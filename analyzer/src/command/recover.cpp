@@ -13,9 +13,11 @@ void add_recover(CLI::App* app, Action* action) {
   auto options = std::make_shared<Options>();
   auto* command = app->add_subcommand(
       "recover",
-      "Rewrite what can be read as a clean trace. Exit status 0: nothing lost, 3: done with loss");
+      "Rewrite the readable part as a clean trace. Exit status 0: nothing lost, 3: done with "
+      "loss");
   command->add_option("RUN", options->run, "Run directory, or one segment")->required();
-  command->add_option("OUT", options->output, "Run directory to make; must not exist")->required();
+  command->add_option("OUT", options->output, "Run directory to create; must not exist")
+      ->required();
   command->callback([options, action] {
     *action = [options]() -> int {
       const auto outcome = trace::recover(options->run, options->output);

@@ -110,7 +110,8 @@ void add_replay(CLI::App* app, Action* action) {
   auto options = std::make_shared<Options>();
   auto* command = app->add_subcommand(
       "replay",
-      "Feed a trace through the live analyzer and say what it said, at the steps it was known");
+      "Feed a trace through the live analyzer and print its findings at the steps at which they "
+      "were known");
   command->add_option("RUN", options->run, "Run directory, or one segment")->required();
   command
       ->add_option("--speed", options->speed,
@@ -120,7 +121,7 @@ void add_replay(CLI::App* app, Action* action) {
   command->add_option("--to", options->to, "Last step");
   command->callback([options, action] {
     if (options->from > options->to)
-      throw CLI::ValidationError("--to", "the last step comes before the first");
+      throw CLI::ValidationError("--to", "the last step is before the first");
     *action = [options] { return run_replay(*options); };
   });
 }

@@ -72,12 +72,12 @@ int run_report(const Options& options) {
 
 void add_report(CLI::App* app, Action* action) {
   auto options = std::make_shared<Options>();
-  auto* command = app->add_subcommand("report", "The mechanics report of one run");
+  auto* command = app->add_subcommand("report", "Write the mechanics report of one run");
   command->add_option("RUN", options->run, "Run directory, or one segment")->required();
   command->add_option("-o,--output", options->output, "File to write; default: standard output");
   command
       ->add_option("--format", options->format,
-                   "Default: by the name of the file; text on standard output")
+                   "Default: by the file name; text on standard output")
       ->check(CLI::IsMember({"html", "text", "json"}));
   command
       ->add_option(

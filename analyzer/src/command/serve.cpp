@@ -50,7 +50,7 @@ int run_serve(const Options& options) {
                    [&](const std::string& directory) { return lies_in(options.cache, directory); });
   if (!options.cache.empty() && inside != options.directories.end()) {
     say(fmt::format(
-        "runs are read at each start: the cache {} lies in {}, to which nothing is written",
+        "no cache, so runs are read at each start: {} is inside {}, to which nothing is written",
         options.cache, *inside));
   } else if (!options.cache.empty()) {
     auto opened = CardIndex::open(options.cache, program_identity());
@@ -90,24 +90,22 @@ int run_serve(const Options& options) {
 void add_serve(CLI::App* app, Action* action) {
   auto options = std::make_shared<Options>();
   auto* command = app->add_subcommand(
-      "serve",
-      "Pages of all runs below directories, brought up to date while they are written, and "
-      "/metrics; Ctrl-C ends it");
+      "serve", "Live pages of all runs below directories, and /metrics; Ctrl-C quits");
   command->add_option("DIR", options->directories, "Directories of runs")->required();
   command->add_option("--host", options->server.host,
                       "Address to listen on; default 127.0.0.1: this machine only");
-  command->add_option("--port", options->server.port, "Default 7117; 0: one that is free")
+  command->add_option("--port", options->server.port, "Port; default 7117; 0: any free port")
       ->check(CLI::Range(0, 65535));
   command
       ->add_option("--token", options->server.token,
-                   "Who shows it may look; 16 or more of [A-Za-z0-9._~-]. Needed with --host")
+                   "Token that gives access; 16 or more of [A-Za-z0-9._~-]. Required with --host")
       ->envname("TYCHO_TOKEN");
   command
       ->add_option("--metrics-runs", options->server.metrics_runs,
-                   "How many runs have gauges of their own in /metrics; default 200")
+                   "Maximum number of runs with their own gauges in /metrics; default 200")
       ->check(CLI::Range(0, 10000));
   command->add_option("--cache", options->cache,
-                      "Where verdicts of runs that have ended are kept for the next start; default "
+                      "Directory that caches verdicts of ended runs for the next start; default "
                       "$XDG_CACHE_HOME/tycho or ~/.cache/tycho; \"\": nowhere");
   add_alert_options(command, &options->alerts);
   command->callback([options, action] {

@@ -39,8 +39,8 @@ void add_verify(CLI::App* app, Action* action) {
   auto run = std::make_shared<std::string>();
   auto* command = app->add_subcommand(
       "verify",
-      "Is a trace intact? Exit status 0: yes (or it is being written), 3: damaged, or its writer "
-      "died, 1: unreadable");
+      "Check whether a trace is intact. Exit status 0: yes (or it is being written), 3: "
+      "damaged, or its writer died, 1: unreadable");
   command->add_option("RUN", *run, "Run directory, or one segment")->required();
   command->callback([run, action] { *action = [run] { return run_verify(*run); }; });
 }

@@ -272,18 +272,20 @@ int run_watch(const Options& options) {
 void add_watch(CLI::App* app, Action* action) {
   auto options = std::make_shared<Options>();
   auto* command =
-      app->add_subcommand("watch", "Live view of a run that is being written; q or Ctrl-C ends it");
+      app->add_subcommand("watch", "Live view of a run that is being written; q or Ctrl-C quits");
   command
       ->add_option("RUN", options->run, "Run directory, which need not exist yet, or one segment")
       ->required();
-  command->add_option("--interval", options->interval, "Seconds between two looks; default 1")
+  command->add_option("--interval", options->interval, "Seconds between updates; default 1")
       ->check(CLI::Range(0.1, 3600.0));
-  command->add_flag("--once", options->once, "Show what there is, and end");
-  command->add_flag("--json", options->json, "An object a line for each change, for programs");
+  command->add_flag("--once", options->once, "Print the current state and exit");
+  command->add_flag("--json", options->json,
+                    "One JSON object per change, one per line, for "
+                    "programs");
   command
       ->add_option("--until", options->until,
-                   "End when the run ends (end, the default), and with 4 when there is an alarm "
-                   "(alarm) or a remark of this code; several: loss_diverged,not_finite")
+                   "Exit when the run ends (end, the default), and exit with 4 on an alarm "
+                   "(alarm) or a remark with this code; several: loss_diverged,not_finite")
       ->delimiter(',')
       ->check(
           CLI::IsMember({"end", "alarm", "loss_not_finite", "loss_diverged", "loss_rose",

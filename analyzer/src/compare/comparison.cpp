@@ -56,7 +56,7 @@ Result<Comparison> read_comparison(
   }
   if (runs.empty()) {
     return Status(last.ok() ? Status::Code::kInvalidArgument : last.code(),
-                  "none of the runs can be read; the last: " + last.message());
+                  "none of the runs can be read; last error: " + last.message());
   }
   return compare(std::move(runs), std::move(left_out), options);
 }
@@ -100,16 +100,16 @@ std::string where(const Comparison& comparison, const ComparisonFinding& finding
 std::string nothing_to_do(const Comparison& comparison) {
   if (comparison.set.runs().empty()) return "No run could be compared.";
   if (comparison.set.runs().size() == 1) {
-    return "Only one run could be compared: there is nothing to hold against it.";
+    return "Only one run could be used: there is nothing to compare it with.";
   }
   const bool applies = std::any_of(
       comparison.findings.begin(), comparison.findings.end(),
       [](const ComparisonFinding& finding) { return finding.verdict != Verdict::kNotApplicable; });
   if (sweeps(comparison.set).empty() && !applies) {
-    return "These runs form no sweep over width, depth, batch size or learning rate, so that no "
-           "law over several runs applies. What differs is below.";
+    return "These runs form no sweep over width, depth, batch size or learning rate, so no law "
+           "over several runs applies. The differences are listed below.";
   }
-  return "No law over these runs asks for anything.";
+  return "No law over these runs calls for a change.";
 }
 
 Verdict summary_verdict(const Comparison& comparison, const LawDescription& law) {

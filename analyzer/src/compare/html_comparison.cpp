@@ -64,8 +64,8 @@ std::string fit_picture(const ComparisonFinding& finding) {
         log_log_picture(finding.points, finding.curve, "steps to the target", "examples to it");
     return picture.empty() ? ""
                            : "<figure>" + picture +
-                                 "<figcaption>Every run, and the hyperbola "
-                                 "that was fitted</figcaption></figure>\n";
+                                 "<figcaption>Every run, and the fitted "
+                                 "hyperbola</figcaption></figure>\n";
   }
   if (finding.points.size() < 2 || !std::isfinite(finding.measured)) return "";
   // The fitted line, through the middle of the points.
@@ -319,11 +319,11 @@ std::string html_comparison(const Comparison& comparison) {
   const OverlayData page = overlay_data(comparison);
   std::string out = page_head(title + " - comparison", assets::compare_css);
   out += fmt::format(
-      "<header><p class=\"kind\">Comparison</p><h1>{}</h1><p>{}; laid over each other by "
+      "<header><p class=\"kind\">Comparison</p><h1>{}</h1><p>{}; overlaid by "
       "{}{}</p>{}{}</header>\n",
       escape(title),
-      set.groups() == 1 ? std::string("they differ by their seeds at most")
-                        : fmt::format("{} groups that differ by more than seeds", set.groups()),
+      set.groups() == 1 ? std::string("they differ at most in their seeds")
+                        : fmt::format("{} groups that differ in more than seeds", set.groups()),
       to_string(comparison.options.by),
       set.left_out().empty() ? "" : fmt::format("; {} left out", set.left_out().size()),
       tally(comparison.laws,
@@ -340,7 +340,7 @@ std::string html_comparison(const Comparison& comparison) {
   out += kOverview;
   out += kViews;
   if (!page.left_out.empty()) {
-    out += "<p class=\"muted\">For want of room this page leaves out the curves of " +
+    out += "<p class=\"muted\">For lack of space this page leaves out the curves of " +
            escape(enumerate(page.left_out)) + ".</p>\n";
   }
   out += left_out_section(comparison);

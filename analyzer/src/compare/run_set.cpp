@@ -103,7 +103,7 @@ RunSet::RunSet(std::vector<RunDigest> runs, std::vector<LeftOut> left_out,
       continue;
     }
     if (run.frames == 0) {
-      left_out_.push_back({run.path, "no step was observed in it"});
+      left_out_.push_back({run.path, "it has no observed step"});
       continue;
     }
     runs_.push_back(std::move(run));
@@ -380,7 +380,7 @@ void RunSet::find_notes() {
     constexpr size_t kMost = 8;
     const size_t all = partial.size();
     if (all > kMost) partial.resize(kMost);
-    notes_.push_back(fmt::format("{} {} in some runs only and compared among those: {}{}.", all,
+    notes_.push_back(fmt::format("{} {} only in some runs and compared among those: {}{}.", all,
                                  what, enumerate(partial),
                                  all > kMost ? fmt::format(" and {} more", all - kMost) : ""));
   };
@@ -406,7 +406,7 @@ void RunSet::find_notes() {
     longest = std::max(longest, run.last_step);
   }
   if (!runs_.empty() && shortest < longest) {
-    notes_.push_back(fmt::format("Runs are of different length: the last steps are {} to {}.",
+    notes_.push_back(fmt::format("Runs have different lengths: the last steps are {} to {}.",
                                  shortest, longest));
   }
 }

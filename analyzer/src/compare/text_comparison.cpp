@@ -93,7 +93,7 @@ std::string text_comparison(const Comparison& comparison, bool colour, int width
   if (set.runs().size() > kMostRows)
     out += fmt::format("  and {} more\n", set.runs().size() - kMostRows);
   out += "\nWhat differs\n";
-  if (set.differences().empty()) out += "  Nothing that the traces say.\n";
+  if (set.differences().empty()) out += "  Nothing that the traces record.\n";
   size_t shapes = 0;
   for (const Difference& difference : set.differences()) {
     if (difference.kind == SettingKind::kShape && ++shapes > 3) continue;

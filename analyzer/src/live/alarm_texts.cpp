@@ -34,10 +34,10 @@ Alarm not_finite_alarm(const v1::Event& first, const v1::ModelDescription& model
   alarm.text = fmt::format(
       "First at step {}, in {}: {}. {}", first.step(), place_of(first, model),
       first.message().empty() ? first.code() : first.message(),
-      harmless ? "The last loss is finite; if the step was not skipped, look at what was given to "
+      harmless ? "The last loss is finite; if the step was not skipped, check the inputs to "
                  "this place."
-               : "What is computed from them afterwards means nothing: lower the learning rate, "
-                 "clip gradients, or look at what was given to this place.");
+               : "Anything computed from them afterwards is meaningless: lower the learning "
+                 "rate, clip gradients, or check the inputs to this place.");
   return alarm;
 }
 
@@ -50,7 +50,7 @@ std::optional<Alarm> losing_data_alarm(const v1::Health& health) {
   alarm.step = health.step();
   alarm.value = static_cast<double>(health.messages_dropped());
   alarm.text = fmt::format(
-      "{} messages were dropped, and {} writes failed{}. Training is not affected; what is missing "
+      "{} messages were dropped, and {} writes failed{}. Training is not affected; missing data "
       "cannot be judged later.",
       health.messages_dropped(), health.write_failures(),
       health.last_write_failure().empty() ? "" : " (" + health.last_write_failure() + ")");

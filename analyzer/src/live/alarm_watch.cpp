@@ -14,7 +14,7 @@ bool is_certain(const std::string& code) { return code == "loss_not_finite"; }
 const char* title_of(const std::string& law_alarm) {
   if (law_alarm == "edge_passed") return "The sharpness is past the edge, and the loss rises";
   if (law_alarm == "batch_far_past_noise_scale") return "The batch is far past the noise scale";
-  return "A law asks for attention";
+  return "A law calls for attention";
 }
 
 }  // namespace

@@ -44,12 +44,10 @@ std::vector<Alarm> StalledParts::alarms(const RunContext& context) const {
     alarm.step = streak.begin;
     alarm.value = 1;
     alarm.text = fmt::format(
-        "From step {} on, at {} observations in a row, no unit was above zero for any example of "
-        "the "
-        "batch: no gradient goes through this layer, and what lies before it learns by other ways "
-        "or "
-        "not at all. Go back to weights from before it with a lower learning rate, or use a leaky "
-        "activation.",
+        "From step {} on, at {} observations in a row, no unit was above zero for any example "
+        "of the batch: no gradient passes through this layer, and the layers before it learn "
+        "through other paths or not at all. Go back to earlier weights with a lower learning "
+        "rate, or use a leaky activation.",
         streak.begin, streak.length);
     result.push_back(std::move(alarm));
   }
@@ -61,11 +59,9 @@ std::vector<Alarm> StalledParts::alarms(const RunContext& context) const {
     alarm.step = run_.begin;
     alarm.value = 0;
     alarm.text = fmt::format(
-        "From step {} on, at {} observations in a row, the optimizer changed no weight at all: is "
-        "the "
-        "learning rate zero, are updates below the resolution of the weights, is every step "
-        "skipped, "
-        "or do gradients not arrive?",
+        "From step {} on, at {} observations in a row, the optimizer changed no weight at all: "
+        "is the learning rate zero, are updates below the resolution of the weights, is every "
+        "step skipped, or do gradients not reach the optimizer?",
         run_.begin, run_.length);
     result.push_back(std::move(alarm));
   }

@@ -144,11 +144,11 @@ std::optional<LossAlarm> diverged(const LossCourse& course) {
           : fmt::format("lay between {} and {}", number(before.low), number(before.high));
   alarm.text = fmt::format(
       "Before {}step {} it {}; then it {} to {} at step {}, and was {} at step {}, the last one "
-      "observed. What is measured after that tells of a broken run: take up a checkpoint from "
-      "before it, {}.",
+      "observed. Later measurements describe a broken run: resume from an earlier checkpoint, "
+      "{}.",
       out.count == 1 ? "" : "about ", step, range, upwards ? "rose" : "fell", number(extreme.value),
       extreme.step, number(end.value), end.step,
-      upwards ? "with a lower learning rate or with gradients that are clipped"
+      upwards ? "with a lower learning rate or clipped gradients"
               : "and look at what bounds this loss from below");
   return alarm;
 }
@@ -177,9 +177,9 @@ std::optional<LossAlarm> not_finite(const LossCourse& course) {
         course.finite_again().step);
   } else {
     alarm.text +=
-        ", and none after it was. Nothing is learned from there on: take up a checkpoint from "
-        "before it, with a lower learning rate or with gradients that are clipped, and look at the "
-        "data of that step.";
+        ", and none after it was. Nothing is learned from there on: resume from an earlier "
+        "checkpoint, with a lower learning rate or clipped gradients, and look at the data of "
+        "that step.";
   }
   return alarm;
 }
@@ -243,9 +243,9 @@ std::optional<LossAlarm> rose(const Stretches& all, const std::vector<Window>& w
         number(last.mean), last.begin, last.end);
   }
   alarm.text += fmt::format(
-      " A loss that is to be minimised should not rise: look at what changed after step {} "
-      "(learning rate, data), and keep the checkpoint from there. In adversarial or reinforcement "
-      "learning it need not mean anything.",
+      " A loss that is being minimised should not rise: look at what changed after step {} "
+      "(learning rate, data), and keep the checkpoint from there. In adversarial or "
+      "reinforcement learning this need not mean anything.",
       best.end);
   return alarm;
 }
@@ -277,7 +277,9 @@ std::optional<LossAlarm> jumped(const LossCourse& course) {
   alarm.text += seen->back < 0 ? fmt::format("was {} at step {}, the last one observed.",
                                              number(course.last().value), course.last().step)
                                : fmt::format("was back at step {}.", seen->back);
-  alarm.text += " Look at what changed at that step: data, learning rate, weights from elsewhere.";
+  alarm.text +=
+      " Look at what changed at that step: data, learning rate, weights loaded from "
+      "elsewhere.";
   return alarm;
 }
 
@@ -299,7 +301,7 @@ std::optional<LossAlarm> spikes(const LossCourse& course) {
   alarm.at = largest.peak;
   alarm.title = count == 1 ? "A spike of the loss" : fmt::format("{} spikes of the loss", count);
   alarm.text =
-      fmt::format("{} {} at step {}, where {} was usual, and was back at step {}.",
+      fmt::format("{} {} at step {}, against a usual value of {}, and was back at step {}.",
                   count == 1 ? "It rose to" : "The largest rose to", number(largest.peak.value),
                   largest.peak.step, number(largest.usual), largest.back);
   constexpr size_t kOthers = 4;
@@ -310,7 +312,7 @@ std::optional<LossAlarm> spikes(const LossCourse& course) {
   }
   if (!others.empty()) alarm.text += " The next: " + others + ".";
   alarm.text +=
-      " Look at the data of that step; where it is as usual, clip gradients or lower the learning "
+      " Look at the data of that step; if they are normal, clip gradients or lower the learning "
       "rate.";
   return alarm;
 }
@@ -368,10 +370,10 @@ std::optional<LossAlarm> stuck(const Stretches& all, double lowest) {
     alarm.severity = Severity::kWarning;
     alarm.title = "The loss does not fall";
     alarm.text = fmt::format(
-        "It began at {}, and from step {} to {} it stayed at {}. If it is meant to fall, nothing "
-        "is learned: check that the optimizer holds the parameters, that labels belong to their "
-        "inputs, and the size of the learning rate. In adversarial or reinforcement learning it "
-        "need not mean anything.",
+        "It began at {}, and from step {} to {} it stayed at {}. If it is meant to fall, "
+        "nothing is learned: check that the optimizer holds the parameters, that labels belong "
+        "to their inputs, and the size of the learning rate. In adversarial or reinforcement "
+        "learning this need not mean anything.",
         number(start), step, last, number(seen.level));
     return alarm;
   }
@@ -468,7 +470,7 @@ std::string describe_loss(const LossCourse& course) {
   }
   text += ".";
   if (course.observed() < kFewestLosses && loss_alarms(course).empty()) {
-    text += fmt::format(" {} losses are too few to judge its course by, short of a divergence.",
+    text += fmt::format(" {} losses are too few to judge its course, except for a divergence.",
                         course.observed());
   }
   return text;

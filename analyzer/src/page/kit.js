@@ -65,7 +65,7 @@ window.tycho = (function () {
       return;
     }
     if (typeof DecompressionStream === 'undefined') {
-      make('p', 'The charts of this page need a browser that knows DecompressionStream: Chromium 80, Firefox 113, Safari 16.4, or newer.',
+      make('p', 'The charts of this page need a browser with DecompressionStream: Chromium 80, Firefox 113, Safari 16.4, or newer.',
         document.querySelector('header')).className = 'alarm';
       return;
     }

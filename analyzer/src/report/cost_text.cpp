@@ -24,12 +24,12 @@ std::string cost_text(const v1::Health& health) {
   // A part that is larger than the whole comes from a writer that did not count the first step, or
   // from a damaged trace.
   if (!(wall > 0) || !(tycho_wall <= wall) || !(tycho_cpu <= cpu)) {
-    return "What Tycho cost is not in the trace.";
+    return "The trace does not record what Tycho cost.";
   }
   if (!(cpu > 0)) {
     return fmt::format(
-        "At least {:.3g} s of {:.3g} s on the training thread; what hooks slow down is not in this "
-        "trace.",
+        "At least {:.3g} s of {:.3g} s on the training thread; this trace does not record how "
+        "much hooks slow down other work.",
         tycho_wall, wall);
   }
   const char* at_least = health.cost_is_lower_bound() ? "at least " : "";
@@ -39,7 +39,7 @@ std::string cost_text(const v1::Health& health) {
       at_least, tycho_cpu, cpu, compared(tycho_cpu, cpu), at_least, tycho_wall, wall);
   if (health.cost_is_lower_bound()) {
     text +=
-        " \"At least\": every step that could be compared had hooks, so what they slow down beyond "
+        " \"At least\": every step that could be compared had hooks, so their effect beyond "
         "their own time is not known.";
   }
   return text;

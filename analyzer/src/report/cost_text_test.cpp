@@ -40,12 +40,12 @@ TEST(CostText, SaysAtLeastWhereMoreMayHaveBeenSlowedDown) {
 
 TEST(CostText, NeverTellsMoreThanTheWhole) {
   // Traces of writers that did not count the time of the first step.
-  EXPECT_THAT(cost_text(health(0.00767, 0, 0, 0)), HasSubstr("not in the trace"));
-  EXPECT_THAT(cost_text(health(1.06, 1, 0, 0)), HasSubstr("not in the trace"));
+  EXPECT_THAT(cost_text(health(0.00767, 0, 0, 0)), HasSubstr("The trace does not record"));
+  EXPECT_THAT(cost_text(health(1.06, 1, 0, 0)), HasSubstr("The trace does not record"));
   EXPECT_THAT(cost_text(health(0.1, 1, 0, 0)), HasSubstr("At least 0.1 s of 1 s"));
-  EXPECT_THAT(cost_text(v1::Health()), HasSubstr("not in the trace"));
+  EXPECT_THAT(cost_text(v1::Health()), HasSubstr("The trace does not record"));
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  EXPECT_THAT(cost_text(health(nan, nan, nan, nan)), HasSubstr("not in the trace"));
+  EXPECT_THAT(cost_text(health(nan, nan, nan, nan)), HasSubstr("The trace does not record"));
 }
 
 }  // namespace

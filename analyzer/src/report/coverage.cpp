@@ -35,7 +35,7 @@ std::vector<std::string> untested_clauses(const Coverage& seen, const std::strin
   const size_t open = seen.laws - seen.tested - seen.not_applicable;
   if (seen.not_applicable > 0)
     clauses.push_back(counted(seen.not_applicable, "does", "do") + " not apply to this run");
-  if (open > 0) clauses.push_back(counted(open, "takes", "take") + " " + take_what);
+  if (open > 0) clauses.push_back(counted(open, "needs", "need") + " " + take_what);
   return clauses;
 }
 
@@ -102,7 +102,9 @@ Coverage coverage(const Report& report) {
       add_title(&result.deferred, is, statistic, law.title);
       continue;
     }
-    const std::string reason = finding != nullptr ? finding->gate : "nothing was recorded for it";
+    const std::string reason = finding != nullptr ? finding->gate
+                                                  : "none of its statistics was "
+                                                    "recorded";
     const auto is = [&](const Untested& each) { return each.reason == reason; };
     add_title(&result.untested, is, reason, law.title);
   }
@@ -141,40 +143,40 @@ std::vector<std::string> what_is_missing(const Report& report) {
       statistics.push_back(fmt::format("{} ({})", each.statistic, joined(each.laws)));
     const auto budget = report.run.options().find("overhead_budget");
     result.push_back(fmt::format(
-        "Not due within the overhead budget{}: {}. A longer run or a larger budget has them; "
-        "SessionOptions::every(\"{}\", 50) asks for one whatever it costs.",
+        "Not due within the overhead budget{}: {}. A longer run or a larger budget records "
+        "them; SessionOptions::every(\"{}\", 50) requests one whatever it costs.",
         budget == report.run.options().end() ? "" : " of " + budget->second, joined(statistics),
         seen.deferred.front().statistic));
   }
   if (report.other_reference > 0) {
     result.push_back(
         fmt::format("Resumed: {} records of changes since the first observation are relative to "
-                    "where the run was taken up, not to its start, and were not used.",
+                    "the step at which the run was resumed, not to its start, and were not used.",
                     report.other_reference));
   }
   return result;
 }
 
 std::string nothing_to_do(const Report& report) {
-  if (report.frames == 0) return "No step was observed: nothing can be said.";
+  if (report.frames == 0) return "No step was observed, so nothing can be said.";
   const Coverage seen = coverage(report);
   const std::string steps =
       fmt::format("{} observed {}", report.frames, report.frames == 1 ? "step" : "steps");
   if (seen.tested == 0) {
     return fmt::format(
-        "Whether anything asks for a change is not known: in {} no law could be tested. All that "
-        "can be said is that every number looked at was finite{}.",
+        "It is not known whether anything should change: in {} no law could be tested. All that "
+        "can be said is that every number checked was finite{}.",
         steps, report.loss.observed() == 0 ? ", and the loss was not recorded" : "");
   }
   std::string text = fmt::format(
-      "Nothing that was looked at asks for a change: in {}, {} could be tested and {} violated.",
+      "Nothing that was checked calls for a change: in {}, {} could be tested and {} violated.",
       steps, tested_of(seen), seen.tested == 1 ? "was not" : "none of them was");
   if (seen.tested == seen.laws) return text;
   const size_t others = seen.laws - seen.tested;
   std::string clauses;
   for (const std::string& clause : untested_clauses(seen, "more than was recorded"))
     clauses += (clauses.empty() ? "" : ", ") + clause;
-  return text + fmt::format(" Of the other{} nothing is known: {}.",
+  return text + fmt::format(" Nothing is known about the other{}: {}.",
                             others == 1 ? "" : fmt::format(" {}", others), clauses);
 }
 

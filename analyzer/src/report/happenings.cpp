@@ -17,15 +17,14 @@ struct Remedy {
 
 constexpr const char* kMicrobatches =
     "Split the step into two or more backward passes (microbatches): the noise is then measured "
-    "from "
-    "their gradients, whatever the layer.";
+    "from their gradients, for any layer.";
 
 // The first that matches.
 const Remedy kRemedies[] = {
     {"at least two examples", "Use batches of two or more examples, or several backward passes."},
     {"is said to have",
-     "Give Session::step the number of examples of the batch, and SessionOptions::batch_dim the "
-     "dimension that counts them."},
+     "Pass the number of examples in the batch to Session::step, and set "
+     "SessionOptions::batch_dim to the dimension that counts them."},
     {"sparse", "Use dense gradients (Embedding with sparse(false))."},
     {"needs the network's output apart",
      "Give set_probe_loss a function that returns the network's "

@@ -121,9 +121,8 @@ std::string cost_section(const Report& report) {
                      report.health.steps_observed(), report.health.steps_seen());
   if (report.health.cost_size() > 0) {
     out +=
-        "<table><thead><tr><th>probe</th><th>seconds of wall time, its hooks "
-        "included</th><th>observations</th></tr></"
-        "thead><tbody>\n";
+        "<table><thead><tr><th>probe</th><th>wall time in seconds, including "
+        "hooks</th><th>observations</th></tr></thead><tbody>\n";
     for (const auto& cost : report.health.cost()) {
       out += fmt::format(
           "<tr><td>{}</td><td class=\"number\">{:.4g}</td><td class=\"number\">{}</td></tr>\n",

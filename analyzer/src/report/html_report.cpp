@@ -118,8 +118,8 @@ std::string what_to_do_section(const Report& report) {
   if (!nothing) out += "</div>\n";
   if (is_broken(known)) {
     out +=
-        "<p>The laws below were judged on what was recorded, broken steps included: no advice is "
-        "taken from them.</p>\n";
+        "<p>The laws below were judged on everything recorded, including broken steps: no "
+        "advice is taken from them.</p>\n";
   } else if (nothing) {
     out += "<p>" + escape(nothing_to_do(report)) + "</p>\n";
   }
@@ -191,22 +191,23 @@ std::string lines_section(const Report& report) {
     std::string name = to_string(line);
     if (!name.empty())
       name[0] = static_cast<char>(std::toupper(static_cast<unsigned char>(name[0])));
-    out += fmt::format(
-        "<div class=\"line\"><h3>{}</h3><div>{}</div></div>\n", escape(name),
-        blocks.empty() ? "<p class=\"muted\">No law of this line is checked yet.</p>\n" : blocks);
+    out += fmt::format("<div class=\"line\"><h3>{}</h3><div>{}</div></div>\n", escape(name),
+                       blocks.empty()
+                           ? "<p class=\"muted\">No law of this line is implemented yet.</p>\n"
+                           : blocks);
   }
   return out + "</div></section>\n";
 }
 
 const char* const kOverview = R"html(<section class="noempty" id="overview"><h2>At a glance</h2>
-<p class="muted">Each line is a layer or a parameter, dark for the first and light for the last of the model; of lists, the first position is dark. Press a chart to look closer.</p>
+<p class="muted">Each line is a layer or a parameter, dark for the first and light for the last of the model; in lists, the first position is dark. Click a chart to enlarge it.</p>
 <div class="multiples" id="multiples"></div></section>
 )html";
 
 std::string incident_table(const Report& report, const IncidentWords& words) {
   std::string out =
-      "<div class=\"scroll\"><table><thead><tr><th>Step</th><th>What was seen outside its "
-      "range</th><th>Usual before</th><th>Seen</th><th>Spreads "
+      "<div class=\"scroll\"><table><thead><tr><th>Step</th><th>What was outside its "
+      "range</th><th>Usual value</th><th>Seen</th><th>Spreads "
       "away</th><th>Before</th></tr></thead><tbody>\n";
   for (const IncidentRow& row : words.rows) {
     out += fmt::format(
@@ -244,12 +245,12 @@ std::string curvature_section(const Report& report) {
   std::string out = "<section id=\"curvature\"><h2>Curvature</h2>\n";
   if (!seen.headroom.empty()) out += "<p>" + escape(seen.headroom) + "</p>\n";
   if (const std::vector<std::string> lines = curvature_lines(seen); !lines.empty())
-    out += "<p class=\"muted\">As measured last:</p>\n" + bullets(lines);
+    out += "<p class=\"muted\">Latest measurement:</p>\n" + bullets(lines);
   return out + "<div class=\"multiples wide\" id=\"curves\"></div></section>\n";
 }
 
 const char* const kLayers = R"html(<section id="layers"><h2>Layers</h2>
-<p class="muted">Values as measured last, the mean of the last stretch of steps. A heading sorts; a layer leads to its series.</p>
+<p class="muted">Latest values: the mean over the last stretch of steps. Click a heading to sort, a layer to see its series.</p>
 <div class="controls"><label>Find <input id="layer-find" type="search" autocomplete="off"></label></div>
 <div class="scroll" id="layer-table"></div></section>
 )html";
@@ -258,12 +259,12 @@ const char* const kViews = R"html(<section id="views"><h2>Layer by layer</h2>
 <div class="controls"><label>Statistic <select id="statistic"></select></label>
 <label>Rows <select id="grouping"><option value="none">one by one</option><option value="kind">by kind of layer</option><option value="block">by block</option></select></label>
 <label>Scale <select id="scale"><option value="auto">automatic</option><option value="linear">linear</option><option value="log">logarithmic</option></select></label>
-<span class="muted">Choose a row for its series; drag across the chart to zoom, double-click to see all; or, where it has the focus, + and -, arrows, and 0.</span></div>
+<span class="muted">Select a row to see its series. Drag across the chart to zoom, double-click to see everything; by keyboard, + and -, arrows, and 0.</span></div>
 <p class="muted" id="left-out"></p>
 <div class="heatwrap"><div class="rows" id="rows"></div><div><canvas class="heat" id="heat" aria-hidden="true"></canvas>
 <div class="axis"><span id="from"></span><span id="to"></span></div>
 <div class="legend"><span id="low"></span><canvas id="ramp" width="160" height="12"></canvas><span id="high"></span>
-<span>a value stands until the next is measured; empty: not measured; a group shows the median of its layers</span><span class="broken"></span><span>not finite</span></div></div></div>
+<span>a value stands until the next measurement; empty: not measured; a group shows the median of its layers</span><span class="broken"></span><span>not finite</span></div></div></div>
 <h3 id="title"></h3><p class="muted" id="definition"></p><div class="chart" id="chart"></div>
 <details><summary>as a table</summary><div class="tablebox"><table><thead><tr><th>step</th><th>mean</th><th>95 % interval</th><th>least</th>
 <th>largest</th><th>not finite</th></tr></thead><tbody id="values"></tbody></table></div></details></section>

@@ -73,12 +73,12 @@ std::string change_text(const Mover& mover) {
   const Movement& movement = mover.movement;
   std::string text = value_text(mover, movement.value);
   if (std::isnan(movement.usual)) return text;
-  text += fmt::format(", where {} was usual", value_text(mover, movement.usual));
+  text += fmt::format(", against a usual value of {}", value_text(mover, movement.usual));
   const std::string factor = factor_text(mover);
   const double spreads = std::fabs(movement.spreads());
   if (!factor.empty()) text += fmt::format(" ({}", factor);
   if (!factor.empty() && std::isfinite(spreads))
-    text += fmt::format(", {} of its spreads away", number_text(spreads, 2));
+    text += fmt::format(", {} spreads away", number_text(spreads, 2));
   return text + (factor.empty() ? "" : ")");
 }
 
@@ -121,8 +121,8 @@ std::string rivals_sentence(const Report& report, const Incident& incident) {
   if (rivals.empty()) return "";
   const auto groups = groups_of(rivals);
   const Movement& first = groups[0][0].movement;
-  std::string text = fmt::format("Which was first is not sure: {} may have moved as early. ",
-                                 listed(report, groups));
+  std::string text =
+      fmt::format("The order is uncertain: {} may have moved as early. ", listed(report, groups));
   const std::string who = rivals.size() == 1 ? "It" : "The first of these";
   text += first.within >= 0
               ? fmt::format(
@@ -130,8 +130,7 @@ std::string rivals_sentence(const Report& report, const Incident& incident) {
                     "{}.",
                     who, first.within, first.moved)
               : fmt::format(
-                    "{} was outside at step {}, and there is no observation before it that "
-                    "it could be compared with.",
+                    "{} was outside at step {}, and has no earlier observation to compare with.",
                     who, first.moved);
   return text;
 }
@@ -144,44 +143,44 @@ std::string order_sentence(const Report& report, const Incident& incident) {
   if (incident.compared == 0) {
     return first.size() == 1
                ? fmt::format(
-                     "Of what was recorded, {} was the first that was not finite, at step "
-                     "{}.",
+                     "Of everything recorded, {} was the first to become non-finite, at step {}.",
                      name_of(report, groups[0]), step)
                : fmt::format(
-                     "Not finite from the same step on, {}, so that their order cannot be told: "
-                     "{}.",
+                     "Their order cannot be told, because they became non-finite at the same "
+                     "step, {}: {}.",
                      step, listed(report, groups));
   }
   if (first.size() == 1 && first[0].quantity == 0 && sure) {
     return fmt::format(
-        "The loss left its range first, at step {}{}: nothing else that was recorded was seen to "
-        "move before it. The data of that step were unusual, or something moved that was not "
-        "recorded, or too little to be seen.",
+        "The loss left its range first, at step {}{}: nothing else that was recorded moved "
+        "visibly before it. The data of that step were unusual, or something moved that was not "
+        "recorded, or moved too little to be seen.",
         step, incident.finite ? fmt::format(" ({})", change_text(first[0])) : "");
   }
   if (first.size() == 1) {
     return fmt::format(
-        "Of what was recorded, {} was seen to move first: at step {} it was {}.{}",
+        "Of everything recorded, {} was seen to move first: at step {} it was {}.{}",
         name_of(report, groups[0]), step, change_text(first[0]),
         sure && incident.movers.size() > 1
-            ? " Everything else that moved was seen in its usual range at that step or after it."
+            ? " Everything else that moved was still in its usual range at that step or later."
             : "");
   }
   return fmt::format(
-      "Observed at the same step, {}, so that it cannot be told which moved first: {}.", step,
-      listed(report, groups));
+      "It cannot be told which moved first, because they were observed at the same step, {}: {}.",
+      step, listed(report, groups));
 }
 
 std::string basis_sentence(const Incident& incident) {
   if (incident.compared == 0) {
     return fmt::format(
-        "With fewer than {} observations before, what was usual is not known: only values that "
-        "were not finite could be seen.",
+        "With fewer than {} earlier observations, the usual range is not known: only values "
+        "that were not finite could be seen.",
         Movement::kFewestBefore);
   }
-  std::string text = fmt::format("{} series were held against their own course before step {}",
+  std::string text = fmt::format("{} series were compared with their own history before step {}",
                                  incident.compared, incident.from);
-  if (incident.too_few > 0) text += fmt::format("; {} had too few values there", incident.too_few);
+  if (incident.too_few > 0)
+    text += fmt::format("; {} had too few values before it", incident.too_few);
   return text + ".";
 }
 
@@ -197,14 +196,14 @@ IncidentWords describe(const Report& report, const Incident& incident) {
   IncidentWords words;
   words.title = incident.finite
                     ? fmt::format("The loss left its range at step {}", incident.step)
-                    : fmt::format("The loss was first not finite at step {}", incident.step);
+                    : fmt::format("The loss first became non-finite at step {}", incident.step);
   if (incident.movers.empty()) {
     words.sentences.push_back(
         incident.compared == 0
-            ? fmt::format("What moved first cannot be told: no series was observed at {} or more "
-                          "steps before.",
+            ? fmt::format("It cannot be told what moved first: no series was observed at {} or "
+                          "more earlier steps.",
                           Movement::kFewestBefore)
-            : "Nothing that was recorded was seen to leave its range about that step.");
+            : "No recorded series was seen to leave its range around that step.");
     return words;
   }
   words.sentences.push_back(order_sentence(report, incident));
@@ -212,7 +211,7 @@ IncidentWords describe(const Report& report, const Incident& incident) {
     words.sentences.push_back(std::move(rivals));
   words.sentences.push_back(
       basis_sentence(incident) +
-      " This is the order in which they were seen to move, not what caused what.");
+      " This is the order in which they were seen to move; it says nothing about causes.");
   for (const Group& group : groups_of(incident.movers)) {
     if (words.rows.size() < IncidentWords::kMostRows) {
       words.rows.push_back(row_of(report, group));
@@ -233,12 +232,12 @@ std::string no_incident(const Report& report) {
       before += each.end < alarm.at.step ? each.count : 0;
     if (before < Movement::kFewestBefore) {
       return fmt::format(
-          "The loss diverged after {} observed {}: too few to tell what was usual before, and so "
-          "what moved first.",
+          "The loss diverged after {} observed {}: too few to establish a usual range, and so "
+          "to tell what moved first.",
           before, before == 1 ? "loss" : "losses");
     }
-    return "The loss diverged too gradually to name a step at which it left its range, and so what "
-           "moved before it.";
+    return "The loss diverged too gradually to name a step at which it left its range, so what "
+           "moved before it cannot be told.";
   }
   return "";
 }

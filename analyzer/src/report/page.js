@@ -43,8 +43,8 @@ tycho.page = function (data) {
     document.getElementById('title').textContent = tycho.title(entry.statistic) + ' of ' + entity.name + tycho.unit(entry);
     document.getElementById('chart').setAttribute('aria-label', document.getElementById('title').textContent);
     document.getElementById('definition').textContent = entry.definition +
-      (tycho.isSquare(entry.statistic) ? ' Shown is its root (recorded as ' + entry.statistic + ').' : '') +
-      (entity.levels ? ' For want of room this series is given in ' + entity.mean.length + ' stretches and to the 254th part of its range; ' +
+      (tycho.isSquare(entry.statistic) ? ' The chart shows the root (recorded as ' + entry.statistic + ').' : '') +
+      (entity.levels ? ' For lack of space this series has ' + entity.mean.length + ' stretches, each rounded to one of 254 levels; ' +
         'tycho export has every value.' : '');
     var logarithmic = isLogarithmic([entity]);
     if (chart) chart.destroy();
@@ -297,7 +297,7 @@ tycho.page = function (data) {
   drawCurvature();
   table.draw();
   if (data.left_out.length) {
-    document.getElementById('left-out').textContent = 'For want of room this page leaves out: ' + data.left_out.join(', ') +
+    document.getElementById('left-out').textContent = 'For lack of space this page leaves out: ' + data.left_out.join(', ') +
       '. tycho export has every value.';
   }
   var first = 0;

@@ -34,8 +34,8 @@ std::string of_a_lower_rate(const Report& report) {
   const Finding* gain = of_run(report, "decay_gain");
   if (gain == nullptr || gain->verdict != Verdict::kNotYet || !(gain->ci_low > 0)) return "";
   return fmt::format(
-      " That is at this learning rate: {} [{}, {}] of the loss is the noise of steps this long, "
-      "which lowering the rate before the end should gain.",
+      " This holds at this learning rate: {} [{}, {}] of the loss is the noise of steps this "
+      "long, which lowering the rate before the end should gain.",
       short_number(gain->measured), short_number(gain->ci_low), short_number(gain->ci_high));
 }
 
@@ -49,8 +49,8 @@ void loss(const Report& report, std::vector<Remark>* result) {
   }
   if (report.frames > 0 && report.loss.observed() == 0) {
     result->push_back({"loss_not_recorded", Severity::kWarning, "The loss was not recorded",
-                       "Whether this run learns is not known. Give Session::step the loss, and do "
-                       "not leave out the probe \"loss\".",
+                       "It is not known whether this run learns. Pass the loss to "
+                       "Session::step, and do not leave out the probe \"loss\".",
                        -1, kUnknown, "", ""});
   }
 }
@@ -109,9 +109,10 @@ void dead_units(const Report& report, std::vector<Remark>* result) {
   remark.statistic = "dead_fraction";
   remark.scope = "layer:" + report.model.layer(static_cast<int>(layer)).path();
   remark.text = fmt::format(
-      "In each of the last {} observed steps, {:.0f} % or more of the units of {} were not above "
-      "zero for any example of the batch, and got no gradient there{}. Units that are silent in "
-      "every step learn nothing: a lower learning rate or a leaky activation keeps them alive.",
+      "In each of the last {} observed steps, {:.0f} % or more of the units of {} were not "
+      "above zero for any example of the batch and received no gradient{}. Units that are "
+      "silent at every step learn nothing: a lower learning rate or a leaky activation keeps "
+      "them alive.",
       worst.steps, std::floor(100 * worst.least), report.layer_label(static_cast<uint32_t>(layer)),
       layers > 1 ? fmt::format("; {} other {} more than {:.0f} %", layers - 1,
                                layers == 2 ? "layer has" : "layers have", 100 * kMany)
@@ -127,12 +128,12 @@ void failures(const Report& report, std::vector<Remark>* result) {
   if (failed.empty()) return;
   Remark remark;
   remark.code = "instrument_failed";
-  remark.title = "A part of the instrument failed";
+  remark.title = "Part of Tycho failed";
   remark.step = failed.front().first_step;
   remark.text = fmt::format("At step {}: {}", failed.front().first_step, failed.front().what);
   if (failed.size() > 1)
     remark.text += fmt::format("; and {} more, listed below", failed.size() - 1);
-  remark.text += ". Training was not affected; what it measures is missing from there on.";
+  remark.text += ". Training was not affected; its measurements are missing from there on.";
   result->push_back(std::move(remark));
 }
 
@@ -155,8 +156,8 @@ void losses(const Report& report, std::vector<Remark>* result) {
                          segment.at_risk_seconds);
   }
   remark.text = fmt::format(
-      "{}{} bytes could not be read and {} messages were dropped while it was written; everything "
-      "else was used. See what was lost, below.",
+      "{}{} bytes could not be read and {} messages were dropped while the trace was written; "
+      "everything else was used. See \"What was lost\" below.",
       writer, bytes, report.health.messages_dropped());
   result->push_back(std::move(remark));
 }
@@ -217,7 +218,8 @@ std::vector<std::string> in_short(const Report& report) {
     not_observed += each.kind == v1::Event::NOT_OBSERVED;
   if (not_observed > 0) {
     result.push_back(
-        fmt::format("Something could not be observed, for {} {}: see \"What was not observed\".",
+        fmt::format("Some statistics could not be observed, for {} {}: see \"What was not "
+                    "observed\".",
                     not_observed, not_observed == 1 ? "reason" : "reasons"));
   }
   return result;

@@ -20,15 +20,17 @@ namespace {
 std::string curvature_section(const Report& report, size_t columns) {
   const Curvature seen = curvature(report);
   if (!seen.any() && report.spectrum.node.empty()) return "";
-  std::string out = "\nCurvature, as measured last\n";
+  std::string out = "\nCurvature, latest measurement\n";
   for (const std::string& line : curvature_lines(seen)) {
     out += "  " + wrap(line, 4, columns) + "\n";
   }
   if (!report.spectrum.node.empty()) {
     const auto [low, high] =
         std::minmax_element(report.spectrum.node.begin(), report.spectrum.node.end());
-    out += fmt::format("  spectral density at step {}, a character lighter is ten times less\n",
-                       report.spectrum.step);
+    out += fmt::format(
+        "  spectral density at step {}; each lighter character is ten times "
+        "less\n",
+        report.spectrum.step);
     out += fmt::format("  {} |{}| {}\n", short_number(*low),
                        density_picture(report.spectrum, columns > 60 ? columns - 30 : 30),
                        short_number(*high));
@@ -125,8 +127,8 @@ std::string text_report(const Report& report, bool colour, int width) {
   if (is_broken(known)) {
     out += "  " +
            wrap(
-               "The laws below were judged on what was recorded, broken steps included: no advice "
-               "is taken from them.",
+               "The laws below were judged on everything recorded, including broken steps: no "
+               "advice is taken from them.",
                2, columns) +
            "\n";
   }
@@ -172,7 +174,7 @@ std::string text_report(const Report& report, bool colour, int width) {
       }
     }
     out += fmt::format("  {}\n{}", to_string(line),
-                       rows.empty() ? "    no law of this line is checked yet\n" : rows);
+                       rows.empty() ? "    no law of this line is implemented yet\n" : rows);
   }
   out += "\nWhat was lost\n";
   if (!report.has_loss()) out += "  " + wrap(no_known_loss(report), 2, columns) + "\n";

@@ -24,7 +24,7 @@ Result<std::string> compared_page(const std::vector<std::string>& directories,
     return with_bar(html_comparison(comparison.value()));
   } catch (const GivenUp&) {
     return Status(Status::Code::kIoError,
-                  "reading these runs takes too long for a page; tycho compare takes its time");
+                  "reading these runs takes too long for a page; use tycho compare");
   }
 }
 

@@ -76,7 +76,7 @@
   }
   function tell(card) {
     if (!card) {
-      now.textContent = 'The run is gone; what is shown is what was read of it.';
+      now.textContent = 'The run is gone; this page shows what was read of it.';
       return;
     }
     var alarms = card.alarms.filter(function (alarm) { return alarm.severity === 'alarm'; });

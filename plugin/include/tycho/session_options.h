@@ -9,7 +9,7 @@
 
 namespace tycho {
 
-/// The one exception Tycho throws, from construction only: names the option, the value and the
+/// The only exception Tycho throws, only from construction: names the option, the value and the
 /// legal range.
 class OptionError : public std::invalid_argument {
  public:
@@ -24,8 +24,9 @@ enum class Preset {
 };
 enum class Reduction { mean, sum };
 enum class Schedule {
-  budget,  ///< what has no interval of its own is observed as the overhead budget allows (default)
-  fixed,   ///< at 12 steps per factor of ten, whatever it costs: the same steps on every machine
+  budget,  ///< probes without their own interval are observed as the overhead budget allows
+           ///< (default)
+  fixed,   ///< at 12 steps per factor of ten, whatever the cost: the same steps on every machine
 };
 enum class Durability {
   drop,      ///< a full queue drops messages and counts them: training never waits (default)
@@ -36,9 +37,9 @@ enum class Durability {
 /// environment variable TYCHO_<FIELD>, which wins over the program.
 class SessionOptions {
  public:
-  /// `directory`: the run directory; created if it does not exist. If it holds a run already, or
+  /// `directory`: the run directory; created if it does not exist. If it already holds a run, or
   /// another session writes to it, the run goes to a numbered neighbour (runs/digits-2), which is
-  /// said once: see resume() and exclusive().
+  /// reported once: see resume() and exclusive().
   explicit SessionOptions(std::string directory);
   SessionOptions& directory(std::string value);
 
@@ -47,11 +48,10 @@ class SessionOptions {
   /// nullopt: no limit. Default 0.02. Probes scheduled with every() or log_spaced() are kept
   /// whatever the budget, and take at most half of it from the others.
   SessionOptions& overhead_budget(std::optional<double> value);
-  /// Of the first `seconds` of training this larger share may be taken instead: `share` in [0, 1],
-  /// `seconds` finite and at least 0. Default 0.3 of 60 s. Without an overhead budget it means
-  /// nothing.
+  /// Larger share that applies to the first `seconds` of training: `share` in [0, 1], `seconds`
+  /// finite and at least 0. Default 0.3 of 60 s. Has no effect without an overhead budget.
   SessionOptions& early_budget(double share, double seconds);
-  /// Whether the overhead budget decides what is observed when. Default: Schedule::budget.
+  /// What decides when probes are observed. Default: Schedule::budget.
   SessionOptions& schedule(Schedule value);
   /// Observes `name` (a probe, or a statistic: then its probe) at steps that are multiples of
   /// `interval` >= 1.
@@ -70,14 +70,14 @@ class SessionOptions {
   SessionOptions& durability(Durability value);
   /// Continues the run directory from `step` >= 0 after a checkpoint: a new segment.
   SessionOptions& resume(int64_t step);
-  /// A directory that is taken is refused (OptionError) instead of going to a neighbour. Default:
-  /// false.
+  /// Refuses a directory that is taken (OptionError) instead of using a numbered neighbour.
+  /// Default: false.
   SessionOptions& exclusive(bool value = true);
 
-  /// Whether losses that the program does not give (probe and step loss) are made from the
-  /// operators of the trainer's own steps. Default: true.
+  /// Whether a missing probe or step loss is built from the operators of the trainer's own steps.
+  /// Default: true.
   SessionOptions& tape(bool value);
-  /// Memory for that, in MiB, from 1: the batches of the steps that are kept. Default 256.
+  /// Memory limit for that, in MiB, at least 1: the batches of the steps kept. Default 256.
   SessionOptions& tape_memory(int64_t mebibytes);
 
   // Getters of the same names without argument.

@@ -68,10 +68,10 @@ std::string faulty_convolution(const std::vector<at::Tensor>& parameters) {
                        (parameter.size(1) == 1 && is_wrong(parameter.sizes(), parameter.size(0)));
     if (!wrong) continue;
     return fmt::format(
-        "this LibTorch computes a wrong gradient for the input of a convolution (or a wrong output "
-        "of a transposed one) with a kernel of [{}] in float32: it reads memory that nobody wrote. "
-        "Training is affected too. "
-        "at::globalContext().setUserEnabledMkldnn(false) before it, or float64, helps",
+        "this LibTorch computes a wrong gradient for the input of a convolution (or a wrong "
+        "output of a transposed one) with a kernel of [{}] in float32: it reads uninitialised "
+        "memory. Training is affected too. As a remedy, call "
+        "at::globalContext().setUserEnabledMkldnn(false) before training, or use float64",
         fmt::join(parameter.sizes().vec(), ", "));
   }
   return {};

@@ -91,7 +91,7 @@ OutputLoss identify_output_loss(const at::Tensor& output,
                                 const std::function<at::Tensor(const at::Tensor&)>& loss) {
   OutputLoss found;
   if (!output.is_floating_point() || output.numel() == 0) {
-    found.why_unknown = "the network's output is empty, or no floating-point tensor";
+    found.why_unknown = "the network's output is empty, or not a floating-point tensor";
     return found;
   }
   const double tolerance = output.scalar_type() == at::kDouble  ? 1e-6

@@ -254,8 +254,8 @@ void ProbeLossSurface::check_gradients_repeat() {
   if (!at::isfinite(once).all().item<bool>() && !at::isfinite(twice).all().item<bool>()) return;
   if (!is_repeated(once, twice, blocks_, wide())) {
     fail(
-        "its gradient is another at a second evaluation: an operator is not deterministic, or "
-        "reads memory that nobody wrote");
+        "its gradient differs at a second evaluation: an operator is not deterministic, or "
+        "reads uninitialised memory");
   }
 }
 

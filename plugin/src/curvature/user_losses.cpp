@@ -285,8 +285,8 @@ void UserLosses::close() {
   (void)restore();
   if (!whole) {
     say_(v1::Event::FAULT, "state_not_restored",
-         "not all that the losses may have changed could be put back: parameters, buffers, "
-         "training flags or generators may differ from a run without Tycho");
+         "not everything that the losses may have changed could be restored: parameters, "
+         "buffers, training flags or generators may differ from a run without Tycho");
   }
   for (const Kind kind : {kProbe, kStep, kBatch}) say_method(kind);
 }
@@ -309,13 +309,13 @@ void UserLosses::say_method(Kind kind) {
   const std::string code = fmt::format("{}_products{}", name_of(kind), first ? "" : "_changed");
   if (method.kind == ProductMethod::kNone) {
     say_(v1::Event::NOT_OBSERVED, code,
-         fmt::format("of {} only values are observed: {}", loss, method.reason));
+         fmt::format("only values of {} are observed: {}", loss, method.reason));
     return;
   }
   say_(v1::Event::METHOD, code,
        method.kind == ProductMethod::kDoubleBackward
            ? fmt::format("Hessian-vector products of {} are exact, by double backward; they are "
-                         "held against differences of gradients now and then",
+                         "checked against differences of gradients from time to time",
                          loss)
            : fmt::format("Hessian-vector products of {} are finite differences of gradients, with "
                          "a relative error of about {:.0e}: {}",
@@ -329,11 +329,10 @@ void UserLosses::suspend(const LossError& error) {
     // A tape that cannot be replayed is no fault: some executors change their code as they go.
     const bool taped = (kind == kProbe && probe_from_tape_) || (kind == kStep && step_from_tape_);
     if (taped) {
-      say_(
-          v1::Event::NOT_OBSERVED, fmt::format("{}_not_replayed", name_of(kind)),
-          fmt::format("{} on its tape can no longer be replayed and is not evaluated any more: {}. "
-                      "Session::set_{} gives another one",
-                      words_of(name_of(kind)), error.what(), name_of(kind)));
+      say_(v1::Event::NOT_OBSERVED, fmt::format("{}_not_replayed", name_of(kind)),
+           fmt::format("{} on its tape can no longer be replayed and is not evaluated any more: "
+                       "{}. Session::set_{} replaces it",
+                       words_of(name_of(kind)), error.what(), name_of(kind)));
       continue;
     }
     say_(v1::Event::FAULT, fmt::format("{}_failed", name_of(kind)),

@@ -172,9 +172,9 @@ std::string does_not_add_up(const at::Tensor& difference, double tolerance) {
   const double found = difference.item<double>();
   if (!(found > tolerance) || std::isinf(found)) return "";
   return fmt::format(
-      "the gradients of its examples do not add up to its gradient (relative difference {:.1e}): "
-      "it "
-      "has a part that the operators on the examples do not show, a penalty for instance",
+      "the gradients of its examples do not add up to its gradient (relative difference "
+      "{:.1e}): it has a part that does not come from the operators on the examples, for "
+      "instance a penalty",
       found);
 }
 

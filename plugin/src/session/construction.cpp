@@ -190,12 +190,12 @@ void Session::Impl::add(std::unique_ptr<Probe> probe, ProbeSchedule schedule) {
   schedule.evaluates_probe_loss = UserLosses::evaluates_probe(entry.needs);
   for (const ProbeEntry& other : probes) {
     if (other.name == entry.name) {
-      throw OptionError(fmt::format("tycho: there is a probe \"{}\" already", entry.name));
+      throw OptionError(fmt::format("tycho: probe \"{}\" exists already", entry.name));
     }
     for (const auto& definition : definitions) {
       if (other.ids.count(definition.name()) > 0) {
         throw OptionError(
-            fmt::format("tycho: statistic \"{}\" of probe \"{}\" is recorded by \"{}\" already",
+            fmt::format("tycho: statistic \"{}\" of probe \"{}\" is already recorded by \"{}\"",
                         definition.name(), entry.name, other.name));
       }
     }

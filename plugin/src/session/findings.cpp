@@ -47,7 +47,7 @@ void Session::Impl::start_live(bool late) noexcept {
     trace->set_listener(inlet);
   } catch (...) {
     // Memory or threads are out; to say so may fail too.
-    std::fprintf(stderr, "tycho: there are no verdicts while the run goes on\n");
+    std::fprintf(stderr, "tycho: live verdicts are not available\n");
   }
 }
 

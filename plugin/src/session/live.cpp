@@ -22,24 +22,21 @@ void Session::Impl::say_live() {
   const LiveFeed::Counters counters = live->counters();
   if (counters.steps_left_out > 0) {
     notice("live_judge_behind",
-           "verdicts while the run goes on could not keep up, and leave out steps (a listener that "
-           "takes long?); the trace has them");
+           "live verdicts could not keep up and skip steps (is a listener slow?); the trace has "
+           "these steps");
   }
   if (counters.listener_exceptions > 0) {
     notice("finding_listener_threw",
            fmt::format("a listener to findings threw: {}", counters.listener_exception));
   }
   if (!counters.failure.empty()) {
-    notice(
-        "live_judge_ended",
-        fmt::format("there are no verdicts while the run goes on any more: {}; the trace goes on",
-                    counters.failure));
+    notice("live_judge_ended",
+           fmt::format("live verdicts have stopped: {}; recording continues", counters.failure));
   }
   if (calls_from_listener.exchange(0) > 0) {
-    notice(
-        "called_by_listener",
-        "a listener to findings called the session: findings(), verdict() and close() are for it, "
-        "other calls are ignored");
+    notice("called_by_listener",
+           "a listener to findings called the session: it may call findings(), verdict() and "
+           "close(); other calls are ignored");
   }
 }
 

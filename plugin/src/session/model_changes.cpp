@@ -54,8 +54,8 @@ void Session::Impl::drop_observation() {
             due.end());
   due_needs = Needs();
   event(v1::Event::NOT_OBSERVED, "model_changed_in_step",
-        "parameters were replaced, added or removed in a step: of such a step only the loss is "
-        "recorded, and what is there then is observed from the next observed step on",
+        "parameters were replaced, added or removed in a step: for such a step only the loss is "
+        "recorded, and the new parameters are observed from the next observed step on",
         v1::SCOPE_RUN, 0);
 }
 
@@ -63,7 +63,7 @@ void Session::Impl::say_removed(const ModelFacts& now) {
   for (const ParameterInfo& parameter : facts.info.parameters) {
     if (find_named(now.info.parameters, parameter.name) != now.info.parameters.end()) continue;
     event(v1::Event::NOTICE, "parameter_removed",
-          fmt::format("{} {} has left the model; what is recorded of it ends here", parameter.name,
+          fmt::format("{} {} has left the model; its records end here", parameter.name,
                       sizes_of(facts.description.parameter(static_cast<int>(parameter.id)))),
           v1::SCOPE_PARAMETER, parameter.id);
   }
@@ -87,7 +87,7 @@ void Session::Impl::say_joined(const ModelFacts& before, const ModelFacts& now) 
     }
     if (old->tensor.is_same(parameter.tensor)) continue;
     event(v1::Event::NOTICE, "parameter_replaced",
-          fmt::format("{} is another tensor now: {}, before {}{}", parameter.name,
+          fmt::format("{} is now another tensor: {}, before {}{}", parameter.name,
                       sizes_of(described),
                       sizes_of(before.description.parameter(static_cast<int>(old->id))), untrained),
           v1::SCOPE_PARAMETER, parameter.id);
@@ -100,15 +100,14 @@ void Session::Impl::check_optimizer(bool changed) {
     if (tensor.defined() && !contains(model_tensors, tensor)) strangers.push_back(tensor);
   }
   if (strangers.empty()) return;
-  notice(
-      changed ? "optimizer_holds_removed" : "optimizer_holds_unregistered",
-      fmt::format("the optimizer holds {} {} that the model does not{} (the first has shape "
-                  "{}): what it does to them is not observed. Parameters that operators use are "
-                  "to be registered (register_parameter, register_module); a network beside this "
-                  "one is given to the session as well, as one of several modules",
-                  strangers.size(), strangers.size() == 1 ? "tensor" : "tensors",
-                  changed ? ", since parameters were replaced or removed in training" : "",
-                  sizes_of(strangers[0])));
+  notice(changed ? "optimizer_holds_removed" : "optimizer_holds_unregistered",
+         fmt::format("the optimizer holds {} {} that the model does not{} (the first has shape "
+                     "{}): what it does to them is not observed. Register parameters that "
+                     "operators use (register_parameter, register_module); if it is a second "
+                     "network, pass it to the session as one of several modules",
+                     strangers.size(), strangers.size() == 1 ? "tensor" : "tensors",
+                     changed ? ", since parameters were replaced or removed in training" : "",
+                     sizes_of(strangers[0])));
 }
 
 void Session::Impl::renew_probes() {

@@ -31,9 +31,9 @@ void Session::Impl::note_changed_weights() {
       changed.size() > 1 ? fmt::format(" and {} more", changed.size() - 1) : std::string();
   notice("weights_changed_between_steps",
          fmt::format("the weights of {}{} were changed after Session::step and before the next "
-                     "backward pass: that is no part of a recorded update. Loading, averaging and "
-                     "clamping weights do that; so does an optimizer.step() that comes after "
-                     "Session::step, where it should come before",
+                     "backward pass: this change is not part of a recorded update. Loading, "
+                     "averaging and clamping weights do that; so does an optimizer.step() after "
+                     "Session::step instead of before it",
                      facts.info.parameters[changed[0]].name, others));
 }
 
@@ -214,8 +214,8 @@ at::Tensor Session::Impl::sum_parameters(StepObservation* seen, bool refresh) {
   }
   if (optimizer_saw_others) {
     event(v1::Event::METHOD, "gradients_changed",
-          "gradients are changed between backward and the optimizer (clipped?): statistics of "
-          "gradients are of those that backward delivered",
+          "gradients are changed between backward and the optimizer (clipped?): statistics "
+          "describe the gradients that backward delivered",
           v1::SCOPE_RUN, 0);
   }
   if (changed) {

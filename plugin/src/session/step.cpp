@@ -57,7 +57,7 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
   if (!usable() || close_wanted) return;
   if (pauses > 0) {
     notice("step_while_paused",
-           "Session::step was called while the session is paused: not counted");
+           "Session::step was called while the session was paused: the step is not counted");
     return;
   }
   const double step_seconds = had_step ? seconds_between(begin_of_last_step, begin)

@@ -69,7 +69,7 @@ void TapeLosses::refuse(const std::string& why) {
        fmt::format("the loss cannot be evaluated again from the operators of {}: {}. {} unless it "
                    "is given with Session::{}",
                    collected_ ? "this step" : "a step", why,
-                   collected_ ? "The probe loss takes the place of the step loss"
+                   collected_ ? "The probe loss replaces the step loss"
                               : "What needs the loss as a function of the parameters (sharpness, "
                                 "curvature) is not observed",
                    collected_ ? "set_step_loss" : "set_probe_loss"));
@@ -117,8 +117,8 @@ std::string TapeLosses::prove(const tape::LossTape& tape, const Step& step) cons
   }
   if (!state.restore()) {
     say_(v1::Event::FAULT, "state_not_restored",
-         "not all that a tape may have changed could be put back: parameters, buffers, training "
-         "flags or generators may differ from a run without Tycho");
+         "not everything that a tape may have changed could be restored: parameters, buffers, "
+         "training flags or generators may differ from a run without Tycho");
   }
   return why;
 }

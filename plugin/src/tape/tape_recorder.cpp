@@ -144,7 +144,7 @@ ValueId TapeRecorder::value_of(const at::Tensor& tensor, bool written) {
   }
   if (written) {
     // Others may see what is written through it.
-    if (tensor.requires_grad()) refuse("a leaf that is no parameter is written to");
+    if (tensor.requires_grad()) refuse("a leaf that is not a parameter is written to");
     return add({Value::kScratch, tensor.detach().clone()}, tensor);
   }
   const bool hides =
@@ -190,7 +190,7 @@ bool TapeRecorder::record(const at::RecordFunction& function,
       name ? c10::Dispatcher::singleton().findOp(*name) : c10::optional<c10::OperatorHandle>();
   if (!operation || operation->schema().arguments().size() != inputs.size()) {
     refuse(
-        fmt::format("{} cannot be called again: it is unknown to the dispatcher, or its "
+        fmt::format("{} cannot be called again: the dispatcher does not know it, or its "
                     "arguments cannot be seen",
                     function.name()));
     return false;
@@ -361,7 +361,7 @@ Recording TapeRecorder::finish(const at::Tensor& loss, double value) {
         recording.tape.reset();
       }
     } else {
-      refuse("the loss given to Session::step is none that the step's operators computed");
+      refuse("the loss given to Session::step was not computed by the step's operators");
     }
   }
   recording.why_not = why_not_;

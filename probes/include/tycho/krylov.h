@@ -16,18 +16,18 @@ struct EigenOptions {
   int64_t count = 1;           ///< largest (algebraic) eigenvalues asked for, >= 1
   double tolerance = 1e-3;     ///< of the error bound, relative to the largest |Ritz value|
   int64_t max_products = 100;  ///< products with the matrix, >= 1
-  /// Looks for copies of repeated eigenvalues, which no Krylov space has: outside the vectors that
-  /// were found, from random starts, with up to max_products more. Where it cannot be told in so
-  /// many, bounds say how far up something may be hidden. In up to max_products dimensions more
-  /// than one eigenvalue is always had from the whole matrix.
+  /// Looks for copies of repeated eigenvalues, which no Krylov space contains: outside the vectors
+  /// found, from random starts, with up to max_products more. If that does not suffice, bounds say
+  /// how far up an eigenvalue may be hidden. In up to max_products dimensions, more than one
+  /// eigenvalue is always computed from the whole matrix.
   bool repeated = false;
   /// Norm of the start's random part (a multiple of a vector uniform on the sphere) relative to
   /// that of the rest, from which probable bounds follow; 0: bounds from residuals, see below.
   double random_part = 0;
-  /// What led a little while ago, for a matrix that changed little since: the largest eigenvalue,
-  /// and orthonormal directions [m, n] (undefined: not known). While the largest Ritz value is
-  /// within a tenth of it and its vector within those directions but for a part of 0.4, bounds are
-  /// taken from residuals, though there is a random part; and for one eigenvalue it is enough that
+  /// The leading eigenspace found recently, for a matrix that has changed little since: the largest
+  /// eigenvalue, and orthonormal directions [m, n] (undefined: not known). While the largest Ritz
+  /// value is within a tenth of it and its vector within those directions except for a part of 0.4,
+  /// bounds are taken from residuals despite a random part; and for one eigenvalue it suffices that
   /// the value rises geometrically and has less than half the tolerance to go, with a bound of 50
   /// tolerances.
   double expected = 0;
@@ -41,7 +41,7 @@ struct Eigenpairs {
   /// bounds the distance to some eigenvalue: a copy of one that is repeated may be missed.
   std::vector<double> bounds;
   at::Tensor vectors;  ///< [values, n], orthonormal
-  at::Tensor leading;  ///< [m, n]: as vectors, and up to two more that were not asked for
+  at::Tensor leading;  ///< [m, n]: the vectors, and up to two more that were not requested
   int64_t products = 0;
   std::vector<double> history;  ///< largest Ritz value after each product
   bool converged = false;       ///< all bounds are inside the tolerance, or see expected_directions

@@ -16,8 +16,8 @@ namespace tycho {
 
 class FeaturePass;  // tycho/feature_pass.h
 
-/// What a probe needs to be there at an observed step. The session merges the needs of all probes
-/// scheduled at a step and pays for each once.
+/// What a probe needs at an observed step. The session merges the needs of all probes scheduled at
+/// a step and computes each once.
 struct Needs {
   bool gradients = false;                   ///< ParameterObservation::gradient
   bool gradient_norms = false;              ///< ParameterObservation::gradient_norm_sq
@@ -87,27 +87,27 @@ struct ModelInfo {
 
 /// What was observed of one parameter during one step. All tensors live on the parameter's device.
 struct ParameterObservation {
-  /// Sum over the step's microbatches of what backward delivered, divided by the loss scale where
-  /// that is not 1: before clipping, weight decay and the optimizer. Undefined: none, or not to be
-  /// had exactly. Where only parameter sums were asked for it may be `.grad` itself.
+  /// Sum over the step's microbatches of what backward delivered, divided by the loss scale if that
+  /// is not 1: before clipping, weight decay and the optimizer. Undefined: none, or not available
+  /// exactly. If only parameter sums were requested, it may be `.grad` itself.
   at::Tensor gradient;
-  /// |gradient|^2, a float64 scalar tensor: cheaper where only this is asked for.
+  /// |gradient|^2, a float64 scalar tensor: cheaper if only this is requested.
   at::Tensor gradient_norm_sq;
   /// Squared norm of each microbatch's contribution to `gradient`, one float64 scalar tensor each.
   std::vector<at::Tensor> microbatch_gradient_norm_sq;
   /// For each microbatch, float64 [b_k]: squared norm of each example's contribution to `gradient`
   /// as delivered (with a mean loss over B examples that is the squared norm of its gradient /
-  /// B^2). Empty: not to be had exactly; `why_not_per_example` says why.
+  /// B^2). Empty: not available exactly; `why_not_per_example` says why.
   std::vector<at::Tensor> per_example_norm_sq;
   std::string why_not_per_example;
   /// Examples in each microbatch, as seen in the forward pass; empty: unknown.
   std::vector<int64_t> microbatch_sizes;
-  /// The parameter before the step (same dtype). Undefined unless asked for.
+  /// The parameter before the step (same dtype). Undefined unless requested.
   at::Tensor previous_weight;
   bool update_known = false;  ///< the update's columns of StepView::parameter_sums are there
   /// Adam's and AdamW's moments after the step, not corrected for bias: the optimizer's own
-  /// tensors, not to be changed. With amsgrad the second is the running maximum. Undefined with
-  /// other optimizers.
+  /// tensors, which must not be changed. With amsgrad the second is the running maximum. Undefined
+  /// with other optimizers.
   at::Tensor adam_first_moment;
   at::Tensor adam_second_moment;
   int64_t adam_step = 0;  ///< updates so far, this one included
@@ -126,7 +126,7 @@ enum ParameterSum : int64_t {
 };
 
 /// What was observed of one layer during one step: sums, so that microbatches and uses can be
-/// pooled. float64 scalar tensors on the layer's device; undefined where the layer did not run.
+/// pooled. float64 scalar tensors on the layer's device; undefined if the layer did not run.
 struct LayerObservation {
   int64_t output_elements = 0;  ///< elements of all outputs in the step
   at::Tensor output_sum;        ///< sum of the output (before the nonlinearity)
@@ -134,8 +134,7 @@ struct LayerObservation {
   int64_t output_gradient_elements = 0;
   at::Tensor
       output_gradient_square_sum;  ///< as backward delivered it, divided by the loss scale squared
-  /// [units] largest input to the ReLU that follows, over the step; undefined where no ReLU
-  /// follows.
+  /// [units] largest input to the ReLU that follows, over the step; undefined if no ReLU follows.
   at::Tensor relu_input_max;
 };
 
@@ -145,7 +144,7 @@ struct ConvolutionGeometry {
   std::vector<int64_t> input;  ///< size of what the operator was given; empty: not seen yet
   std::vector<int64_t> stride;
   std::vector<int64_t> padding;      ///< zeros on either side
-  std::vector<int64_t> more_at_end;  ///< zeros behind those, where padding is not symmetric
+  std::vector<int64_t> more_at_end;  ///< additional zeros at the end, if padding is not symmetric
   std::vector<int64_t> dilation;
   std::vector<int64_t> output_padding;
   int64_t groups = 1;
@@ -153,8 +152,8 @@ struct ConvolutionGeometry {
 };
 
 /// A dimension of a parameter, or of some of its rows, as it takes part in a symmetry. Its elements
-/// are rows `begin` to `begin + count` of the first dimension, looked at in shape `view`, of which
-/// the dimensions `axes` together are the channel.
+/// are rows `begin` to `begin + count` of the first dimension, reshaped to `view`, in which the
+/// dimensions `axes` together are the channel.
 struct SymmetryMember {
   uint32_t parameter = 0;
   int64_t begin = 0;
@@ -174,12 +173,12 @@ struct SymmetryGroup {
   int64_t block = 1;     ///< channels may be mixed linearly within blocks of so many
   bool uniform = false;  ///< only all channels by the same factor
   std::vector<SymmetryMember> members;
-  /// Derivative of the loss with respect to the logarithm of the factors that the epsilons of
-  /// normalisations leave: float64 [channels], or one number where uniform. Undefined: none.
+  /// Derivative of the loss with respect to the logarithm of the factors, caused by the epsilons of
+  /// normalisations: float64 [channels], or one number if uniform. Undefined: none.
   at::Tensor epsilon_term;
 };
 
-/// One observed step, given to probes after optimizer.step(). Valid during the call only.
+/// One observed step, passed to probes after optimizer.step(). Valid only during the call.
 struct StepView {
   int64_t step = 0;
   at::Tensor loss;         ///< float64 scalar, detached; undefined when the user gave a number
@@ -192,9 +191,9 @@ struct StepView {
   double step_seconds = 0;   ///< wall time since the previous call of Session::step, Tycho's part
                              ///< included; NaN at the first
   double tycho_seconds = 0;  ///< Tycho's part of step_seconds, inside the calls of Session
-  /// float64 [parameters, kParameterSums], by parameter id. On the parameters' device where they
-  /// share one, else on the CPU. NaN where a factor was not there: without a gradient, or without
-  /// update_known (then w is the weight after the step). Undefined unless asked for.
+  /// float64 [parameters, kParameterSums], by parameter id. On the parameters' device if they share
+  /// one, otherwise on the CPU. NaN if a factor is missing: no gradient, or no update_known (then w
+  /// is the weight after the step). Undefined unless requested.
   at::Tensor parameter_sums;
   const ModelInfo* model = nullptr;
   const v1::OptimizerSettings* optimizer = nullptr;               ///< as used by this step
@@ -209,25 +208,25 @@ struct StepView {
   LossSurface* surface = nullptr;
   /// The loss on the step's own batch, likewise.
   LossSurface* step_surface = nullptr;
-  /// The loss on a batch that the parameters do not depend on, at each call; nullptr: there is no
-  /// other. Empty: none was given. Without batches of the user's it is the step's own, once, and
-  /// the surface lies at the parameters before the update.
+  /// Returns, at each call, the loss on a batch that the parameters do not depend on; nullptr:
+  /// there is no further batch. Empty: none was given. Without batches from the user it is the
+  /// step's own batch, once, and the surface is at the parameters before the update.
   std::function<std::unique_ptr<LossSurface>()> batch_surface;
-  /// Weights after minus weights before, flat as in LossSurface; undefined where some are not
-  /// known: at a first step, or where layers that train are not selected.
+  /// Weights after minus weights before, flat as in LossSurface; undefined if some are not known:
+  /// at a first step, or if layers that train are not selected.
   at::Tensor update;
   const Stability* stability = nullptr;  ///< of the optimizer as it stands after the step
-  /// What layers took in and gave out on the probe batch; nullptr: no probe loss was given, or it
-  /// could not be used.
+  /// Inputs and outputs of layers on the probe batch; nullptr: no probe loss was given, or it could
+  /// not be used.
   FeaturePass* features = nullptr;
-  uint64_t seed = 0;  ///< SessionOptions::seed, for random numbers of one's own
+  uint64_t seed = 0;  ///< SessionOptions::seed, for the probe's own random numbers
 };
 
 /// Where a probe's numbers are written once they are on the host.
 class Recorder {
  public:
   virtual ~Recorder() = default;
-  /// `statistic` is one of the probe's own; NaN and infinity are recorded as they are.
+  /// `statistic` is one of the probe's; NaN and infinity are recorded as they are.
   virtual void run(const std::string& statistic, double value, double standard_error) = 0;
   virtual void layer(const std::string& statistic, uint32_t layer, double value,
                      double standard_error) = 0;
@@ -236,14 +235,14 @@ class Recorder {
   /// Entry `position` of a list, from 0 (at most 4096), for example the rank of an eigenvalue.
   virtual void index(const std::string& statistic, uint32_t position, double value,
                      double standard_error) = 0;
-  /// Said once per (code, entity), counted ever after.
+  /// Reported once per (code, entity), and counted after that.
   virtual void event(v1::Event::Kind kind, const std::string& code, const std::string& message,
                      v1::Scope scope, uint32_t entity) = 0;
   static constexpr double kUnknown = __builtin_nan("");
 };
 
 /// Device numbers on their way to the host: everything sent at a step is stacked into one tensor
-/// and copied once, without waiting where the device allows it.
+/// and copied once, without waiting if the device allows it.
 class Transfer {
  public:
   virtual ~Transfer() = default;
@@ -259,10 +258,10 @@ class Arrived {
   double value(size_t slot) const { return data(slot)[0]; }
 };
 
-/// A family of statistics. Derive, give it to Session::add_probe, and it is scheduled, recorded,
-/// exported and plotted like a built-in one. All calls come from the training thread, under
-/// no_grad and with the observer off. A probe that throws is disabled after three faults; training
-/// goes on.
+/// A family of statistics. Derive a class and pass it to Session::add_probe: it is scheduled,
+/// recorded, exported and plotted like a built-in probe. All calls come from the training thread,
+/// under no_grad and with the observer off. A probe that throws is disabled after three faults;
+/// training continues.
 class Probe {
  public:
   virtual ~Probe() = default;
@@ -270,10 +269,11 @@ class Probe {
   /// Definitions, without ids and probe name (the session fills them in).
   virtual std::vector<v1::StatisticDefinition> statistics() const = 0;
   virtual Needs needs() const = 0;
-  /// Before training, and again when parameters were replaced, added or removed in it.
+  /// Called before training, and again when parameters were replaced, added or removed.
   virtual void setup(const ModelInfo&) {}
-  /// At a scheduled step: queue device numbers in `transfer`, return what turns them into records.
-  /// The returned function runs once the numbers have arrived; it must not touch `step`.
+  /// At a scheduled step: queue device numbers in `transfer`, and return a function that turns them
+  /// into records. The returned function runs once the numbers have arrived; it must not touch
+  /// `step`.
   using Finish = std::function<void(const Arrived&, Recorder&)>;
   virtual Finish observe(const StepView& step, Transfer& transfer) = 0;
 };
@@ -282,8 +282,8 @@ class Probe {
 v1::StatisticDefinition define_statistic(std::string name, std::string symbol, std::string unit,
                                          std::vector<v1::Scope> scopes, std::string definition,
                                          std::string source);
-/// Says that a statistic is relative to the session's first observation: where a run was resumed,
-/// its values have another reference than those before, and laws do not mix them.
+/// Marks a statistic as relative to the session's first observation: after a run is resumed, its
+/// values have a different reference, and laws do not mix them.
 v1::StatisticDefinition since_first_observation(v1::StatisticDefinition definition);
 
 }  // namespace tycho

@@ -7,13 +7,13 @@
 
 namespace tycho::analyzer {
 
-/// How much something asks for. Alarm: the run is broken, a gate may stop it. Warning: look at it.
+/// How urgent something is. Alarm: the run is broken, a gate may stop it. Warning: look at it.
 /// Note: steps or time could be saved.
 enum class Severity { kAlarm, kWarning, kNote };
 /// alarm, warning, note.
 const char* to_string(Severity severity);
 
-/// Something that is wrong with a run or its trace, or may be, and that needs no law.
+/// Something that is, or may be, wrong with a run or its trace, found without a law.
 struct Alarm {
   std::string code;  ///< stable, lower_snake_case: loss_diverged
   Severity severity = Severity::kNote;

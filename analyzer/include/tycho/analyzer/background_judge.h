@@ -14,21 +14,20 @@
 
 namespace tycho::analyzer {
 
-/// A LiveJudge on a thread of its own, behind a bounded queue, for a run of this process. The
-/// thread opens no file and starts no process; all that it does is to compute, and to call the
-/// listeners.
+/// A LiveJudge on its own thread, behind a bounded queue, for a run of this process. The thread
+/// opens no file and starts no process; it only computes and calls the listeners.
 ///
-/// Nobody waits for it. When the queue is full, whole steps are left out and counted until it is
-/// half empty: what is said then is what a trace without these steps would say. What the thread
-/// throws (memory is out) ends the judging, and nothing else.
+/// Nothing waits for it. When the queue is full, whole steps are left out and counted until it is
+/// half empty: findings are then those of a trace without these steps. An exception on the thread
+/// (out of memory) ends the judging, and nothing else.
 ///
-/// Every member may be called from any thread, also from a listener.
+/// Every member may be called from any thread, including from a listener.
 class BackgroundJudge {
  public:
   struct Options {
     /// Of the messages that wait.
     size_t capacity_bytes = size_t{8} << 20;
-    /// How long close() waits for the thread at most: a listener may hang.
+    /// Longest time that close() waits for the thread: a listener may hang.
     std::chrono::milliseconds patience{10000};
   };
   /// A segment of the run, as its writer opens it.
@@ -42,37 +41,36 @@ class BackgroundJudge {
   struct Counters {
     uint64_t steps_left_out = 0;
     uint64_t listener_exceptions = 0;
-    std::string listener_exception;  ///< what the first one said
-    std::string failure;             ///< why nothing is judged any more; empty: it is
+    std::string listener_exception;  ///< message of the first one
+    std::string failure;             ///< why judging ended; empty: it has not
   };
 
-  /// Throws where there is no memory or no thread to be had.
+  /// Throws if no memory or no thread is available.
   BackgroundJudge(Segment segment, Options options);
   ~BackgroundJudge();  // closes
   BackgroundJudge(const BackgroundJudge&) = delete;
   BackgroundJudge& operator=(const BackgroundJudge&) = delete;
 
-  /// Called on the thread with what is said from now on. What a listener throws is counted; one
-  /// that takes long delays what is said next.
+  /// Adds a listener, called on the thread with each finding from now on. Exceptions from a
+  /// listener are counted; a slow listener delays the next findings.
   void add_listener(Listener listener);
   /// A message of the run, in recorded order. A ModelDescription begins a segment with that model.
-  /// A StepEnd says that its step is complete: without it a step is judged when the next one
-  /// begins.
+  /// A StepEnd marks its step as complete: without it a step is judged when the next one begins.
   void push(trace::QueuedMessage message) noexcept;
 
-  /// As of the last look; empty before the first message was judged.
+  /// As of the latest evaluation; empty before the first message was judged.
   std::vector<LiveFinding> findings() const;
-  /// Of the law at the whole run, as of the last look; NOT_YET for what is no law.
+  /// Verdict of the law for the whole run, as of the latest evaluation; NOT_YET for an unknown law.
   Verdict verdict(const std::string& law) const;
   Counters counters() const;
-  /// Whether the caller is a listener, or called by one.
+  /// Whether the caller is a listener, or was called by one.
   bool on_its_thread() const;
-  /// CPU time of the thread so far; 0 where the system does not tell.
+  /// CPU time of the thread so far; 0 if the system does not provide it.
   double cpu_seconds() const;
 
-  /// Judges what was pushed, looks once more, and ends the thread; waits for `patience` at most.
-  /// Called by a listener it waits for nothing, and that listener is the last one called.
-  /// Idempotent.
+  /// Judges what was pushed, evaluates once more, and ends the thread; waits at most for
+  /// `patience`. If called by a listener it does not wait, and that listener is the last one
+  /// called. Idempotent.
   void close();
   /// In a forked child the thread does not exist: makes every later call a no-op.
   void abandon() noexcept;

@@ -23,10 +23,10 @@ struct IgnoredRecords {
 /// Turns messages into frames and feeds them to laws and to other consumers. It is a
 /// MessageHandler: hand it to RunReader::read, or call it live. A frame is complete when a record
 /// of a later step or a new session arrives, or at finish(). Events, health and structure that
-/// arrive while a frame is open count from its next record on, or else from the next frame on: what
-/// is known at a step does not depend on when it was found to be complete. Of values recorded twice
-/// at a step, the later one counts. Memory depends on the numbers of layers, parameters and
-/// statistics, not on the number of steps. One thread at a time.
+/// arrive while a frame is open count from its next record on, or otherwise from the next frame on,
+/// so that what is known at a step does not depend on when it was found to be complete. If a value
+/// is recorded twice at a step, the later one counts. Memory depends on the numbers of layers,
+/// parameters and statistics, not on the number of steps. One thread at a time.
 class Engine : public trace::MessageHandler {
  public:
   using FrameConsumer = std::function<void(const RunContext&, const Frame&)>;
@@ -45,7 +45,7 @@ class Engine : public trace::MessageHandler {
   bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override;
   bool on_skipped(const trace::SkippedRegion& region) override;
 
-  /// Completes the open frame: the trace is at its end, or no record of that step will come.
+  /// Completes the open frame: the trace has ended, or no further record of that step will arrive.
   /// Records of later steps may follow.
   void finish();
 

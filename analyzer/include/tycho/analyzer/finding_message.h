@@ -5,10 +5,10 @@
 
 namespace tycho::analyzer {
 
-/// What a trace keeps of a finding.
+/// The part of a finding that a trace keeps.
 v1::Finding to_message(const LiveFinding& finding);
 
-/// What a trace has of a finding: `line`, `source`, `p_value` and the evidence are not kept.
+/// A finding from a trace: `line`, `source`, `p_value` and the evidence are not kept.
 LiveFinding from_message(const v1::Finding& message);
 
 }  // namespace tycho::analyzer

@@ -15,7 +15,7 @@ namespace tycho::analyzer {
 using ColumnIndex = int32_t;
 inline constexpr ColumnIndex kNoColumn = -1;
 
-/// What stands for "not measured here": a NaN that can be told from a recorded one.
+/// Represents "not measured here": a NaN that can be distinguished from a recorded one.
 inline double not_measured() {
   const uint64_t bits = 0x7ff8000000746963;
   double value;
@@ -54,9 +54,9 @@ class Frame {
   virtual uint64_t optimizer_version() const = 0;
 };
 
-/// The run as laws see it: who the layers are, and which columns exist. Ids are those of the whole
-/// run: where segments number layers, parameters or statistics differently, the engine translates
-/// by name, and what a later segment adds is appended.
+/// The run as laws see it: its layers and columns. Ids apply to the whole run: if segments number
+/// layers, parameters or statistics differently, the engine translates by name, and additions by a
+/// later segment are appended.
 class RunContext {
  public:
   virtual ~RunContext() = default;
@@ -66,7 +66,7 @@ class RunContext {
   virtual const v1::ModelStructure* structure() const = 0;  ///< nullptr until known
   /// One per (code, entity), with the last count.
   virtual const std::vector<v1::Event>& events() const = 0;
-  /// Was a value of this statistic recorded so far, at any scope?
+  /// Whether a value of this statistic has been recorded so far, at any scope.
   virtual bool recorded(const std::string& statistic) const = 0;
   /// Index of a statistic at a scope; the same for the whole run. Valid for names not (yet)
   /// recorded too: their values are never present.

@@ -19,11 +19,12 @@ class Law {
   /// valid.
   virtual void begin(const RunContext& context) = 0;
   virtual void observe(const Frame& frame) = 0;
-  /// Findings from what was seen so far; may be called at any time and does not change the state.
+  /// Findings from the frames observed so far; may be called at any time and does not change the
+  /// state.
   virtual std::vector<Finding> findings() const = 0;
 };
 
-/// All built-in laws, freshly made, in the order in which a report shows them.
+/// New instances of all built-in laws, in the order of the report.
 std::vector<std::unique_ptr<Law>> make_laws();
 
 }  // namespace tycho::analyzer

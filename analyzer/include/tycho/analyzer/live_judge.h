@@ -12,27 +12,28 @@
 
 namespace tycho::analyzer {
 
-/// Judges a run while its records come in: the Engine of the report, looked at from time to time,
-/// and an alarm at the step at which there is ground for it. A MessageHandler: hand it to
-/// RunReader::read, or call it with the messages as they are recorded.
+/// Judges a run while its records arrive: the Engine of the report, evaluated from time to time,
+/// and alarms at the steps that cause them. A MessageHandler: hand it to RunReader::read, or call
+/// it with the messages as they are recorded.
 ///
-/// What it says is a function of the messages and their order alone, not of time, of finish_step()
-/// or of calls of findings(): live, replayed and from a file that is followed it says the same at
-/// the same steps, and its findings at any step are those of a report of the trace up to there.
+/// Its output depends only on the messages and their order, not on time, finish_step() or calls to
+/// findings(): live, replayed and from a followed file it reports the same at the same steps, and
+/// its findings at any step are those of a report of the trace up to there.
 ///
-/// Verdicts are looked at after each of the first frames, and then whenever their number has grown
-/// by 2 %. A verdict is said when it is reached and when it differs from the one said last; NOT_YET
-/// and NOT_MEASURED are not said of what nothing was said of yet. A law that is tested at many
-/// looks is wrong at some of them more often than at one: do not act upon the first VIOLATED.
+/// Verdicts are evaluated after each of the first frames, and then whenever the number of frames
+/// has grown by 2 %. A verdict is reported when it is reached and when it differs from the one
+/// reported last; the first report about a law at a scope is never NOT_YET or NOT_MEASURED. A law
+/// that is tested many times is wrong at some point more often than at a single one: do not act on
+/// the first VIOLATED.
 ///
-/// Alarms are looked at after every frame. At once: loss_not_finite, not_finite (gradients,
-/// activations), trace_incomplete. After five observations in a row that say so: what else
-/// loss_alarms() knows, layer_silent, updates_stopped. Of the laws, at their looks: edge_passed,
-/// batch_far_past_noise_scale. An alarm is said when it is raised, when its severity changes, and
-/// when it is over.
+/// Alarms are evaluated after every frame. At once: loss_not_finite, not_finite (gradients,
+/// activations), trace_incomplete. After five consecutive observations that meet the condition: the
+/// other alarms of loss_alarms(), layer_silent, updates_stopped. From laws, when these are
+/// evaluated: edge_passed, batch_far_past_noise_scale. An alarm is reported when it is raised, when
+/// its severity changes, and when it ends.
 ///
 /// Memory is bounded by laws times layers and parameters. One thread at a time. The listener may
-/// ask for findings; it must not hand messages over.
+/// call findings(); it must not pass messages in.
 class LiveJudge : public trace::MessageHandler {
  public:
   using Listener = std::function<void(const LiveFinding&)>;
@@ -41,7 +42,7 @@ class LiveJudge : public trace::MessageHandler {
   explicit LiveJudge(Listener listener, std::vector<std::unique_ptr<Law>> laws = make_laws());
   ~LiveJudge() override;
 
-  /// Called with each complete frame, before the judge looks at it.
+  /// Adds a consumer, called with each complete frame before the judge evaluates it.
   void add_consumer(Engine::FrameConsumer consumer);
 
   bool on_segment(const trace::SegmentInfo&, const v1::RunDescription&, const v1::ModelDescription&,
@@ -52,16 +53,16 @@ class LiveJudge : public trace::MessageHandler {
   bool on_health(const v1::Health& health, int64_t time_ns) override;
   bool on_structure(const v1::ModelStructure& structure, int64_t time_ns) override;
 
-  /// All records of the newest step have come: it is judged now, and not when the next one begins.
-  /// May be left out, and changes nothing but when things are said.
+  /// All records of the newest step have arrived: it is judged now, not when the next one begins.
+  /// Optional; affects only when findings are reported.
   void finish_step();
-  /// The trace is at its end: completes the newest step and looks once more.
+  /// The trace has ended: completes the newest step and evaluates once more.
   void finish();
 
-  /// What is known: alarms that are raised, the most serious first, then the verdicts of all laws
-  /// by importance. Verdicts are computed anew; the result does not change what is said later.
+  /// Everything known: active alarms, most serious first, then the verdicts of all laws by
+  /// importance. Verdicts are recomputed; this does not affect later reports.
   std::vector<LiveFinding> findings() const;
-  /// The same with the verdicts of the last look: it costs a copy.
+  /// The same with the verdicts of the latest evaluation, for the cost of a copy.
   std::vector<LiveFinding> last_findings() const;
   /// Changes whenever last_findings() may have.
   uint64_t version() const;

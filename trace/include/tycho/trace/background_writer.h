@@ -11,13 +11,13 @@
 
 namespace tycho::trace {
 
-/// What to do when messages are produced faster than the disk takes them.
+/// What to do when messages are produced faster than the disk can store them.
 enum class QueuePolicy {
   kDrop,   ///< drop the message and count it: the producer never waits (default)
-  kBlock,  ///< wait: the trace is complete and the producer pays
+  kBlock,  ///< wait: the trace is complete, but the producer is delayed
 };
 
-/// All records of a step were pushed. It is not written: it is for who listens.
+/// All records of a step were pushed. Not written to the trace: only for the listener.
 struct StepEnd {
   int64_t step = 0;
 };
@@ -44,15 +44,16 @@ class BackgroundWriter {
     std::string last_failure;
   };
 
-  /// `capacity_bytes` bounds the memory of the messages that wait.
+  /// `capacity_bytes` bounds the memory of waiting messages.
   BackgroundWriter(std::unique_ptr<RunWriter> writer, QueuePolicy policy, size_t capacity_bytes);
   ~BackgroundWriter();  // closes
   BackgroundWriter(const BackgroundWriter&) = delete;
   BackgroundWriter& operator=(const BackgroundWriter&) = delete;
 
   bool push(QueuedMessage message);  ///< false: dropped
-  /// From now on each message is handed to `listener` once the writer has had it, stored or not, in
-  /// order and on the writer's thread: it must not wait, and must not throw. Empty: to nobody.
+  /// From now on each message is passed to `listener` after the writer has handled it, stored or
+  /// not, in order and on the writer's thread: the listener must not wait and must not throw.
+  /// Empty: no listener.
   using Listener = std::function<void(QueuedMessage message)>;
   void set_listener(Listener listener);
   /// Waits until everything pushed before is in the hands of the operating system.
@@ -60,7 +61,7 @@ class BackgroundWriter {
   /// Drains the queue, seals the trace and ends the thread. Idempotent.
   Status close();
   Counters counters() const;
-  /// CPU time of the thread so far; 0 where the system does not tell.
+  /// CPU time of the thread so far; 0 if the system does not provide it.
   double cpu_seconds() const;
   /// In a forked child the thread does not exist: makes every later call a no-op.
   void abandon() noexcept;

@@ -9,13 +9,13 @@
 
 namespace tycho::trace {
 
-/// The gradient noise scale of now, pooled over the recent past.
+/// The current gradient noise scale, pooled over the recent past.
 struct PooledNoiseScale {
-  /// tr Sigma / |G|^2 in examples; NaN where the window is too short to tell it within a factor of
-  /// ten, or the gradient changes its scale within it.
+  /// tr Sigma / |G|^2 in examples; NaN if the window is too short to determine it within a factor
+  /// of ten, or if the gradient changes its scale within the window.
   double value = std::numeric_limits<double>::quiet_NaN();
   /// The 95 % interval. `low` is known from the fourth observation on, before `value` is; `high` is
-  /// +infinity where the signal is not resolved from zero.
+  /// +infinity if the signal is not resolved from zero.
   double low = std::numeric_limits<double>::quiet_NaN();
   double high = std::numeric_limits<double>::quiet_NaN();
   double standard_error = std::numeric_limits<double>::quiet_NaN();  ///< NaN where `value` is
@@ -25,12 +25,12 @@ struct PooledNoiseScale {
 };
 
 /// Pools unbiased estimates of S = tr Sigma and G = |G|^2, one pair per observed step, to the ratio
-/// of their means over a window that ends now. What a probe records and what an analyzer says are
-/// computed here, so that they are the same number.
+/// of their means over a window that ends now. Probe and analyzer both compute it here, so their
+/// numbers agree.
 ///
 /// The window. From the last 8 observations on, a window is doubled into the past as long as its
 /// older and its newer half agree: the ratio to three standard errors, and the scales of S and of
-/// G, where three standard errors tell them apart, to a factor of 2. Where not even the last 8
+/// G, if three standard errors distinguish them, to a factor of 2. If not even the last 8
 /// observations have one scale, only bounds are given.
 ///
 /// The interval is Fieller's for G/S, with Student's quantile. The covariance of the means is taken
@@ -38,9 +38,9 @@ struct PooledNoiseScale {
 /// The halves also tell how far the window's mean lags behind now, if it drifts: their difference D
 /// is added to the covariance as D D', and the covariance counts threefold, because D is not known
 /// better. A drift of S and G by one factor leaves the ratio alone, and widens nothing. Without a
-/// drift the interval is more than twice as wide as it would have to be; that is the price for
-/// covering with one that is too slow to be seen. Within the window S and G may fluctuate: the
-/// value is that of their averages.
+/// drift the interval is more than twice as wide as necessary; that is the price for coverage under
+/// a drift that is too slow to be seen. Within the window S and G may fluctuate: the value refers
+/// to their averages.
 ///
 /// Memory: means and second moments in buckets of 1, 2, 4, ... observations, at most 8 of a size,
 /// the largest 1024: about 5 kB, and windows of up to 16000 observations. add() and pooled() take

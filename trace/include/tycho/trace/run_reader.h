@@ -34,7 +34,7 @@ struct SegmentInfo {
   /// Not sealed, and its writer is alive (it holds a lock on the file): what is missing at its end
   /// is still to come.
   bool being_written = false;
-  /// Neither sealed nor being written: its writer died, and steps of up to so many seconds after
+  /// Neither sealed nor being written: its writer died, and steps of up to this many seconds after
   /// last_step may be missing. 0 otherwise.
   double at_risk_seconds = 0;
   bool resumed = false;  ///< starts a resumed session
@@ -49,7 +49,7 @@ struct SegmentInfo {
 struct ReadOptions {
   int64_t from_step = std::numeric_limits<int64_t>::min();  ///< inclusive
   int64_t to_step = std::numeric_limits<int64_t>::max();    ///< inclusive
-  /// Of steps that a resumed session recorded again, leave out the earlier recording.
+  /// If a resumed session recorded steps again, skip the earlier recording.
   bool skip_superseded = true;
 };
 
@@ -72,11 +72,11 @@ class MessageHandler {
   virtual bool on_skipped(const SkippedRegion&) { return true; }
 };
 
-/// Reads a run directory or one segment file. Memory is bounded by one chunk whatever the size of
-/// the trace. Damage never ends a read: it is skipped to the next intact chunk and reported.
+/// Reads a run directory or one segment file. Memory is bounded by one chunk, whatever the size of
+/// the trace. Damage never ends a read: it is skipped up to the next intact chunk and reported.
 class RunReader {
  public:
-  /// Fails if the path does not exist, holds no segment, or is no trace.
+  /// Fails if the path does not exist, holds no segment, or is not a trace.
   static Result<std::unique_ptr<RunReader>> open(const std::string& path);
   virtual ~RunReader() = default;
 
@@ -94,8 +94,8 @@ class RunReader {
   virtual const v1::StatisticRegistry& registry() const = 0;
 };
 
-/// What is missing, or may be, in words, one line each; empty where nothing is: stretches that
-/// could not be read, and segments whose writer died.
+/// What is, or may be, missing, one line each: stretches that could not be read, and segments whose
+/// writer died. Empty if nothing is.
 std::vector<std::string> losses(const std::vector<SegmentInfo>& segments,
                                 const std::vector<SkippedRegion>& skipped);
 
@@ -106,7 +106,7 @@ struct RecoverOutcome {
 };
 
 /// Rewrites what can be read of `path` as a clean, sealed run directory `output`, which must not
-/// exist. What is missing in it is said by events of the new run, code `recovered_with_loss`.
+/// exist. Events of the new run, code `recovered_with_loss`, say what is missing.
 Result<RecoverOutcome> recover(const std::string& path, const std::string& output);
 
 }  // namespace tycho::trace

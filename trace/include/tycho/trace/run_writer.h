@@ -20,24 +20,23 @@ struct RunWriterOptions {
   uint64_t segment_bytes = uint64_t{256} << 20;
   /// Uncompressed size at which a chunk is closed.
   uint64_t chunk_bytes = uint64_t{1} << 20;
-  /// A message is in the hands of the operating system, and survives the death of the process, so
-  /// long after it was written at the latest, where the disk keeps up and tick() is called a few
-  /// times in it. What a killed writer may have lost is stated by this figure. A chunk is closed
-  /// after half of it, however small it is.
+  /// Latest time after which a message has reached the operating system, and survives the death of
+  /// the process, if the disk keeps up and tick() is called several times within it. It states what
+  /// a killed writer may have lost. A chunk is closed after half of it, however small the chunk is.
   std::chrono::milliseconds at_risk{1000};
   /// zstd level; 0 stores chunks uncompressed.
   int compression_level = 1;
   /// fdatasync at most this often, and at close; zero: only at close; negative: never.
   std::chrono::milliseconds sync_interval{30000};
-  /// After a failure the disk is tried again this often: space may come back.
+  /// Interval of retries after a failure: space may become available.
   std::chrono::milliseconds retry_interval{5000};
-  /// nullptr: the operating system's. Not owned. Tests inject faults here.
+  /// nullptr: the operating system's file system. Not owned. Tests inject faults here.
   FileSystem* file_system = nullptr;
 };
 
 /// Writes a run directory of MCAP segments (docs/format.md). Not thread-safe: one thread owns it.
-/// After a write failure it keeps counting, and tries again from time to time, in the same segment
-/// where it can take back what was written in part. It never throws.
+/// After a write failure it keeps counting and retries from time to time, in the same segment if it
+/// can remove the partial data. It never throws.
 class RunWriter {
  public:
   /// Opens the directory and the first segment. If the directory already holds segments, the new
@@ -55,14 +54,14 @@ class RunWriter {
   virtual void write(const v1::Health& health, int64_t time_ns) = 0;
   virtual void write(const v1::ModelStructure& structure, int64_t time_ns) = 0;
   virtual void write(const v1::Finding& finding, int64_t time_ns) = 0;
-  /// From now on ids are those of this model: a new segment is opened with it. A structure that was
-  /// written before does not count any more. Where that fails nothing is stored until it succeeds.
+  /// From now on ids are those of this model: a new segment is opened with it. A structure written
+  /// earlier is void. If that fails, nothing is stored until it succeeds.
   virtual void write(const v1::ModelDescription& model, int64_t time_ns) = 0;
 
   /// Closes the open chunk, so that everything written so far survives the death of the process.
   virtual Status flush() = 0;
-  /// Closes a chunk that is older than half of `at_risk`, and syncs where that is due. To be called
-  /// several times in that time, also when there is nothing to write.
+  /// Closes a chunk that is older than half of `at_risk`, and syncs if due. Call it several times
+  /// within that time, even when there is nothing to write.
   virtual void tick() = 0;
   /// Seals the segment (summary and footer). Idempotent.
   virtual Status close() = 0;
@@ -76,9 +75,9 @@ class RunWriter {
   virtual const v1::RunDescription& run() const = 0;
 };
 
-/// Whether a new run must not be written into this directory: there is something in one of its
-/// segments. Segments that nothing was written to (their writer died at once, or the disk was full)
-/// hold no run.
+/// Whether one of the directory's segments holds data, so that a new run must not be written into
+/// it. Segments that nothing was written to (their writer died at once, or the disk was full) hold
+/// no run.
 bool holds_run(const std::string& directory);
 
 }  // namespace tycho::trace

@@ -24,7 +24,7 @@ class [[nodiscard]] Status {
 
   bool ok() const { return code_ == Code::kOk; }
   Code code() const { return code_; }
-  /// For people: what is wrong and where (path, byte, step). Empty when ok.
+  /// Human-readable: what is wrong and where (path, byte, step). Empty when ok.
   const std::string& message() const { return message_; }
 
  private:
