@@ -44,9 +44,8 @@ class ValidationLossTest : public SessionDirectory {
   torch::optim::SGD optimizer_{model_->parameters(), torch::optim::SGDOptions(0.01)};
 };
 
-TEST_F(ValidationLossTest, CountsWithTheStepThatComesNextWhateverIsObserved) {
+TEST_F(ValidationLossTest, CountsWithTheStepThatHasEndedWhateverIsObserved) {
   Session session(*model_, optimizer_, options().every("loss", 7));
-  session.validation(4.0);  // before the first step
   train(session, 5);
   session.validation(torch::tensor(3.5));
   train(session, 1);
@@ -59,7 +58,7 @@ TEST_F(ValidationLossTest, CountsWithTheStepThatComesNextWhateverIsObserved) {
   }
   session.close();
   session.validation(1.0);  // there is no run any more
-  EXPECT_EQ(recorded(), (std::map<int64_t, double>{{0, 4.0}, {5, 3.5}, {6, 3.0}, {20, 2.5}}));
+  EXPECT_EQ(recorded(), (std::map<int64_t, double>{{4, 3.5}, {5, 3.0}, {19, 2.5}}));
   EXPECT_EQ(RunContents(directory_).health.steps_seen(), 20u);
 }
 
@@ -75,14 +74,14 @@ TEST_F(ValidationLossTest, WhatIsNotFiniteIsRecordedAndWhatIsNoScalarIsSaidOnce)
   session.close();
   const auto values = recorded();
   ASSERT_EQ(values.size(), 2u);
-  EXPECT_TRUE(std::isinf(values.at(2)));
-  EXPECT_TRUE(std::isnan(values.at(4)));
+  EXPECT_TRUE(std::isinf(values.at(1)));
+  EXPECT_TRUE(std::isnan(values.at(3)));
   const RunContents contents(directory_);
   ASSERT_EQ(contents.events.count("validation_loss_not_scalar"), 1u);
   EXPECT_EQ(contents.events.at("validation_loss_not_scalar").count(), 2u);
 }
 
-TEST_F(ValidationLossTest, AProbeMayStillBeAddedAfterTheFirstOne) {
+TEST_F(ValidationLossTest, BeforeTheFirstStepItIsSaidAndAProbeMayStillBeAdded) {
   class Ones : public Probe {
    public:
     std::string name() const override { return "ones"; }
@@ -100,15 +99,10 @@ TEST_F(ValidationLossTest, AProbeMayStillBeAddedAfterTheFirstOne) {
   session.add_probe(std::make_unique<Ones>(), 1);
   train(session, 3);
   session.close();
-  EXPECT_EQ(RunContents(directory_).values.at("ones").size(), 3u);
-  EXPECT_EQ(recorded(), (std::map<int64_t, double>{{0, 4.0}}));
-}
-
-TEST_F(ValidationLossTest, WithoutAStepThereIsNoRun) {
-  Session session(*model_, optimizer_, options());
-  session.validation(4.0);
-  session.close();
+  const RunContents contents(directory_);
+  EXPECT_EQ(contents.values.at("ones").size(), 3u);
   EXPECT_TRUE(recorded().empty());
+  EXPECT_EQ(contents.events.count("validation_before_first_step"), 1u);
 }
 
 TEST_F(ValidationLossTest, AfterResumingItGoesOn) {
@@ -122,8 +116,7 @@ TEST_F(ValidationLossTest, AfterResumingItGoesOn) {
   std::thread([&] { session.validation(2.0); }).join();
   session.close();
   const auto values = recorded();
-  ASSERT_EQ(values.count(12), 1u);
-  EXPECT_EQ(values.at(12), 2.0);
+  EXPECT_EQ(values, (std::map<int64_t, double>{{5, 3.0}, {11, 2.0}}));
 }
 
 TEST_F(ValidationLossTest, ItIsAskedOfTheTrainerNotOfASchedule) {

@@ -87,9 +87,9 @@ class Session {
   void step(double loss, int64_t batch_size);
 
   /// Records the loss on held-out data at the current parameters, a scalar. Call it between steps,
-  /// whenever the trainer has evaluated that loss; it also counts under a Pause. The value is
-  /// recorded with the next step (statistic validation_loss), and the report says when it was
-  /// lowest and whether it has risen. Waits for a tensor on another device.
+  /// whenever the trainer has evaluated that loss, after the first step; it also counts under a
+  /// Pause. The value is recorded with the step that has ended (statistic validation_loss), and the
+  /// report says when it was lowest and whether it has risen. Waits for a tensor on another device.
   void validation(const at::Tensor& loss);
   void validation(double loss);
 

@@ -113,7 +113,7 @@ struct Session::Impl {
   double live_seconds = 0;                       // CPU time of its thread that was charged
   std::atomic<uint64_t> calls_from_listener{0};  // that were refused
 
-  std::optional<double> first_validation;  // given before the first step
+  bool early_validation = false;  // a held-out loss was given before the first step
 
   int64_t step_number = 0;
   int64_t first_step = 0;
@@ -291,7 +291,6 @@ struct Session::Impl {
 
   /// Session::validation.
   void validation(double loss);
-  void record_validation(double loss);
 
   // model_changes.cpp
 

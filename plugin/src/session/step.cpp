@@ -76,8 +76,11 @@ void Session::Impl::step(const at::Tensor* loss, double loss_value, int64_t batc
     check_losses();
     check_environment();
     check_optimizer(false);
+    if (early_validation) {
+      notice("validation_before_first_step",
+             "a held-out loss was given before the first step: it is not recorded");
+    }
   }
-  if (first_validation) record_validation(*std::exchange(first_validation, std::nullopt));
   const bool rebinds = observed && model_changed();
   if (rebinds) drop_observation();
   const int64_t this_step = step_number;
