@@ -22,6 +22,7 @@ constexpr uint32_t kLargestStatisticId = 1u << 16;
 constexpr size_t kScopes = 5;
 /// Positions of a list come from a file too: no list is longer.
 constexpr uint32_t kLongestList = 4096;
+constexpr const char* kAfterStepProbe = "validation";
 constexpr size_t kMostEvents = 4096;
 /// Of messages that wait for the open frame to be complete.
 constexpr size_t kMostHeldBytes = size_t{1} << 20;
@@ -95,6 +96,7 @@ class CurrentFrame : public Frame {
   explicit CurrentFrame(const Context& context) : context_(context) {}
 
   int64_t step() const override { return step_; }
+  bool is_after_step() const override { return after_step_; }
   const v1::OptimizerSettings* optimizer() const override { return optimizer_.get(); }
   uint64_t optimizer_version() const override { return optimizer_version_; }
 
@@ -112,6 +114,7 @@ class CurrentFrame : public Frame {
 
   const Context& context_;
   int64_t step_ = -1;
+  bool after_step_ = false;
   uint64_t number_ = 0;
   std::shared_ptr<const v1::OptimizerSettings> optimizer_;
   uint64_t optimizer_version_ = 0;
@@ -159,6 +162,8 @@ struct Engine::Impl {
     for (const auto& law : laws) law->begin(context);
   }
   void complete_frame();
+  void take_after_step(const v1::Record& record);
+  void show_after_step(const v1::Record& record);
   void apply(const v1::Event& event);
   void apply(const v1::Health& health);
   void apply(const v1::ModelStructure& structure);
@@ -188,6 +193,7 @@ struct Engine::Impl {
   int64_t first_step = -1;
   int64_t last_step = -1;
   int64_t newest_complete_step = std::numeric_limits<int64_t>::min();
+  std::optional<v1::Record> after_step;  // of the open frame's step
   std::deque<std::shared_ptr<const v1::OptimizerSettings>> settings_to_come;
   IgnoredRecords ignored;
 
@@ -407,6 +413,7 @@ void Engine::Impl::adopt_settings(std::shared_ptr<const v1::OptimizerSettings> s
 
 void Engine::Impl::open_frame(int64_t step) {
   frame.step_ = step;
+  frame.after_step_ = false;
   ++frame.number_;
   frame_open = true;
   while (!settings_to_come.empty() && settings_to_come.front()->step() <= step) {
@@ -431,6 +438,29 @@ void Engine::Impl::complete_frame() {
   apply_held();
   // What became known behind the last record counts though no other frame may come.
   if (std::exchange(context_changed, false)) begin_laws();
+  if (after_step) show_after_step(*std::exchange(after_step, std::nullopt));
+}
+
+/// In a live run the frame of its step is complete, in a trace it is not yet known to be: in both
+/// it is shown behind that.
+void Engine::Impl::take_after_step(const v1::Record& record) {
+  if (record.step() < (frame_open ? frame.step_ : newest_complete_step)) {
+    ++ignored.late;
+  } else if (frame_open && record.step() == frame.step_) {
+    after_step = record;
+  } else {
+    complete_frame();
+    show_after_step(record);
+  }
+}
+
+void Engine::Impl::show_after_step(const v1::Record& record) {
+  open_frame(record.step());
+  for (const v1::Column& column : record.column()) accept(column);
+  frame_open = false;
+  frame.after_step_ = true;
+  newest_complete_step = record.step();
+  for (const FrameConsumer& consumer : consumers) consumer(context, frame);
 }
 
 void Engine::Impl::apply_held() {
@@ -487,8 +517,12 @@ bool Engine::on_segment(const trace::SegmentInfo& info, const v1::RunDescription
   return true;
 }
 
-bool Engine::on_record(const std::string&, const v1::Record& record, int64_t) {
+bool Engine::on_record(const std::string& probe, const v1::Record& record, int64_t) {
   Impl& impl = *impl_;
+  if (probe == kAfterStepProbe) {
+    impl.take_after_step(record);
+    return true;
+  }
   if (!impl.frame_open || record.step() != impl.frame.step_) {
     const int64_t newest = impl.frame_open ? impl.frame.step_ : impl.newest_complete_step;
     const bool late = impl.frame_open ? record.step() < newest : record.step() <= newest;

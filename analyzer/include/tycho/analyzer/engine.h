@@ -25,8 +25,11 @@ struct IgnoredRecords {
 /// of a later step or a new session arrives, or at finish(). Events, health and structure that
 /// arrive while a frame is open count from its next record on, or else from the next frame on: what
 /// is known at a step does not depend on when it was found to be complete. Of values recorded twice
-/// at a step, the later one counts. Memory depends on the numbers of layers, parameters and
-/// statistics, not on the number of steps. One thread at a time.
+/// at a step, the later one counts. What the probe "validation" records is not of a step but of the
+/// weights after it, and comes when the step is over: it is a frame of its own behind that of its
+/// step (Frame::is_after_step()), which laws do not see and frames() does not count; the last
+/// record at a step counts. Memory depends on the numbers of layers, parameters and statistics, not
+/// on the number of steps. One thread at a time.
 class Engine : public trace::MessageHandler {
  public:
   using FrameConsumer = std::function<void(const RunContext&, const Frame&)>;
