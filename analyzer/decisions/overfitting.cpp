@@ -27,15 +27,15 @@ std::optional<Decision> overfitting(const Signs& signs) {
       fmt::format("Keep the weights of step {}, and stop earlier or regularise", seen->best.step);
   decision.because = fmt::format(
       "The held-out loss was lowest around step {} ({}), after {:.0f} % of the run, and has risen "
-      "since by {}, while the training loss fell by {} [{}, {}].",
+      "since by {}, while the training loss fell by {}.",
       seen->best.step, short_number(seen->best_level),
       100 * share_before(signs.report, seen->best.step), with_interval(seen->rise),
-      short_number(-seen->training_change.value), short_number(-seen->training_change.high),
-      short_number(-seen->training_change.low));
+      with_interval(seen->training_change.negative()));
   decision.expect = fmt::format(
-      "A held-out loss lower by {} than at the end of this run, after {:.0f} % of its steps; with "
-      "regularisation, possibly a lower one.",
-      with_interval(seen->rise), 100 * share_before(signs.report, seen->best.step));
+      "About {} on held-out data instead of {}, after {:.0f} % of the steps; with regularisation "
+      "possibly less.",
+      short_number(seen->best_level), short_number(seen->late_level),
+      100 * share_before(signs.report, seen->best.step));
   decision.refuted_by = fmt::format(
       "Weights of step {} whose loss on other held-out data is no lower than that of the last "
       "ones, or a held-out loss that falls below {} when training goes on.",

@@ -169,7 +169,7 @@ std::optional<HeldOut> held_out(const LossCourse& course) {
   result.late_begin = all[late].begin;
   result.late_level = mean(all, late, all.size());
   result.rise = rise_since(all, lowest);
-  const size_t tenth = std::max<size_t>(2, all.size() / 10);
+  const size_t tenth = std::max<size_t>(1, all.size() / 10);
   if (has_risen(all, lowest, result.rise) && had_risen(all, tenth / 2) && had_risen(all, tenth))
     result.course = HeldOut::Course::kRisen;
   look_at_training(course.stretches(), &result);

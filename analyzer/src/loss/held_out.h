@@ -12,6 +12,7 @@ struct Difference {
   double value = kUnknown;
   double low = kUnknown;
   double high = kUnknown;
+  Difference negative() const { return {-value, -high, -low}; }
 };
 
 /// How the held-out loss went, as far as its own scatter tells.
@@ -55,13 +56,14 @@ struct HeldOut {
 /// The lowest level is the lowest mean over a tenth of the values (3 at least, 16 at most). With 6
 /// values or more after these it is compared with the mean of the last third of them. It has risen
 /// where the lower limit of the rise lies above zero and above 1 % of the level or of all that it
-/// fell, whichever is less. The interval holds for every place of the window at once (Bonferroni),
-/// because the lowest of many noisy means is low by chance; its error is level_change()'s, from the
-/// lowest window on.
+/// fell, whichever is less, and did so without the last twentieth and the last tenth of the values
+/// too, one at least: a run is looked at again with each value that comes. The interval holds for
+/// every place of the window at once (Bonferroni), because the lowest of many noisy means is low by
+/// chance; its error is level_change()'s, from the lowest window on.
 ///
-/// It still falls where it has not risen and over the last third of 18 values or more the lower
-/// limit of the fall from its first half to its second lies above 2 % of the level and of all that
-/// it fell, whichever is less.
+/// It still falls where it has not risen and over the last third of 24 values or more the lower
+/// 98 % limit of the fall from its first half to its second lies above 2 % of the level and of all
+/// that it fell, whichever is less.
 ///
 /// Values count as equally spaced. O(n^2) for n values, of which at most 256 are kept: up to 1 ms.
 /// Thread-safe.

@@ -13,8 +13,6 @@ constexpr double kLowered = 0.5;  // of the peak: the schedule has lowered the l
 
 std::string number(double value) { return std::isnan(value) ? "NaN" : number_text(value, 4); }
 
-Difference negative(const Difference& of) { return {-of.value, -of.high, -of.low}; }
-
 /// The learning rate at the end over its peak; NaN where it is not known.
 double rate_at_end(const LossCourse& course) {
   double peak = 0;
@@ -38,7 +36,7 @@ LossAlarm rose(const HeldOut& seen) {
       with_interval(seen.rise), number(seen.late_level), seen.late_begin);
   if (overfits) {
     alarm.text += fmt::format(", while the training loss fell by {}",
-                              with_interval(negative(seen.training_change)));
+                              with_interval(seen.training_change.negative()));
   } else if (seen.training == HeldOut::Training::kRose) {
     alarm.text +=
         fmt::format(". The training loss rose too, by {}", with_interval(seen.training_change));
@@ -49,7 +47,8 @@ LossAlarm rose(const HeldOut& seen) {
   if (overfits) {
     alarm.text += fmt::format(
         " Keep the weights of step {}. Next time stop there, or regularise: more data, "
-        "augmentation, weight decay or a smaller model.",
+        "augmentation, weight decay or a smaller model. A cross-entropy also rises with confidence "
+        "in wrong answers alone: where the error counts, look at it too.",
         seen.best.step);
   } else if (seen.training == HeldOut::Training::kRose) {
     alarm.text += fmt::format(
@@ -122,6 +121,7 @@ std::string describe_held_out(const LossCourse& course) {
   if (seen->course == HeldOut::Course::kRisen) {
     text += fmt::format("; from around step {} on it has risen by {}", seen->best.step,
                         with_interval(seen->rise));
+    if (seen->training == HeldOut::Training::kFell) text += ", while the training loss fell";
   } else if (seen->course == HeldOut::Course::kFalling) {
     text += "; it still falls";
   } else if (std::isfinite(seen->rise.high)) {

@@ -151,6 +151,9 @@ TEST(HeldOutTest, ARiseIsToldWithAnIntervalThatCoversIt) {
     }
   }
   EXPECT_GE(count({overfits(0.2), 50, 0, 0.01}).risen, kSeeds * 9 / 10);
+  for (const int values : {15, 30, 60})
+    EXPECT_GE(count({overfits(0.3), values, 0.3}).risen, kSeeds / 2) << values;
+  EXPECT_GE(count({overfits(1), 12, 0, 0.01}).risen, kSeeds * 9 / 10);
 }
 
 TEST(HeldOutTest, TheLowestOfManyIsLowByChance) {

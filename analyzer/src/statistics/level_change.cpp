@@ -1,5 +1,6 @@
 #include "src/statistics/level_change.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -9,7 +10,8 @@
 namespace tycho::analyzer {
 namespace {
 
-constexpr size_t kTrend = 2;  // a parabola
+constexpr size_t kTrend = 2;      // a parabola
+constexpr double kSlowNoise = 2;  // variance, in that of what is left without the trend
 
 double mean(const std::vector<double>& series, Part part) {
   double result = 0;
@@ -61,9 +63,11 @@ LevelChange level_change(const std::vector<double>& series, Part before, Part af
   if (!std::isfinite(square)) return result;
   const LongRunVariance known = long_run_variance(noise, kTrend);
   result.degrees_of_freedom = known.degrees_of_freedom;
-  result.error =
-      std::sqrt(square * known.inflation *
-                (1 / static_cast<double>(before.size()) + 1 / static_cast<double>(after.size())));
+  // Where the noise is slow the values of a mean are much the same, and it varies like one of them.
+  const auto of_mean = [&](Part part) {
+    return square * std::min(known.inflation / static_cast<double>(part.size()), kSlowNoise);
+  };
+  result.error = std::sqrt(of_mean(before) + of_mean(after));
   return result;
 }
 

@@ -29,8 +29,9 @@ struct LevelChange {
 /// The noise is what is left when a parabola is taken from the whole series, so that a trend does
 /// not count as noise: its error is that of both means, independent of each other, with the
 /// autocorrelation of the noise (long_run_variance.h, from the frequencies that a parabola does not
-/// hold). Correlation over more than about a quarter of the series cannot be told from a trend.
-/// Thread-safe.
+/// hold), but no more than twice the variance of the noise for a mean: where it is slow, the values
+/// of a mean are much the same. Correlation over more than about a quarter of the series cannot be
+/// told from a trend. Thread-safe.
 LevelChange level_change(const std::vector<double>& series, Part before, Part after);
 
 inline constexpr size_t kFewestOfLevelChange = 9;
