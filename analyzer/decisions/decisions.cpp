@@ -26,7 +26,7 @@ std::vector<Decision> decide(const Report& report) {
   for (const auto& rule :
        {no_gradient, not_in_optimizer, silent_layer, gradients_kept, large_inputs, large_start,
         single_examples, weight_decay, learning_rate_high, learning_rate_low, adam_epsilon,
-        early_decay, batch_size, copied_examples, coupled_examples}) {
+        early_decay, overfitting, batch_size, copied_examples, coupled_examples}) {
     if (auto decision = rule(signs)) result.push_back(std::move(*decision));
   }
   std::stable_sort(result.begin(), result.end(),

@@ -29,6 +29,7 @@ std::optional<Decision> learning_rate_high(const Signs& signs);
 std::optional<Decision> learning_rate_low(const Signs& signs);
 std::optional<Decision> adam_epsilon(const Signs& signs);
 std::optional<Decision> early_decay(const Signs& signs);
+std::optional<Decision> overfitting(const Signs& signs);
 std::optional<Decision> batch_size(const Signs& signs);
 
 }  // namespace tycho::analyzer

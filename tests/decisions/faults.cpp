@@ -35,6 +35,9 @@ RunSetup followed(RunSetup setup, const analyzer::Decision& decision) {
     setup.dead = -1;
   } else if (what == "decay_from") {
     setup.decay_from = 0.8;
+  } else if (what == "steps") {
+    setup.steps =
+        std::max<int64_t>(std::llround(static_cast<double>(setup.steps) * decision.factor), 1);
   } else if (what == "copies") {
     setup.copies = 1;
   } else if (what == "order") {

@@ -287,11 +287,12 @@ void add_watch(CLI::App* app, Action* action) {
                    "Exit when the run ends (end, the default), and exit with 4 on an alarm "
                    "(alarm) or a remark with this code; several: loss_diverged,not_finite")
       ->delimiter(',')
-      ->check(
-          CLI::IsMember({"end", "alarm", "loss_not_finite", "loss_diverged", "loss_rose",
-                         "loss_jumped", "loss_spikes", "loss_stuck", "loss_at_floor", "not_finite",
-                         "dead_units", "instrument_failed", "trace_incomplete", "edge_passed",
-                         "layer_silent", "updates_stopped", "batch_far_past_noise_scale"}));
+      ->check(CLI::IsMember(
+          {"end",           "alarm",        "loss_not_finite",   "loss_diverged",
+           "loss_rose",     "loss_jumped",  "loss_spikes",       "loss_stuck",
+           "loss_at_floor", "overfitting",  "held_out_rose",     "held_out_falls",
+           "not_finite",    "dead_units",   "instrument_failed", "trace_incomplete",
+           "edge_passed",   "layer_silent", "updates_stopped",   "batch_far_past_noise_scale"}));
   add_alert_options(command, &options->alerts);
   command->callback([options, action] { *action = [options] { return run_watch(*options); }; });
 }

@@ -146,7 +146,7 @@ void DigestBuilder::Impl::observe(const RunContext& context, const Frame& frame)
   prepare(context);
   const Position position = advance(frame);
   digest.end = position;
-  ++digest.frames;
+  digest.frames += frame.is_after_step() ? 0 : 1;
   noise.observe(frame, noise_columns, 0);
   if (progress && digest.frames % 1000 == 0) progress(digest.frames);
   double rate = frame.column(learning_rate)[0];

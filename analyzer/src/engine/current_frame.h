@@ -18,6 +18,7 @@ class CurrentFrame : public Frame {
   explicit CurrentFrame(const KnownRun& run) : run_(run) {}
 
   int64_t step() const override { return step_; }
+  bool is_after_step() const override { return after_step_; }
   const v1::OptimizerSettings* optimizer() const override { return optimizer_.get(); }
   uint64_t optimizer_version() const override { return optimizer_version_; }
   /// O(1), no copy. Not present: the column was not recorded at this step, or there is none.
@@ -36,9 +37,10 @@ class CurrentFrame : public Frame {
 
   /// How many frames were begun so far: StoredColumn says by it which frame its values belong to.
   uint64_t number() const { return number_; }
-  /// Begins the frame of this step, which has no values yet.
-  void begin(int64_t step) {
+  /// Begins the frame of this step, or the one behind it, which has no values yet.
+  void begin(int64_t step, bool after_step = false) {
     step_ = step;
+    after_step_ = after_step;
     ++number_;
   }
   void adopt(std::shared_ptr<const v1::OptimizerSettings> settings) {
@@ -49,6 +51,7 @@ class CurrentFrame : public Frame {
  private:
   const KnownRun& run_;
   int64_t step_ = -1;
+  bool after_step_ = false;
   uint64_t number_ = 0;
   std::shared_ptr<const v1::OptimizerSettings> optimizer_;
   uint64_t optimizer_version_ = 0;

@@ -18,6 +18,7 @@
 namespace tycho::analyzer {
 namespace {
 
+constexpr const char* kAfterStepProbe = "validation";
 /// Of messages that wait for the open frame to be complete.
 constexpr size_t kMostHeldBytes = size_t{1} << 20;
 
@@ -40,8 +41,17 @@ struct Engine::Impl {
   void begin_laws() {
     for (const auto& law : laws) law->begin(run);
   }
-  void open_frame(int64_t step);
+  void open_frame(int64_t step, bool after_step = false);
   void complete_frame();
+  void store(const v1::Record& record) {
+    for (const v1::Column& column : record.column()) {
+      store_column(column, ids, frame.number(), &run, &ignored);
+    }
+  }
+  /// A live run's frame of that step is complete, a trace's is not yet known to be: in both the
+  /// record is shown behind it.
+  void take_after_step(const v1::Record& record);
+  void show_after_step(const v1::Record& record);
   void apply(const v1::Event& event) { run.add_event(ids.translated(event)); }
   void apply(const v1::Health& message) { health.apply(message); }
   void apply(const v1::ModelStructure& structure) {
@@ -74,6 +84,7 @@ struct Engine::Impl {
   int64_t first_step = -1;
   int64_t last_step = -1;
   int64_t newest_complete_step = std::numeric_limits<int64_t>::min();
+  std::optional<v1::Record> after_step;  // of the open frame's step
   std::deque<std::shared_ptr<const v1::OptimizerSettings>> settings_to_come;
   IgnoredRecords ignored;
 
@@ -86,8 +97,8 @@ struct Engine::Impl {
   std::optional<v1::ModelStructure> held_structure;
 };
 
-void Engine::Impl::open_frame(int64_t step) {
-  frame.begin(step);
+void Engine::Impl::open_frame(int64_t step, bool after_step) {
+  frame.begin(step, after_step);
   frame_open = true;
   while (!settings_to_come.empty() && settings_to_come.front()->step() <= step) {
     frame.adopt(std::move(settings_to_come.front()));
@@ -111,6 +122,26 @@ void Engine::Impl::complete_frame() {
   apply_held();
   // What became known behind the last record counts though no other frame may come.
   if (std::exchange(context_changed, false)) begin_laws();
+  if (after_step) show_after_step(*std::exchange(after_step, std::nullopt));
+}
+
+void Engine::Impl::take_after_step(const v1::Record& record) {
+  if (record.step() < (frame_open ? frame.step() : newest_complete_step)) {
+    ++ignored.late;
+  } else if (frame_open && record.step() == frame.step()) {
+    after_step = record;
+  } else {
+    complete_frame();
+    show_after_step(record);
+  }
+}
+
+void Engine::Impl::show_after_step(const v1::Record& record) {
+  open_frame(record.step(), /*after_step=*/true);
+  store(record);
+  frame_open = false;
+  newest_complete_step = record.step();
+  for (const FrameConsumer& consumer : consumers) consumer(run, frame);
 }
 
 void Engine::Impl::apply_held() {
@@ -166,8 +197,12 @@ bool Engine::on_segment(const trace::SegmentInfo& info, const v1::RunDescription
   return true;
 }
 
-bool Engine::on_record(const std::string&, const v1::Record& record, int64_t) {
+bool Engine::on_record(const std::string& probe, const v1::Record& record, int64_t) {
   Impl& impl = *impl_;
+  if (probe == kAfterStepProbe) {
+    impl.take_after_step(record);
+    return true;
+  }
   if (!impl.frame_open || record.step() != impl.frame.step()) {
     const int64_t newest = impl.frame_open ? impl.frame.step() : impl.newest_complete_step;
     const bool late = impl.frame_open ? record.step() < newest : record.step() <= newest;
@@ -179,9 +214,7 @@ bool Engine::on_record(const std::string&, const v1::Record& record, int64_t) {
     impl.open_frame(record.step());
   }
   impl.apply_held();
-  for (const v1::Column& column : record.column()) {
-    store_column(column, impl.ids, impl.frame.number(), &impl.run, &impl.ignored);
-  }
+  impl.store(record);
   return true;
 }
 

@@ -14,6 +14,7 @@ void RecentValues::observe(const RunContext& context, const Frame& frame) {
     column_ = context.column(quantity_->statistic, quantity_->scope);
     if (divided) divisor_ = context.column(quantity_->divisor, quantity_->scope);
   }
+  if (frame.is_after_step()) return;
   // A resumed run goes back: what came after that step is another course.
   while (!rows_.empty() && rows_.back().step >= frame.step()) rows_.pop_back();
   const ColumnValues values = frame.column(column_);

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <optional>
 
+#include "src/loss/held_out_alarms.h"
 #include "src/loss/progress_end.h"
 #include "src/number_text.h"
 #include "src/statistics/student_t.h"
@@ -382,7 +383,7 @@ std::optional<LossAlarm> stuck(const Stretches& all, double lowest) {
 
 std::string percent(double share) { return number_text(100 * share, 2); }
 
-std::optional<LossAlarm> at_floor(const LossCourse& course) {
+std::optional<LossAlarm> at_floor(const LossCourse& course, bool held_out_falls) {
   const std::optional<ProgressEnd> end = progress_end(course);
   if (!end) return std::nullopt;
   LossAlarm alarm;
@@ -411,8 +412,10 @@ std::optional<LossAlarm> at_floor(const LossCourse& course) {
                       : ".";
   }
   alarm.text +=
-      " Stop about there, or spend the steps on more data or a larger model, unless the held-out "
-      "loss still improves or the last digits of the loss matter.";
+      held_out_falls
+          ? " The held-out loss still falls, though: that is a reason to go on."
+          : " Stop about there, or spend the steps on more data or a larger model, unless the "
+            "held-out loss still improves or the last digits of the loss matter.";
   return alarm;
 }
 
@@ -439,18 +442,27 @@ std::vector<LossAlarm> loss_alarms(const LossCourse& course) {
   const Stretches all = course.stretches();
   take(not_finite(course));
   if (take(diverged(course)) && result.back().code == "loss_diverged") return result;
+  bool lost_again = course.not_finite() > 0;
+  const std::vector<LossAlarm> held_out = held_out_alarms(course);
+  const auto held_out_says = [&](const char* code) {
+    return !held_out.empty() && held_out.front().code == code;
+  };
   if (course.observed() - course.not_finite() >= kFewestLosses && all.size() >= kFewestStretches) {
     const auto windows = windows_of(all);
     const auto risen = rose(all, windows);
     const auto jump = jumped(course);
+    lost_again = lost_again || jump || risen;
     // A jump that undid the progress is one thing, not two.
     take(jump ? jump : risen);
     take(spikes(course));
     if (!risen && course.open_break() == nullptr) {
       const auto rests = stuck(all, lowest_of(windows).mean);
-      take(rests ? rests : at_floor(course));
+      take(rests ? rests : at_floor(course, held_out_says("held_out_falls")));
     }
   }
+  // Of a training loss that rose or broke, the held-out loss says nothing new.
+  if (!held_out.empty() && !(lost_again && held_out_says("held_out_rose")))
+    result.push_back(held_out.front());
   std::stable_sort(result.begin(), result.end(),
                    [](const LossAlarm& a, const LossAlarm& b) { return a.severity < b.severity; });
   return result;

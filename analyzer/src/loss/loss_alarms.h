@@ -11,7 +11,8 @@ namespace tycho::analyzer {
 /// Something about the course of the loss, in words, with the step and the size.
 struct LossAlarm {
   std::string code;  ///< stable: loss_not_finite, loss_diverged, loss_rose, loss_jumped,
-                     ///< loss_spikes, loss_stuck, loss_at_floor
+                     ///< loss_spikes, loss_stuck, loss_at_floor, overfitting, held_out_rose,
+                     ///< held_out_falls
   Severity severity = Severity::kNote;
   std::string title;
   std::string text;
@@ -30,7 +31,9 @@ struct LossAlarm {
 /// again. loss_jumped: it left its range for good, or for a twentieth of the run. loss_spikes: for
 /// less. loss_stuck: it fell by less than a fifth, and over the last 70 % of the observed losses by
 /// less than 1 % of its level. loss_at_floor (note): see progress_end(). Where
-/// a fall is said to be small, its upper 95 % limit is: noise does not pass for rest.
+/// a fall is said to be small, its upper 95 % limit is: noise does not pass for rest. What the
+/// held-out loss asks for is held_out_alarms(); held_out_rose only where the training loss did not
+/// rise or break, and nothing of it where that diverged.
 std::vector<LossAlarm> loss_alarms(const LossCourse& course);
 
 /// One sentence: where the loss began and ended. Empty where none was observed.

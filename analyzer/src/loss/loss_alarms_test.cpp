@@ -267,7 +267,7 @@ TEST(LossCourseTest, StretchesHoldAllLossesWhateverTheirNumber) {
       sum += static_cast<double>(step % 7);
     }
     const auto stretches = course.stretches();
-    EXPECT_LE(stretches.size(), LossCourse::kMostStretches);
+    EXPECT_LE(stretches.size(), LossStretches::kMost);
     uint64_t total = 0;
     double seen = 0;
     for (const LossStretch& stretch : stretches) {

@@ -12,32 +12,6 @@ constexpr size_t kFewestRecent = 16;
 constexpr double kBeyondRecent = 4;       // times the largest recent distance from the median
 constexpr double kBeyondRecentLog = 2.5;  // the same in logarithms, for heavy tails
 constexpr double kShareOfRange = 0.1;     // of all losses so far
-constexpr double kLargest = 1e150;        // whose square is finite
-
-double bounded(double value) { return std::clamp(value, -kLargest, kLargest); }
-
-LossStretch single(const LossPoint& point, double rate = kUnknown) {
-  return {point.step, point.step, 1, bounded(point.value), 0, point, point, rate};
-}
-
-// Of two sets of values (Chan, Golub and LeVeque 1979).
-void merge(const LossStretch& from, LossStretch* into) {
-  if (from.count == 0) return;
-  if (into->count == 0) {
-    *into = from;
-    return;
-  }
-  const auto a = static_cast<double>(into->count);
-  const auto b = static_cast<double>(from.count);
-  const double difference = from.mean - into->mean;
-  into->mean += difference * (b / (a + b));
-  into->square += from.square + difference * difference * (a * b / (a + b));
-  into->rate += (from.rate - into->rate) * (b / (a + b));
-  into->count += from.count;
-  into->end = from.end;
-  if (from.lowest.value < into->lowest.value) into->lowest = from.lowest;
-  if (from.highest.value > into->highest.value) into->highest = from.highest;
-}
 
 }  // namespace
 
@@ -47,12 +21,9 @@ double start_of(const std::vector<LossStretch>& all) {
   return first[1];
 }
 
-double LossStretch::deviation() const {
-  return count < 2 ? 0 : std::sqrt(square / static_cast<double>(count - 1));
-}
-
 void LossCourse::observe(const RunContext& context, const Frame& frame) {
   if (column_ == kNoColumn) {
+    held_out_column_ = context.column("validation_loss", v1::SCOPE_RUN);
     column_ = context.column("loss", v1::SCOPE_RUN);
     weights_ = context.column("weight_norm_sq", v1::SCOPE_RUN);
     rate_ = context.column("learning_rate", v1::SCOPE_RUN);
@@ -61,6 +32,20 @@ void LossCourse::observe(const RunContext& context, const Frame& frame) {
   if (weights.present && is_measured(weights[0])) add_weights(weights[0]);
   const ColumnValues loss = frame.column(column_);
   if (loss.present && is_measured(loss[0])) add(frame.step(), loss[0], frame.column(rate_)[0]);
+  const ColumnValues held_out = frame.column(held_out_column_);
+  if (held_out.present && is_measured(held_out[0])) add_held_out(frame.step(), held_out[0]);
+}
+
+void LossCourse::add_held_out(int64_t step, double loss) {
+  const LossPoint point{step, loss};
+  if (step <= held_out_.last.step) held_out_.stretches.rewind(step);
+  held_out_.last = point;
+  if (held_out_.observed++ == 0) held_out_.first = point;
+  if (std::isfinite(loss)) {
+    held_out_.stretches.add(point);
+  } else {
+    ++held_out_.not_finite;
+  }
 }
 
 void LossCourse::add_weights(double norm_sq) {
@@ -91,42 +76,15 @@ void LossCourse::add(int64_t step, double loss, double rate) {
   follow_breaks(step, loss);
   if (lowest_.step < 0 || loss < lowest_.value) lowest_ = point;
   if (highest_.step < 0 || loss > highest_.value) highest_ = point;
-  add_to_stretches(step, loss, rate);
-}
-
-void LossCourse::add_to_stretches(int64_t step, double loss, double rate) {
-  if (early_.size() < kEarly) early_.push_back({step, loss});
-  merge(single({step, loss}, rate), &filling_);
-  if (filling_.count < per_stretch_) return;
-  closed_.push_back(filling_);
-  filling_ = {};
-  if (closed_.size() < kMostStretches) return;
-  for (size_t i = 0; i < closed_.size() / 2; ++i) {
-    LossStretch merged = closed_[2 * i];
-    merge(closed_[2 * i + 1], &merged);
-    closed_[i] = merged;
-  }
-  closed_.resize(closed_.size() / 2);
-  per_stretch_ *= 2;
-}
-
-std::vector<LossStretch> LossCourse::stretches() const {
-  std::vector<LossStretch> result = closed_;
-  if (filling_.count == 0) return result;
-  // A part of a stretch is noisier than the others: it joins the last one unless it is half a one.
-  if (2 * filling_.count < per_stretch_ && !result.empty()) {
-    merge(filling_, &result.back());
-  } else {
-    result.push_back(filling_);
-  }
-  return result;
+  if (early_.size() < kEarly) early_.push_back(point);
+  stretches_.add(point, rate);
 }
 
 std::vector<LossStretch> LossCourse::stretches_from_the_first() const {
   const std::vector<LossStretch> whole = stretches();
-  if (per_stretch_ == 1) return whole;
+  if (stretches_.per_stretch() == 1) return whole;
   std::vector<LossStretch> result;
-  for (const LossPoint& point : early_) result.push_back(single(point));
+  for (const LossPoint& point : early_) result.push_back(single_loss(point));
   uint64_t before = 0;
   for (const LossStretch& stretch : whole) {
     if (before >= early_.size()) result.push_back(stretch);

@@ -4,30 +4,10 @@
 #include <limits>
 #include <vector>
 
+#include "src/loss/loss_stretches.h"
 #include "tycho/analyzer/frame.h"
-#include "tycho/analyzer/verdict.h"
 
 namespace tycho::analyzer {
-
-/// A loss with the step at which it was observed; step -1: none.
-struct LossPoint {
-  int64_t step = -1;
-  double value = kUnknown;
-};
-
-/// Consecutive observed losses, merged.
-struct LossStretch {
-  int64_t begin = -1;  ///< first step
-  int64_t end = -1;    ///< last step
-  uint64_t count = 0;  ///< finite losses
-  double mean = 0;     ///< of the finite losses
-  double square = 0;   ///< sum of squared deviations from the mean
-  LossPoint lowest;
-  LossPoint highest;
-  double rate = kUnknown;  ///< mean learning rate; NaN where it was not always known
-  /// Standard deviation of single losses; 0 for fewer than two.
-  double deviation() const;
-};
 
 /// Where the loss began: the median of the first three stretches, of which one may be an outlier;
 /// at least three.
@@ -43,11 +23,19 @@ struct LossBreak {
   double rise() const { return peak.value - usual; }
 };
 
+/// The held-out losses, where the trainer gave any.
+struct HeldOutLosses {
+  uint64_t observed = 0;  ///< finite or not
+  uint64_t not_finite = 0;
+  LossPoint first, last;    ///< whatever they are
+  LossStretches stretches;  ///< of the finite ones
+};
+
 /// How the training loss went, in one pass and constant memory: `loss` of the run at every observed
-/// step. Losses of batches are noisy, may have either sign, and need not be meant to fall.
+/// step; and the held-out loss (`validation_loss`) beside it. Losses of batches are noisy, may have
+/// either sign, and need not be meant to fall.
 ///
-/// Stretches: at most kMostStretches of equal numbers of losses; neighbours are merged when they
-/// are full. Breaks: a loss lies above the median of the last 64 by four times what the largest of
+/// Breaks: a loss lies above the median of the last 64 by four times what the largest of
 /// them did, by the size of the median, by a tenth of the range of all losses so far and, where all
 /// are positive, by 2.5 times what any of the 64 did in logarithms; it ends with the first loss
 /// back in that range. The largest kMostBreaks are kept.
@@ -55,7 +43,6 @@ struct LossBreak {
 /// One thread at a time.
 class LossCourse {
  public:
-  static constexpr size_t kMostStretches = 256;  // even
   static constexpr size_t kMostBreaks = 16;
   static constexpr size_t kEarly = 32;
 
@@ -64,6 +51,8 @@ class LossCourse {
   /// One loss, with the learning rate of its step where that is known. Steps that go back (a
   /// resumed run) are taken as they come.
   void add(int64_t step, double loss, double rate = kUnknown);
+  /// One held-out loss. Where steps go back (a resumed run) it replaces those from its step on.
+  void add_held_out(int64_t step, double loss);
   /// The squared norm of all weights at a step: a second witness of a divergence.
   void add_weights(double norm_sq);
 
@@ -79,10 +68,11 @@ class LossCourse {
   /// The first finite loss after the last one that was not; step -1: none came, or none was needed.
   LossPoint finite_again() const { return finite_again_; }
   /// Finite losses, in order.
-  std::vector<LossStretch> stretches() const;
+  std::vector<LossStretch> stretches() const { return stretches_.all(); }
   /// The same, with the first kEarly losses one by one: a run may be lost within the first stretch.
   /// Between them and the next whole stretch some losses may be left out.
   std::vector<LossStretch> stretches_from_the_first() const;
+  const HeldOutLosses& held_out() const { return held_out_; }
   /// Breaks that ended, the largest first.
   const std::vector<LossBreak>& breaks() const { return breaks_; }
   uint64_t break_count() const { return break_count_; }
@@ -92,12 +82,13 @@ class LossCourse {
   const LossBreak* open_break() const { return open_.begin >= 0 ? &open_ : nullptr; }
 
  private:
-  void add_to_stretches(int64_t step, double loss, double rate);
   void follow_breaks(int64_t step, double loss);
 
   ColumnIndex column_ = kNoColumn;
   ColumnIndex weights_ = kNoColumn;
   ColumnIndex rate_ = kNoColumn;
+  ColumnIndex held_out_column_ = kNoColumn;
+  HeldOutLosses held_out_;
   double first_weights_ = kUnknown;
   double largest_weights_ = kUnknown;
   uint64_t observed_ = 0;
@@ -105,9 +96,7 @@ class LossCourse {
   LossPoint first_, last_, lowest_, highest_;
   LossPoint first_not_finite_, before_not_finite_, finite_again_;
   std::vector<LossPoint> early_;
-  std::vector<LossStretch> closed_;
-  LossStretch filling_;
-  uint64_t per_stretch_ = 1;
+  LossStretches stretches_;
   std::vector<double> recent_;  // the last losses that were in their range, as a ring
   size_t next_ = 0;
   LossBreak open_;

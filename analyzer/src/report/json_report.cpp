@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "coverage.h"
@@ -8,6 +9,7 @@
 #include "remarks.h"
 #include "report.h"
 #include "src/incident/quantities.h"
+#include "src/loss/held_out.h"
 #include "src/loss/progress_end.h"
 #include "src/report/json_parts.h"
 
@@ -43,6 +45,48 @@ json progress_json(const Report& report) {
           {"fall_high", number(end->high)},
           {"at_most", number(end->at_most)},
           {"level", number(end->level)}};
+}
+
+json difference_json(const Difference& difference) {
+  if (!std::isfinite(difference.value)) return nullptr;
+  return {{"value", number(difference.value)},
+          {"low", number(difference.low)},
+          {"high", number(difference.high)}};
+}
+
+json held_out_json(const LossCourse& course) {
+  const auto seen = held_out(course);
+  if (!seen) return nullptr;
+  const auto& of = *seen;
+  json best = nullptr;
+  if (of.best.step >= 0) {
+    best = {{"step", of.best.step},
+            {"begin", of.best_begin},
+            {"end", of.best_end},
+            {"values", of.best_values},
+            {"level", number(of.best_level)}};
+  }
+  const bool risen = of.course == HeldOut::Course::kRisen;
+  const bool falls = of.course == HeldOut::Course::kFalling;
+  const bool fell = of.training == HeldOut::Training::kFell;
+  const bool rose = of.training == HeldOut::Training::kRose;
+  return {{"values", of.values},
+          {"not_finite", course.held_out().not_finite},
+          {"lowest", point(of.lowest)},
+          {"last", point(of.last)},
+          {"course", risen   ? "risen"
+                     : falls ? "falling"
+                             : "not_told"},
+          {"best", best},
+          {"late_begin", of.late_begin < 0 ? json(nullptr) : json(of.late_begin)},
+          {"late_level", number(of.late_level)},
+          {"rise", difference_json(of.rise)},
+          {"training", fell   ? "fell"
+                       : rose ? "rose"
+                              : "not_told"},
+          {"training_change", difference_json(of.training_change)},
+          {"fall", difference_json(of.fall)},
+          {"gap", number(of.gap)}};
 }
 
 json loss_json(const LossCourse& course) {
@@ -223,6 +267,7 @@ std::string json_report(const Report& report) {
               {"in_short", in_short(report)},
               {"loss", loss_json(report.loss)},
               {"progress_end", progress_json(report)},
+              {"held_out", held_out_json(report.loss)},
               {"incidents", incidents_json(report)},
               {"decisions", decided},
               {"remarks", known},

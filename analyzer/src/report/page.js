@@ -109,8 +109,11 @@ tycho.page = function (data) {
       var candidates = data.series.filter(function (entry) { return entry.statistic === name; });
       if (!candidates.length) return;
       var entry = candidates[0];
-      if (changed && !changed[data.series.indexOf(entry)]) return;
+      if (changed && !changed[data.series.indexOf(entry)] && name !== 'loss') return;
       var entities = tycho.series.some(data, entry, 60);
+      // The held-out loss belongs beside the training loss.
+      var heldOut = name === 'loss' && entry.scope === 'run' && find('validation_loss', 'run');
+      if (heldOut) entities = entities.concat(heldOut.all);
       var points = smallPoints(entities);
       if (points.length < 2) return;
       if (small[name]) {
@@ -118,17 +121,17 @@ tycho.page = function (data) {
         return;
       }
       var figure = tycho.make('figure', null, place);
-      tycho.make('figcaption', quantity(entry) + (entities.length < entry.all.length ? ', ' + entities.length + ' of ' + entry.all.length : ''), figure);
+      tycho.make('figcaption', quantity(entry) + (heldOut ? ' (blue) and held-out loss (orange)' : entities.length < entry.all.length ? ', ' + entities.length + ' of ' + entry.all.length : ''), figure);
       var box = tycho.make('div', null, figure);
       box.className = 'small';
       figure.title = entry.definition;
       small[name] = new Dygraph(box, points, {
-        labels: ['step'].concat(entities.map(function (entity) { return entity.name; })),
+        labels: ['step'].concat(entities.map(function (entity, i) { return heldOut && i ? 'held out' : entity.name; })),
         logscale: wide(entities), legend: 'never', connectSeparatedPoints: true, strokeWidth: 1.3,
         drawPoints: points.length < 30, pointSize: 2, interactionModel: {}, axisLabelFontSize: 11,
         axisLineColor: ink, gridLineColor: 'rgba(128,128,128,.22)', highlightCircleSize: 0,
         colors: entities.map(function (entity, i) {
-          return entities.length === 1 ? blue : tycho.lineColour(i / (entities.length - 1));
+          return entities.length === 1 || (heldOut && !i) ? blue : heldOut ? orange : tycho.lineColour(i / (entities.length - 1));
         }),
         xlabel: 'step', xLabelHeight: 14,
         axes: { y: { axisLabelFormatter: tycho.tick, axisLabelWidth: 52, pixelsPerLabel: 24 }, x: { axisLabelWidth: 44, pixelsPerLabel: 60 } }

@@ -8,6 +8,7 @@
 #include "coverage.h"
 #include "happenings.h"
 #include "src/live/alarm_texts.h"
+#include "src/loss/held_out_alarms.h"
 
 namespace tycho::analyzer {
 namespace {
@@ -43,9 +44,11 @@ void loss(const Report& report, std::vector<Remark>* result) {
   for (const LossAlarm& alarm : loss_alarms(report.loss)) {
     const bool floor = alarm.code == "loss_at_floor";
     if (floor && is_forecast_to_fall(report)) continue;
+    const bool held_out = alarm.code == "overfitting" || alarm.code == "held_out_rose" ||
+                          alarm.code == "held_out_falls";
     result->push_back({alarm.code, alarm.severity, alarm.title,
                        floor ? alarm.text + of_a_lower_rate(report) : alarm.text, alarm.at.step,
-                       alarm.at.value, "loss", "run"});
+                       alarm.at.value, held_out ? "validation_loss" : "loss", "run"});
   }
   if (report.frames > 0 && report.loss.observed() == 0) {
     result->push_back({"loss_not_recorded", Severity::kWarning, "The loss was not recorded",
@@ -177,8 +180,9 @@ std::vector<Remark> remarks(const Report& report) {
   failures(report, &result);
   losses(report, &result);
   // A floor that a fault keeps the loss at is none to stop at.
-  if (std::any_of(report.decisions.begin(), report.decisions.end(),
-                  [](const Decision& each) { return each.severity != Severity::kNote; })) {
+  if (std::any_of(report.decisions.begin(), report.decisions.end(), [](const Decision& each) {
+        return each.severity != Severity::kNote && each.code != "overfitting";
+      })) {
     result.erase(std::remove_if(result.begin(), result.end(),
                                 [](const Remark& each) { return each.code == "loss_at_floor"; }),
                  result.end());
@@ -208,6 +212,8 @@ std::vector<std::string> in_short(const Report& report) {
       steps +=
           fmt::format(" {} of {} steps were observed.", report.frames, report.health.steps_seen());
     if (!steps.empty()) result.push_back(steps);
+    if (std::string text = describe_held_out(report.loss); !text.empty())
+      result.push_back(std::move(text));
     result.push_back(laws_sentence(report));
   }
   for (const std::string& loss : trace::losses(report.segments, report.skipped))

@@ -20,19 +20,20 @@ constexpr double kFewValues = 4;
 constexpr double kSmallWeight = 1e-4;
 constexpr double kRounding = 1e-15;
 
-/// Squared coefficients of the orthonormal cosine transform of the deviations from the mean.
-std::vector<double> periodogram(const std::vector<double>& series) {
+/// Squared coefficients of the orthonormal cosine transform of the deviations from the mean, the
+/// first `trend` left out.
+std::vector<double> periodogram(const std::vector<double>& series, size_t trend) {
   const size_t n = series.size();
   double mean = 0;
   for (const double value : series) mean += value / static_cast<double>(n);
   std::vector<double> cosine(4 * n);
   for (size_t i = 0; i < 4 * n; ++i)
     cosine[i] = std::cos(kPi * static_cast<double>(i) / (2 * static_cast<double>(n)));
-  std::vector<double> result(n - 1);
-  for (size_t j = 1; j < n; ++j) {
+  std::vector<double> result(n - 1 - trend);
+  for (size_t j = 1 + trend; j < n; ++j) {
     double sum = 0;
     for (size_t i = 0; i < n; ++i) sum += (series[i] - mean) * cosine[j * (2 * i + 1) % (4 * n)];
-    result[j - 1] = 2 * sum * sum / static_cast<double>(n);
+    result[j - 1 - trend] = 2 * sum * sum / static_cast<double>(n);
   }
   return result;
 }
@@ -47,11 +48,11 @@ struct Shape {
 /// Holds the periodogram against spectral densities that are 1 at frequency 0.
 class Shapes {
  public:
-  explicit Shapes(std::vector<double> periodogram) : periodogram_(std::move(periodogram)) {
+  Shapes(std::vector<double> periodogram, size_t trend) : periodogram_(std::move(periodogram)) {
     for (const double square : periodogram_) total_ += square;
-    const double n = static_cast<double>(periodogram_.size()) + 1;
-    for (size_t j = 1; j <= periodogram_.size(); ++j)
-      rise_.push_back(1 - std::cos(kPi * static_cast<double>(j) / n));
+    const size_t n = periodogram_.size() + 1 + trend;
+    for (size_t j = 1 + trend; j < n; ++j)
+      rise_.push_back(1 - std::cos(kPi * static_cast<double>(j) / static_cast<double>(n)));
   }
 
   template <typename Density>
@@ -132,11 +133,11 @@ double mixture_quantile(const std::vector<Shape>& shapes, double freedom, double
 
 }  // namespace
 
-LongRunVariance long_run_variance(const std::vector<double>& series) {
+LongRunVariance long_run_variance(const std::vector<double>& series, size_t trend) {
   LongRunVariance result;
-  if (series.size() < static_cast<size_t>(kFewValues)) return result;
-  const double freedom = static_cast<double>(series.size()) - 1;
-  Shapes shapes(periodogram(series));
+  if (series.size() < static_cast<size_t>(kFewValues) + trend) return result;
+  const auto freedom = static_cast<double>(series.size() - 1 - trend);
+  Shapes shapes(periodogram(series, trend), trend);
   double largest = 0;
   for (const double value : series) largest = std::max(largest, std::fabs(value));
   if (shapes.within(kRounding * largest)) return {1, freedom, 0};

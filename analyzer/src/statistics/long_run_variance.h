@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <vector>
 
 namespace tycho::analyzer {
@@ -16,7 +17,11 @@ struct LongRunVariance {
   double too_slow = 1;
 };
 
-/// Of the mean of `series`, equally spaced and with at least 4 values.
+/// Of the mean of `series`, equally spaced and with at least 4 + `trend` values.
+///
+/// `trend`: so many coefficients of the lowest frequencies are left out, because a trend was taken
+/// from the series that holds them: 1 for a straight line, 2 for a parabola. s^2 is then the sum of
+/// squared deviations / (n - 1 - trend), and there are as many degrees of freedom.
 ///
 /// The mean of a stationary series has the variance f(0)/n, f being its spectral density. The
 /// coefficients of the discrete cosine transform are nearly independent with the variances
@@ -33,6 +38,6 @@ struct LongRunVariance {
 /// What no estimate can do: find a slow part hidden below noise in a series shorter than a few of
 /// its correlation times. Whoever knows that there is one says so (BlockAverages::ratio). Measured
 /// coverage: docs/validation.md. O(n^2 + 50 n): 50 microseconds for 64 values. Thread-safe.
-LongRunVariance long_run_variance(const std::vector<double>& series);
+LongRunVariance long_run_variance(const std::vector<double>& series, size_t trend = 0);
 
 }  // namespace tycho::analyzer

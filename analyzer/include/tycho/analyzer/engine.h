@@ -25,8 +25,11 @@ struct IgnoredRecords {
 /// of a later step or a new session arrives, or at finish(). Events, health and structure that
 /// arrive while a frame is open count from its next record on, or otherwise from the next frame on,
 /// so that what is known at a step does not depend on when it was found to be complete. If a value
-/// is recorded twice at a step, the later one counts. Memory depends on the numbers of layers,
-/// parameters and statistics, not on the number of steps. One thread at a time.
+/// is recorded twice at a step, the later one counts. Records of the probe "validation" come after
+/// their step and describe the weights that it left: they form a frame of their own behind that of
+/// the step (Frame::is_after_step()), which laws do not see and frames() does not count. Memory
+/// depends on the numbers of layers, parameters and statistics, not on the number of steps. One
+/// thread at a time.
 class Engine : public trace::MessageHandler {
  public:
   using FrameConsumer = std::function<void(const RunContext&, const Frame&)>;

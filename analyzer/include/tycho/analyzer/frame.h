@@ -46,6 +46,9 @@ class Frame {
  public:
   virtual ~Frame() = default;
   virtual int64_t step() const = 0;
+  /// Holds what was measured after the step, at the weights it left (a held-out loss), and nothing
+  /// else: a second frame of that step, behind the one that holds the step itself.
+  virtual bool is_after_step() const { return false; }
   virtual ColumnValues column(ColumnIndex index) const = 0;
   /// Settings in force at this step, with parameter ids of RunContext::model(); nullptr before the
   /// first were recorded.
