@@ -11,11 +11,11 @@ class ValidationProbe : public Probe {
   std::string name() const override { return "validation"; }
 
   std::vector<v1::StatisticDefinition> statistics() const override {
-    return {
-        define_statistic("validation_loss", "L_val", "1", {v1::SCOPE_RUN},
-                         "Loss on held-out data as the trainer gave it, at the parameters before "
-                         "the step's update; at the end, one step behind the last.",
-                         "Session::validation")};
+    return {define_statistic("validation_loss", "L_val", "1", {v1::SCOPE_RUN},
+                             "Loss on held-out data as the trainer gave it, at the parameters "
+                             "before the step's update; a value after the last step has the next "
+                             "step's number.",
+                             "Session::validation")};
   }
 
   Needs needs() const override { return {}; }
