@@ -165,7 +165,7 @@ class NeuralCollapse : public Law {
                            ? "; NC1 does not clearly fall (a small learning rate, or features "
                              "that are frozen?)"
                            : "; NC1 does not clearly fall, and without weight decay it need not "
-                             "within such a time: collapse then goes with its logarithm";
+                             "within this time: collapse is then logarithmic in time";
     }
   }
 
