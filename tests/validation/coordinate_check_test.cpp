@@ -10,6 +10,8 @@
 #include <iostream>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_sweep.h"
 
@@ -264,6 +266,32 @@ TEST(CoordinateCheckTest, TwoWidthsOrNoneAreNotApplicable) {
   options.widths = {128};
   EXPECT_EQ(verdict(whole(check(options))), "NOT_APPLICABLE");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, const Options& options) {
+  CalibrationCase result{"coordinate_check", setting, expected, [options](uint32_t seed) {
+                           // Networks take seed * 1000 + width.
+                           return whole(check(options, static_cast<int>(seed % 1000000)));
+                         }};
+  result.runs = 20;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("maximal-update parametrization, widths of 128 to 1024, three seeds", Expected::kHolds,
+          {}),
+    rates("standard parametrization with Adam", Expected::kViolated, {Scaling::kStandard}),
+    rates("two widths", Expected::kSilent, {Scaling::kMaximalUpdate, {64, 128}, 2}),
+});
+
+const ClosedForms kForms({
+    {"coordinate_check",
+     "exponent over width of the hidden layer's own update, maximal-update parametrization", "0", 0,
+     [](uint32_t seed) -> Finding {
+       return part(check({}, static_cast<int>(seed % 1000000)), "effective_update",
+                   "layer:layers.1");
+     },
+     0.1},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer
