@@ -8,7 +8,8 @@
 // sorted data are not, and no estimate of tr(Sigma) from within a batch can see it. Three tests:
 // - copies have the same gradient (distinct_examples);
 // - the gradients of two batches at the same weights must lie as far apart as tr(Sigma) from within
-//   a batch says (between_batch_trace over within_batch_trace);
+//   a batch says (between_batch_trace over within_batch_trace). These are batches in a row: sorted
+//   data whose order lasts for many batches pass;
 // - where these were not recorded: tr(Sigma) is a property of single examples and must not depend
 //   on the batch size. Whenever the run used two (the last batch of an epoch, a batch schedule),
 //   estimates at one are compared with those next to them at the other.
@@ -65,7 +66,9 @@ const LawDescription& law() {
        "the "
        "batch and sqrt(k) times the learning rate.",
        "Tokens of one sequence are not independent: an example is a sequence. Dropout counts as "
-       "noise."}};
+       "noise.",
+       "Independence is tested within a batch and between two successive batches. Sorted data, in "
+       "which many successive batches are alike, pass the test: shuffle them."}};
   return description;
 }
 

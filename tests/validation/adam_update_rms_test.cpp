@@ -5,6 +5,7 @@
 #include <random>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -218,6 +219,22 @@ const CalibrationCases kCases({
     rates("a third of the entries on epsilon's floor", Expected::kSilent,
           {0, false, 1, 1, 100, 1, 3000, 1.0 / 3}),
 });
+
+ClosedForm form(double rho) {
+  return {"adam_update_rms",
+          "RMS of m/sqrt(v), beta1 0.9, mean^2/variance of the gradients " +
+              std::to_string(rho).substr(0, 4),
+          "sqrt((rho+k)/(rho+1)), k = (1-beta1)/(1+beta1)",
+          std::sqrt((rho + kNoiseFloorSq) / (rho + 1)),
+          [rho](uint32_t seed) {
+            Options options;
+            options.signal_to_noise = rho;
+            return judged(options, seed);
+          },
+          0.03};
+}
+
+const ClosedForms kForms({form(0), form(0.01), form(0.1), form(1), form(10)});
 
 }  // namespace
 }  // namespace tycho::analyzer

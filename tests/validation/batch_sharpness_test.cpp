@@ -7,6 +7,7 @@
 #include <random>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -162,6 +163,23 @@ const CalibrationCases kCases({
     rates("the same at batch 1", Expected::kHolds, {30, 1}),
     rates("1.6 times that is recorded", Expected::kViolated, {30, 4, 0.97, 0, 1.6}),
     rates("at half the threshold", Expected::kSilent, {30, 4, 0.5}),
+});
+
+const ClosedForms kForms({
+    {"batch_sharpness", "E[g'H_B g/|g|^2] of linear regression at batch 1, d = 30", "E|x|^2 = d",
+     30,
+     [](uint32_t seed) {
+       Options options;
+       options.batch = 1;
+       options.seed = seed;
+       Finding finding = simulate(options).finding;
+       // It is given over the plateau 2/eta.
+       const double plateau = (1 + (options.dimension + 1.0)) / options.of_threshold;
+       for (double* value : {&finding.measured, &finding.ci_low, &finding.ci_high})
+         *value *= plateau;
+       return finding;
+     },
+     0.03},
 });
 
 }  // namespace

@@ -7,6 +7,8 @@
 #include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -95,6 +97,7 @@ struct Descent {
   int steps = 40000;
   int every = 4;
   bool full_batch = true;
+  uint32_t seed = 3;
   /// Added to the parameters after each step: what the settings do not say.
   std::function<Eigen::VectorXd(int)> force;
 };
@@ -114,7 +117,7 @@ std::vector<Finding> descend(const Descent& options) {
   group.set_learning_rate(options.eta);
   group.set_momentum(options.momentum);
   run.settings(0, options.optimizer, group);
-  std::mt19937 generator(3);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   Eigen::VectorXd w = options.start;
   Eigen::VectorXd velocity = Eigen::VectorXd::Zero(w.size());
@@ -247,6 +250,94 @@ TEST(CentralFlowTest, StaysSilentWithoutItsGate) {
   few.steps = 40;
   EXPECT_EQ(verdicts(few), "NOT_YET NOT_YET");
 }
+
+/// A valley near its two-cycle, with constants of its own.
+Descent near_the_cycle(uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal;
+  const double c = kC * std::exp(0.2 * normal(generator));
+  Descent options;
+  options.seed = seed;
+  options.landscape = valley(c);
+  const double amplitude = std::sqrt(2 * (c - kK * 2 / kEta));
+  options.start =
+      Eigen::Vector2d(amplitude * (1 + 0.05 * normal(generator)), 20 + 0.01 * normal(generator));
+  options.steps = 40000;
+  options.every = 8;
+  return options;
+}
+
+std::vector<CalibrationCase> rates(const std::string& setting, Expected expected,
+                                   const std::function<Descent(uint32_t)>& make) {
+  std::vector<CalibrationCase> result;
+  for (const char* law : {"central_flow", "central_flow_loss"}) {
+    result.push_back({law, setting, expected, [law, make](uint32_t seed) {
+                        return find(descend(make(seed)), law, "run");
+                      }});
+    result.back().power = 0.6;
+  }
+  return result;
+}
+
+const CalibrationCases kValleys(rates("valley whose oscillation is a two-cycle", Expected::kHolds,
+                                      near_the_cycle));
+const CalibrationCases kMomentum(
+    rates("another valley, with momentum 0.5", Expected::kHolds, [](uint32_t seed) {
+      Descent options = near_the_cycle(seed);
+      std::mt19937 generator(seed);
+      std::normal_distribution<double> normal;
+      options.landscape = valley(0.092 + 0.0005 * normal(generator), 3e-3);
+      options.momentum = 0.5;
+      options.start = Eigen::Vector2d(0.02 * (1 + 0.1 * normal(generator)), 30);
+      options.steps = 40000;
+      return options;
+    }));
+const CalibrationCases kForced(rates("a force that the loss does not know", Expected::kViolated,
+                                     [](uint32_t seed) {
+                                       Descent options = near_the_cycle(seed);
+                                       options.landscape = valley();
+                                       options.force = [](int) {
+                                         return Eigen::Vector2d(0, kEta * (kC - kK * 20));
+                                       };
+                                       options.start[0] *= 0.115 / std::fabs(options.start[0]);
+                                       options.steps = 20000;
+                                       return options;
+                                     }));
+const CalibrationCases kTwins(rates("two modes at the edge", Expected::kSilent, [](uint32_t seed) {
+  Descent options = near_the_cycle(seed);
+  options.landscape = twin_valley();
+  options.start = Eigen::Vector3d(options.start[0] / 2, 19.9, 0.05);
+  options.steps = 4000;
+  return options;
+}));
+const CalibrationCases kBelow(rates("below the edge", Expected::kSilent, [](uint32_t seed) {
+  Descent options = near_the_cycle(seed);
+  options.start[1] = 10;
+  options.steps = 1000;
+  return options;
+}));
+const CalibrationCases kSmallBatches(rates("small batches", Expected::kSilent, [](uint32_t seed) {
+  Descent options = near_the_cycle(seed);
+  options.full_batch = false;
+  options.steps = 4000;
+  return options;
+}));
+
+const ClosedForms kForms({
+    {"central_flow",
+     "mean square of the oscillation in L = y x^2/2 - c y + k y^2/2, eta 0.1, "
+     "c 0.005, k 1e-4",
+     "2 (c - 2 k/eta)", 2 * (kC - 2 * kK / kEta),
+     [](uint32_t) {
+       const Finding finding = find(descend({}), "central_flow", "run");
+       return said(finding.evidence_level);
+     },
+     0.01},
+    {"central_flow", "the same, over what gradients predict", "1", 1,
+     [](uint32_t) { return find(descend({}), "central_flow", "run"); }, 0.03},
+    {"central_flow_loss", "loss of the oscillation over the predicted one", "1", 1,
+     [](uint32_t) { return find(descend({}), "central_flow_loss", "run"); }, 0.03},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -6,10 +6,10 @@
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
-#include <iostream>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_sweep.h"
 
@@ -229,24 +229,6 @@ TEST(CoordinateCheckTest, AMultiplierBehindTheReadoutIsNotBlamed) {
   EXPECT_GT(readout.measured, 0.5);
 }
 
-// Over few sets of seeds here; TYCHO_SETS=20 repeats what was measured once: 20 of 20 each.
-TEST(CoordinateCheckTest, VerdictsAreRightWhateverTheSeeds) {
-  const char* more = std::getenv("TYCHO_SETS");
-  const int sets = more == nullptr ? 2 : std::max(1, std::atoi(more));
-  for (const Scaling scaling : {Scaling::kMaximalUpdate, Scaling::kStandard}) {
-    Options options;
-    options.scaling = scaling;
-    int right = 0;
-    for (int set = 0; set < sets; ++set) {
-      const ComparisonFinding finding = whole(check(options, 100 + 3 * set));
-      right += verdict(finding) == (scaling == Scaling::kStandard ? "VIOLATED" : "HOLDS");
-    }
-    std::cout << (scaling == Scaling::kStandard ? "standard: VIOLATED " : "maximal update: HOLDS ")
-              << right << " of " << sets << "\n";
-    EXPECT_GE(right, std::ceil(0.95 * sets));
-  }
-}
-
 TEST(CoordinateCheckTest, OneSeedAtThreeWidthsIsSeldomEnough) {
   Options options;
   options.widths = {128, 256, 512};
@@ -264,6 +246,32 @@ TEST(CoordinateCheckTest, TwoWidthsOrNoneAreNotApplicable) {
   options.widths = {128};
   EXPECT_EQ(verdict(whole(check(options))), "NOT_APPLICABLE");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected, const Options& options) {
+  CalibrationCase result{"coordinate_check", setting, expected, [options](uint32_t seed) {
+                           // Networks take seed * 1000 + width.
+                           return whole(check(options, static_cast<int>(seed % 1000000)));
+                         }};
+  result.runs = 20;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("maximal-update parametrization, widths of 128 to 1024, three seeds", Expected::kHolds,
+          {}),
+    rates("standard parametrization with Adam", Expected::kViolated, {Scaling::kStandard}),
+    rates("two widths", Expected::kSilent, {Scaling::kMaximalUpdate, {64, 128}, 2}),
+});
+
+const ClosedForms kForms({
+    {"coordinate_check",
+     "exponent over width of the hidden layer's own update, maximal-update parametrization", "0", 0,
+     [](uint32_t seed) -> Finding {
+       return part(check({}, static_cast<int>(seed % 1000000)), "effective_update",
+                   "layer:layers.1");
+     },
+     0.1},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -8,6 +8,8 @@
 #include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "comparisons/hyperbola.h"
 #include "findings.h"
 #include "simulated_sweep.h"
@@ -21,6 +23,7 @@ struct Options {
   double critical = 200;
   double noise = 0.01;  // relative, of the loss of a step
   int steps = 6000;
+  uint32_t seed = 0;
   /// Steps to a unit of progress at a batch size.
   std::function<double(double batch)> cost;
 };
@@ -32,7 +35,8 @@ RunDigest simulate(double batch, int seed, const Options& options) {
   run->statistic("batch_size");
   run.optimize("SGD", 0.1);
   run.open();
-  std::mt19937 generator(static_cast<uint32_t>(17 * seed) + static_cast<uint32_t>(batch));
+  std::seed_seq sequence{options.seed, static_cast<uint32_t>(seed), static_cast<uint32_t>(batch)};
+  std::mt19937 generator(sequence);
   std::normal_distribution<double> normal;
   const double cost = options.cost ? options.cost(batch) : 1 + options.critical / batch;
   for (int step = 0; step < options.steps; ++step) {
@@ -246,6 +250,52 @@ TEST(CriticalBatchTest, RunsThatLearnNothingAreNotJudged) {
   options.cost = [](double) { return 1e300; };
   EXPECT_EQ(verdict(judge(options)), "NOT_APPLICABLE");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected,
+                      const std::function<void(Options&)>& change) {
+  Options options;
+  change(options);
+  CalibrationCase result{"critical_batch", setting, expected, [options](uint32_t seed) {
+                           Options seeded = options;
+                           seeded.seed = seed;
+                           return judge(seeded);
+                         }};
+  if (expected == Expected::kHolds) result.truth = options.critical;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("hyperbola of B_crit 200, batches of 8 to 2048, two seeds", Expected::kHolds,
+          [](Options&) {}),
+    rates("the same with losses ten times as noisy", Expected::kHolds,
+          [](Options& o) { o.noise = 0.1; }),
+    rates("steps in proportion to 1/sqrt(B)", Expected::kViolated,
+          [](Options& o) {
+            o.batches = {1, 8, 64, 512, 4096};
+            o.cost = [](double batch) { return 60 / std::sqrt(batch); };
+          }),
+    rates("steps that do not depend on B", Expected::kSilent,
+          [](Options& o) {
+            o.steps = 1500;
+            o.batches = {4096, 8192, 16384};
+            o.cost = [](double) { return 1.0; };
+          }),
+    rates("two batch sizes", Expected::kSilent,
+          [](Options& o) {
+            o.batches = {8, 32};
+          }),
+});
+
+const ClosedForms kForms({
+    {"critical_batch", "B_crit of steps S_min (1 + 200/B), without noise", "E_min/S_min", 200,
+     [](uint32_t) {
+       Options options;
+       options.noise = 0;
+       options.seeds = 1;
+       return judge(options);
+     },
+     0.01},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

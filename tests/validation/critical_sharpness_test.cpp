@@ -7,6 +7,7 @@
 #include <random>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -220,6 +221,26 @@ const CalibrationCases kCases({
           of(bent(0.25), 0.4)),
     rates("critical_sharpness_agreement", "loss changes on other data", Expected::kSilent,
           of(parabola(), 0.01, true)),
+});
+
+ClosedForm form(const std::string& law, const std::string& curve, const std::string& formula,
+                double value, const Descent& options) {
+  return {law,
+          "2/(s_c eta) over the curvature, " + curve,
+          formula,
+          value,
+          [law, options](uint32_t) { return find(descend(options), law, "run"); },
+          1e-5};
+}
+
+const ClosedForms kForms({
+    form("critical_sharpness_bound", "parabola", "1", 1, {}),
+    form("critical_sharpness_bound", "x^4/4 along its gradient", "1/3", 1.0 / 3,
+         of(quartic(), 0.01)),
+    form("critical_sharpness_agreement", "parabola with a quarter of the curvature behind it",
+         "1/(1 + 1/sqrt c) 2", 2.0 / 3, of(bent(0.25), 0.4)),
+    form("critical_sharpness_agreement", "parabola with a wall of curvature 25 behind it",
+         "1/(1 + 1/sqrt c) 2", 1 / 0.6, of(bent(25), 0.2)),
 });
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -193,6 +194,26 @@ TEST(DecayGainTest, SaysWhyItIsSilent) {
   EXPECT_NE(verdict(finding), "HOLDS");
   EXPECT_NE(verdict(finding), "VIOLATED");
 }
+
+ClosedForm floor_of(double momentum) {
+  const auto at = [momentum](uint32_t seed) {
+    return simulate(with_decay([&](Options& o) {
+                      o.momentum = momentum;
+                      o.rate = 0.2 * (1 - momentum);
+                      o.schedule = [](double) { return 1.0; };
+                    }),
+                    seed);
+  };
+  return {"decay_gain",
+          momentum > 0 ? "the same with momentum 0.9, eta 0.02"
+                       : "loss of the noise of SGD in a quadratic basin, eta 0.2, tr Sigma/B 0.81",
+          "eta tr(Sigma)/(4 B (1-mu))",
+          0.25 * 0.2 * 36 * 0.15 * 0.15,
+          [at](uint32_t seed) { return at(seed).finding; },
+          0.1};
+}
+
+const ClosedForms kForms({floor_of(0), floor_of(0.9)});
 
 }  // namespace
 }  // namespace tycho::analyzer

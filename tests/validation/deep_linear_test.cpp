@@ -4,8 +4,12 @@
 
 #include <Eigen/Dense>
 #include <cmath>
+#include <cstdlib>
+#include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -277,6 +281,127 @@ TEST(BalancednessTest, StaysSilentWithoutItsGate) {
   one.steps = 3;
   EXPECT_EQ(verdict(balance(one)), "NOT_YET");
 }
+
+CalibrationCase rates(const std::string& law, const std::string& setting, Expected expected,
+                      const std::function<void(Options&)>& change) {
+  Options options;
+  options.steps = 3000;
+  change(options);
+  CalibrationCase result{law, setting, expected, [law, options](uint32_t seed) {
+                           Options seeded = options;
+                           seeded.seed = seed;
+                           return find(train(seeded), law, "run");
+                         }};
+  result.power = 0.6;  // modes of random weights need not be balanced
+  return result;
+}
+
+void small_random(Options& options) { options.random = 0.02; }
+
+void three_layers(Options& options) {
+  options.layers = 3;
+  options.random = 0.1;
+  options.rate = 0.01;
+  options.steps = 20000;
+}
+
+const CalibrationCases kCases({
+    rates("deep_linear_modes", "two layers, small random weights", Expected::kHolds, small_random),
+    rates("deep_linear_modes", "the same with momentum 0.5", Expected::kHolds,
+          [](Options& o) {
+            small_random(o);
+            o.momentum = 0.5;
+            o.rate = 0.01;
+          }),
+    rates("deep_linear_modes", "three layers, small balanced weights", Expected::kHolds,
+          [](Options& o) {
+            o.layers = 3;
+            o.start = 1e-2;
+            o.rate = 0.01;
+            o.steps = 12000;
+          }),
+    rates("deep_linear_modes", "inputs that are not whitened", Expected::kViolated,
+          [](Options& o) {
+            small_random(o);
+            o.anisotropy = 1;
+            o.steps = 20000;
+            o.rate = 0.005;
+          }),
+    rates("deep_linear_modes", "initial modes of half the strength of the best map",
+          Expected::kSilent, [](Options& o) { o.start = 0.5; }),
+    rates("deep_linear_modes", "steps too long for the flow", Expected::kSilent,
+          [](Options& o) { o.rate = 0.15; }),
+    rates("balancedness", "three layers in short steps", Expected::kHolds,
+          [](Options& o) {
+            three_layers(o);
+            o.last_gain = 2.5;
+            o.rate = 0.005;
+            o.steps = 4000;
+          }),
+    rates("balancedness", "steps along the signs of the gradient", Expected::kViolated,
+          [](Options& o) {
+            o.random = 0.02;
+            o.last_gain = 5;
+            o.signs = true;
+            o.rate = 0.05;
+            o.steps = 1500;
+          }),
+    rates("balancedness", "momentum", Expected::kSilent,
+          [](Options& o) {
+            o.momentum = 0.9;
+            o.rate = 0.002;
+          }),
+});
+
+/// Gradient-flow time at which mode `k` of two aligned layers is at half of its strength.
+ClosedForm half_time(int k, double strength) {
+  return {"deep_linear_modes",
+          "time to half of a mode of strength " + std::to_string(strength).substr(0, 3) +
+              " from 0.001, eta 0.001",
+          "ln(s/u0 - 1)/(2 s)",
+          std::log(strength / 1e-3 - 1) / (2 * strength),
+          [k](uint32_t) {
+            Options options;
+            options.rate = 0.001;
+            options.steps = 12000;
+            options.every = 1;
+            const Finding finding =
+                find(train(options), "deep_linear_modes", "index:" + std::to_string(k));
+            const std::string text = "half of it at step ";
+            const size_t at = finding.gate.find(text);
+            if (at == std::string::npos) return said(kUnknown);
+            return said(options.rate * std::atof(finding.gate.c_str() + at + text.size()));
+          },
+          0.01};
+}
+
+const ClosedForms kForms({
+    half_time(0, 3),
+    half_time(1, 1),
+    half_time(2, 0.3),
+    {"deep_linear_modes", "speed of the modes of three layers over that of the flow",
+     "du/dt = 3 u^(4/3) (s-u)", 1,
+     [](uint32_t) {
+       Options options;
+       options.layers = 3;
+       options.start = 1e-2;
+       options.rate = 0.005;
+       options.steps = 30000;
+       options.every = 10;
+       return modes(options);
+     },
+     0.05},
+    {"balancedness", "change of |V'V - W W'|_F over |V|^2 + |W|^2 in short steps", "0", 0,
+     [](uint32_t seed) {
+       Options options;
+       three_layers(options);
+       options.seed = seed;
+       options.rate = 0.001;
+       options.steps = 4000;
+       return balance(options);
+     },
+     0.01},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

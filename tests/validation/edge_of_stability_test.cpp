@@ -6,6 +6,7 @@
 #include <random>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -97,6 +98,9 @@ struct Series {
   int every = 1;        // steps between observations of the sharpness
   double decay_at = 2;  // share of the run after which the learning rate is a tenth
   uint32_t seed = 3;
+  double momentum = 0;
+  double dampening = 0;
+  bool nesterov = false;
 };
 
 Finding judge_series(const Series& options) {
@@ -117,6 +121,9 @@ Finding judge_series(const Series& options) {
   v1::ParameterGroup group;
   group.set_learning_rate(0.1);
   group.set_weight_decay(options.weight_decay);
+  group.set_momentum(options.momentum);
+  group.set_dampening(options.dampening);
+  group.set_nesterov(options.nesterov);
   run.settings(0, options.optimizer, group);
   double level = 1;
   double before = 1;
@@ -289,8 +296,55 @@ CalibrationCase rates(const std::string& setting, Expected expected, const Serie
 
 const CalibrationCases kCases({
     rates("sharpness at the edge, loss not monotone", Expected::kHolds, {}),
+    rates("sharpness at 1.6 of the edge, and the loss does not rise", Expected::kViolated, {1.6}),
+    rates("the same, and the loss rises", Expected::kSilent, {1.6, 0.01, 1.02}),
     rates("sharpness at half the edge", Expected::kSilent, {0.5}),
     rates("at the edge, loss monotone", Expected::kSilent, {1, 0.01, 0.99, false}),
+});
+
+/// The learning rate times the sharpness at which the law says that the edge is.
+ClosedForm threshold(const std::string& optimizer, const std::string& formula, double value,
+                     const Series& options) {
+  return {"edge_of_stability",
+          "edge of " + optimizer + ", in units of 1/eta",
+          formula,
+          value,
+          [options](uint32_t seed) {
+            Series seeded = options;
+            seeded.statistic = "sharpness";
+            seeded.seed = seed;
+            const Finding finding = judge_series(seeded);
+            constexpr double kSharpness = 20 * 0.1;
+            Finding edge;
+            edge.measured = kSharpness / finding.measured;
+            edge.ci_low = kSharpness / finding.ci_high;
+            edge.ci_high = kSharpness / finding.ci_low;
+            return edge;
+          },
+          0.01};
+}
+
+Series with_momentum(double momentum, bool nesterov = false) {
+  Series options;
+  options.momentum = momentum;
+  options.nesterov = nesterov;
+  return options;
+}
+
+const ClosedForms kForms({
+    threshold("gradient descent", "2", 2, {}),
+    threshold("heavy ball, momentum 0.9", "2 + 2 beta", 3.8, with_momentum(0.9)),
+    threshold("Nesterov, momentum 0.9", "(2 + 2 beta)/(1 + 2 beta)", 3.8 / 2.8,
+              with_momentum(0.9, true)),
+    {"edge_of_stability", "plateau of the sharpness over the edge, tanh network 1-40-40-1, eta 0.4",
+     "Cohen et al. 2021: at or just above 1", 1,
+     [](uint32_t) {
+       ToyRun options;
+       options.learning_rate = 0.4;
+       options.steps = 8000;
+       return edge(options);
+     },
+     0.03},
 });
 
 }  // namespace

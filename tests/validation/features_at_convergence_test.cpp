@@ -6,8 +6,11 @@
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -28,6 +31,7 @@ struct Options {
   std::string optimizer = "SGD";
   int steps = 40000;
   bool measured = true;
+  uint32_t seed = 3;
 };
 
 double cosine(const Eigen::MatrixXd& a, const Eigen::MatrixXd& b) {
@@ -38,7 +42,7 @@ double cosine(const Eigen::MatrixXd& a, const Eigen::MatrixXd& b) {
 std::vector<Finding> train(const Options& options) {
   constexpr int kExamples = 30;
   const std::vector<int> width = {4, 8, 8, 2};
-  std::mt19937 generator(3);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   const auto gaussian = [&](int rows, int columns) {
     Eigen::MatrixXd m(rows, columns);
@@ -201,6 +205,49 @@ TEST(WeightSpectrumTest, DirectionsThatAreLearnedLeaveTheBulk) {
   EXPECT_NE(finding.gate.find("beyond the edge: 2 (at first 0)"), std::string::npos)
       << told(finding);
 }
+
+Finding of_hidden_layer(const Options& options, uint32_t seed) {
+  Options seeded = options;
+  seeded.seed = seed;
+  return find(train(seeded), "features_at_convergence", "layer:2");
+}
+
+CalibrationCase rates(const std::string& setting, Expected expected,
+                      const std::function<void(Options&)>& change) {
+  Options options;
+  change(options);
+  CalibrationCase result{"features_at_convergence", setting, expected,
+                         [options](uint32_t seed) { return of_hidden_layer(options, seed); }};
+  result.power = 0.6;  // some have not come to rest by then
+  if (options.steps > 5000) result.runs = 40;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("tanh network under weight decay, trained to rest", Expected::kHolds, [](Options&) {}),
+    rates("weight decay twice what the settings say", Expected::kViolated,
+          [](Options& o) { o.told_factor = 0.5; }),
+    rates("the same network at 1500 steps of 40 000", Expected::kSilent,
+          [](Options& o) { o.steps = 1500; }),
+    rates("without weight decay", Expected::kSilent,
+          [](Options& o) {
+            o.told_factor = 0;
+            o.decay = 0;
+            o.steps = 4000;
+          }),
+});
+
+const ClosedForms kForms({
+    {"features_at_convergence", "|W'W - F|/|W'W|, F = -(1/lambda) E[(dl/dh) h'], at rest",
+     "0 at a stationary point", 0, [](uint32_t) { return of_hidden_layer({}, 3); }, 0.05},
+    {"features_at_convergence", "the same with half of the weight decay in F", "1", 1,
+     [](uint32_t) {
+       Options options;
+       options.told_factor = 0.5;
+       return of_hidden_layer(options, 3);
+     },
+     0.05},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

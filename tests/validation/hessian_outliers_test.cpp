@@ -9,6 +9,7 @@
 #include <random>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -155,6 +156,19 @@ const CalibrationCases kCases({
            },
            16, 0, false);
      }},
+    {"hessian_outliers", "random spectra with a gap behind the third, 10 classes",
+     Expected::kViolated,
+     [](uint32_t seed) {
+       std::mt19937 generator(seed);
+       std::uniform_real_distribution<double> bulk(0.8, 1);
+       std::uniform_real_distribution<double> outlier(2, 10);
+       return judge_spectra(10, [&](int) {
+         std::vector<double> list(14);
+         for (size_t i = 0; i < list.size(); ++i) list[i] = (i < 3 ? outlier : bulk)(generator);
+         std::sort(list.rbegin(), list.rend());
+         return list;
+       });
+     }},
     {"hessian_outliers", "random spectra without a gap, 10 classes", Expected::kSilent,
      [](uint32_t seed) {
        std::mt19937 generator(seed);
@@ -166,6 +180,17 @@ const CalibrationCases kCases({
          return list;
        });
      }},
+});
+
+const ClosedForms kForms({
+    {"hessian_outliers", "outliers of the Hessian of softmax regression, 5 classes of one mean",
+     "C - 1", 4,
+     [](uint32_t seed) {
+       return judge_spectra(5, [seed](int step) {
+         return softmax_spectrum(5, 12, seed + static_cast<uint32_t>(step), 12);
+       });
+     },
+     0},
 });
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -27,11 +29,12 @@ struct Descent {
   double constant = 0;  // added to the loss
   bool sharpness = true;
   int steps = 100;
+  uint32_t seed = 1;
 };
 
 /// Each step from a fresh point, so that nothing dies out: x_i^2 = 1/lambda_i on average.
 Finding descend(const Descent& options) {
-  std::mt19937 generator(1);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   Engine engine;
   SimulatedRun run(engine);
@@ -167,6 +170,77 @@ TEST(ImplicitRegularizationTest, StaysSilentWithoutItsGate) {
   nothing.measure_curvature = false;
   EXPECT_EQ(verdict(find(train(nothing), "implicit_regularization", "run")), "NOT_MEASURED");
 }
+
+/// Of one mode: (left side)/(right side) with a = eta h.
+double one_mode(double a) { return (1 - a) / (1 - a + a * a / 2); }
+
+Descent one(double rate) {
+  Descent options;
+  options.rate = rate;
+  return options;
+}
+
+CalibrationCase rates(const std::string& setting, Expected expected,
+                      const std::function<void(Descent&)>& change) {
+  Descent options;
+  change(options);
+  return {"implicit_regularization", setting, expected, [options](uint32_t seed) {
+            Descent seeded = options;
+            seeded.seed = seed;
+            return descend(seeded);
+          }};
+}
+
+CalibrationCase with_truth(CalibrationCase setting, double truth) {
+  setting.truth = truth;
+  return setting;
+}
+
+const CalibrationCases kCases({
+    with_truth(rates("quadratic of one mode, eta times its curvature 0.1", Expected::kHolds,
+                     [](Descent& o) { o.rate = 0.1; }),
+               one_mode(0.1)),
+    rates("quadratic of five modes, eta times the sharpest 0.3", Expected::kHolds,
+          [](Descent& o) {
+            o.curvature = {0.1, 0.3, 1, 2, 3};
+          }),
+    {"implicit_regularization", "tanh network below its edge", Expected::kHolds,
+     [](uint32_t seed) {
+       ToyRun options;
+       options.learning_rate = 0.05;
+       options.width = 12;
+       options.steps = 1000;
+       options.every = 10;
+       options.seed = seed;
+       return find(train(options), "implicit_regularization", "run");
+     }},
+    rates("steps a tenth shorter than the settings say", Expected::kViolated,
+          [](Descent& o) { o.clip = 0.9; }),
+    rates("steps a tenth longer", Expected::kViolated, [](Descent& o) { o.clip = 1.1; }),
+    rates("momentum", Expected::kSilent, [](Descent& o) { o.momentum = 0.9; }),
+    rates("a mode at 0.95 of the edge", Expected::kSilent, [](Descent& o) { o.curvature = {19}; }),
+    rates("a sharp mode that holds a tenth of the squared gradient", Expected::kSilent,
+          [](Descent& o) {
+            o.curvature = {0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 8};
+            o.sharpness = false;
+          }),
+});
+
+ClosedForm form(double a) {
+  return {"implicit_regularization",
+          "excess of the loss over its flow, over the predicted one, quadratic with a = eta h = " +
+              std::to_string(a).substr(0, 4),
+          "(1-a)/(1-a+a^2/2)",
+          one_mode(a),
+          [a](uint32_t seed) {
+            Descent options = one(a);
+            options.seed = seed;
+            return descend(options);
+          },
+          1e-6};
+}
+
+const ClosedForms kForms({form(0.02), form(0.1), form(0.3)});
 
 }  // namespace
 }  // namespace tycho::analyzer

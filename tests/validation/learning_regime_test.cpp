@@ -4,8 +4,11 @@
 
 #include <Eigen/Dense>
 #include <cmath>
+#include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -24,6 +27,7 @@ struct Options {
   bool measured = true;
   int first_measured = 0;  // step: the reference
   bool features = true;    // their change is recorded too
+  uint32_t seed = 5;
 };
 
 /// f = alpha (g(theta) - g(theta_0)), g = a.tanh(W x)/sqrt(n).
@@ -32,7 +36,7 @@ Finding train(const Options& options) {
   constexpr int kIn = 3;
   constexpr int kExamples = 16;
   constexpr int kSize = kWidth * (kIn + 1);
-  std::mt19937 generator(5);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   Eigen::MatrixXd x(kIn, kExamples);
   for (int i = 0; i < x.size(); ++i) x.data()[i] = normal(generator);
@@ -184,6 +188,44 @@ TEST(LearningRegimeTest, StaysSilentWhileNothingIsLearned) {
   finding = train(options);
   EXPECT_EQ(verdict(finding), "NOT_MEASURED") << told(finding);
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected,
+                      const std::function<void(Options&)>& change) {
+  Options options;
+  change(options);
+  CalibrationCase result{"learning_regime", setting, expected, [options](uint32_t seed) {
+                           Options seeded = options;
+                           seeded.seed = seed;
+                           return train(seeded);
+                         }};
+  result.runs = 100;
+  result.power = 0.7;  // in others the loss has not fallen by a tenth
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("output scaled by 30", Expected::kHolds, [](Options& o) { o.alpha = 30; }),
+    rates("a model that is linear in its parameters", Expected::kHolds,
+          [](Options& o) { o.linear = true; }),
+    rates("output scaled by 0.1", Expected::kSilent, [](Options& o) { o.alpha = 0.1; }),
+    rates("the same, first observed when it is nearly trained", Expected::kSilent,
+          [](Options& o) {
+            o.alpha = 0.1;
+            o.first_measured = 1000;
+          }),
+});
+
+const ClosedForms kForms({
+    {"learning_regime", "linearization residual of a model that is linear in its parameters", "0",
+     0,
+     [](uint32_t seed) {
+       Options options;
+       options.linear = true;
+       options.seed = seed;
+       return train(options);
+     },
+     1e-6},
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

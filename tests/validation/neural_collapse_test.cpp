@@ -4,8 +4,10 @@
 
 #include <Eigen/Dense>
 #include <cmath>
+#include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -23,6 +25,7 @@ struct Options {
   bool frozen = false;      // features are not trained
   double scatter = 0;       // random walk of the features' weights, once all examples are right
   double separation = 1.5;
+  uint32_t seed = 4;
 };
 
 Finding train(const Options& options) {
@@ -32,7 +35,7 @@ Finding train(const Options& options) {
   constexpr int kIn = 10;
   constexpr int kFeatures = 32;
   constexpr double kRate = 0.1;
-  std::mt19937 generator(4);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   const auto gaussian = [&](int rows, int columns) {
     Eigen::MatrixXd m(rows, columns);
@@ -162,6 +165,33 @@ TEST(NeuralCollapseTest, StaysSilentBeforeTheTerminalPhase) {
   finding = train(few);
   EXPECT_EQ(verdict(finding), "NOT_YET") << told(finding);
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected,
+                      const std::function<void(Options&)>& change) {
+  Options options;
+  change(options);
+  CalibrationCase result{"neural_collapse", setting, expected, [options](uint32_t seed) {
+                           Options seeded = options;
+                           seeded.seed = seed;
+                           return train(seeded);
+                         }};
+  result.power = 0.5;
+  result.runs = options.steps > 5000 ? 40 : 200;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("ReLU network past zero error under weight decay", Expected::kHolds, [](Options&) {}),
+    rates("features that are pushed apart within their class", Expected::kViolated,
+          [](Options& o) { o.scatter = 0.004; }),
+    rates("features that are not trained", Expected::kSilent, [](Options& o) { o.frozen = true; }),
+    rates("clusters that cannot be told apart by a fixed layer", Expected::kSilent,
+          [](Options& o) {
+            o.separation = 0;
+            o.frozen = true;
+            o.steps = 2000;
+          }),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

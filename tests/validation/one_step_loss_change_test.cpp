@@ -5,6 +5,7 @@
 #include <random>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -144,6 +145,20 @@ const CalibrationCases kCases({
     rates("third order of 0.3 of the first", Expected::kViolated, 0.5, true, -1),
     rates("updates that go uphill", Expected::kSilent, 0.5, true, 1),
 });
+
+ClosedForm form(double eta_h) {
+  return {
+      "one_step_loss_change",
+      "loss change over its first order, quadratic, eta h = " + std::to_string(eta_h).substr(0, 3),
+      "1 - eta h/2",
+      1 - eta_h / 2,
+      [eta_h](uint32_t seed) {
+        return find(quadratic(eta_h, false, -1, 1, 0, seed), "one_step_loss_change", "run");
+      },
+      1e-6};
+}
+
+const ClosedForms kForms({form(0.1), form(1), form(2), form(2.5)});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_sweep.h"
 
@@ -18,6 +20,7 @@ struct Options {
   double sharpness_power = 0;
   double scatter = 0.02;
   bool with_output = true;
+  uint32_t seed = 0;
 };
 
 RunDigest deep(int depth, int seed, const Options& options) {
@@ -31,7 +34,8 @@ RunDigest deep(int depth, int seed, const Options& options) {
     run->statistic(name);
   run.optimize("Adam", 0.01);
   run.open();
-  std::mt19937 generator(static_cast<uint32_t>(100 * depth + seed));
+  std::seed_seq sequence{options.seed, static_cast<uint32_t>(depth), static_cast<uint32_t>(seed)};
+  std::mt19937 generator(sequence);
   std::normal_distribution<double> normal;
   const double of_seed = std::exp(options.scatter * normal(generator));
   const double output = 0.1 * std::pow(depth, options.output_power) * of_seed;
@@ -54,7 +58,8 @@ RunDigest sharp(int width, int seed, const Options& options) {
   for (const char* name : {"preconditioned_sharpness", "stability_threshold"}) run->statistic(name);
   run.optimize("SGD", 0.1);
   run.open();
-  std::mt19937 generator(static_cast<uint32_t>(100 * width + seed));
+  std::seed_seq sequence{options.seed, static_cast<uint32_t>(width), static_cast<uint32_t>(seed)};
+  std::mt19937 generator(sequence);
   std::normal_distribution<double> normal;
   const double of_seed = std::exp(options.scatter * normal(generator));
   for (int step = 0; step < 500; step += 20) {
@@ -159,6 +164,51 @@ TEST(LadderSlopeTest, FalseAlarmsAreRare) {
   }
   EXPECT_LE(violated, 3);  // 5 %
 }
+
+ComparisonFinding judge_depths(const Options& options) {
+  return whole(judge(options, *make_depth_scaling(), deep));
+}
+ComparisonFinding judge_widths(const Options& options) {
+  return whole(judge(options, *make_sharpness_width(), sharp));
+}
+
+template <typename Judge>
+CalibrationCase rates(const std::string& law, const std::string& setting, Expected expected,
+                      Judge judge, const std::function<void(Options&)>& change) {
+  Options options;
+  options.values =
+      law == "depth_scaling" ? std::vector<int>{2, 4, 8, 16} : std::vector<int>{64, 128, 256, 512};
+  options.scatter = 0.1;
+  change(options);
+  CalibrationCase result{law, setting, expected, [judge, options](uint32_t seed) -> Finding {
+                           Options seeded = options;
+                           seeded.seed = seed;
+                           return judge(seeded);
+                         }};
+  if (expected == Expected::kHolds) result.truth = 0;
+  if (expected == Expected::kViolated)
+    result.truth = law == "depth_scaling" ? options.output_power : options.sharpness_power;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("depth_scaling", "an output that does not depend on depth, three seeds", Expected::kHolds,
+          judge_depths, [](Options& o) { o.block_power = -0.5; }),
+    rates("depth_scaling", "an output that grows with the square root of depth",
+          Expected::kViolated, judge_depths, [](Options& o) { o.output_power = 0.5; }),
+    rates("depth_scaling", "two depths", Expected::kSilent, judge_depths,
+          [](Options& o) {
+            o.values = {2, 4};
+          }),
+    rates("sharpness_width", "sharpness that does not depend on width, three seeds",
+          Expected::kHolds, judge_widths, [](Options&) {}),
+    rates("sharpness_width", "sharpness that grows with the square root of width",
+          Expected::kViolated, judge_widths, [](Options& o) { o.sharpness_power = 0.5; }),
+    rates("sharpness_width", "two widths", Expected::kSilent, judge_widths,
+          [](Options& o) {
+            o.values = {64, 128};
+          }),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -5,6 +5,7 @@
 #include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
 #include "findings.h"
 #include "simulated_sweep.h"
 
@@ -132,6 +133,35 @@ TEST(ScheduleTransferTest, NeedsThreeSchedulesThatDifferInNothingElse) {
   all[1].weight_decay = 0;
   EXPECT_NE(verdict(judge(all, 1)), "NOT_APPLICABLE");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected,
+                      const std::function<void(std::vector<Options>&)>& change) {
+  std::vector<Options> all = schedules({constant, cosine, step_down, late_decay});
+  change(all);
+  CalibrationCase result{"schedule_transfer", setting, expected,
+                         [all](uint32_t seed) { return judge(all, seed); }};
+  result.power = 0.6;
+  result.runs = 100;
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("four schedules of one law", Expected::kHolds, [](std::vector<Options>&) {}),
+    rates("one run whose loss is 30 % higher in its last third", Expected::kViolated,
+          [](std::vector<Options>& all) { all[3].late_factor = 1.3; }),
+    rates("400 steps with noise of 60 %", Expected::kSilent,
+          [](std::vector<Options>& all) {
+            for (Options& each : all) {
+              each.steps = 400;
+              each.noise = 0.6;
+            }
+          }),
+    rates("a schedule with another weight decay", Expected::kSilent,
+          [](std::vector<Options>& all) {
+            all.pop_back();
+            all[1].weight_decay = 0.1;
+          }),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -18,6 +19,7 @@ struct Options {
   int width = 200;
   double weight_variance = 1.5;  // times width
   double bias_variance = 0.05;
+  double input = 0.8;  // RMS
   bool relu = false;
   int64_t first_step = 0;
   int cut_layer = -1;      // of this layer's gradient nine tenths are lost
@@ -38,7 +40,7 @@ std::vector<Finding> simulate(const Options& options, uint32_t seed) {
   };
   std::vector<Eigen::MatrixXd> weight;
   std::vector<Eigen::MatrixXd> pre;
-  Eigen::MatrixXd x = random(n, kExamples, 0.8);
+  Eigen::MatrixXd x = random(n, kExamples, options.input);
   for (size_t l = 0; l < depth; ++l) {
     weight.push_back(random(n, n, std::sqrt(options.weight_variance / n)));
     Eigen::MatrixXd h = weight.back() * x;
@@ -219,6 +221,33 @@ const CalibrationCases kCases({
     rates("gradients that grow threefold per layer beyond the weights", Expected::kViolated,
           dependent()),
     rates("4 layers", Expected::kSilent, {4}),
+});
+
+ClosedForm form(const std::string& setting, double chi, const Options& options) {
+  return {"signal_propagation",
+          "slope of ln RMS(dL/dh) over depth, " + setting,
+          "-1/2 ln chi, chi = " + std::to_string(chi).substr(0, 7),
+          -0.5 * std::log(chi),
+          [options](uint32_t seed) { return judged(options, seed); },
+          chi == 1 ? 0.1 : 0.1 / std::fabs(0.5 * std::log(chi))};
+}
+
+/// At the fixed point `q` of the mean-field theory.
+Options of_tanh(double weight_variance, double bias_variance, double q) {
+  Options options;
+  options.input = std::sqrt((q - bias_variance) / weight_variance);
+  options.width = 400;
+  options.weight_variance = weight_variance;
+  options.bias_variance = bias_variance;
+  return options;
+}
+
+const ClosedForms kForms({
+    form("tanh, weight variance 1.3/n, bias variance 0.3", 0.67387, of_tanh(1.3, 0.3, 0.7434)),
+    form("tanh, critical: 1.76095/n and 0.05", 1, of_tanh(1.76095, 0.05, 0.57)),
+    form("tanh, chaotic: 2.5/n and 0.05", 1.13352, of_tanh(2.5, 0.05, 1.06396)),
+    form("ReLU, He's variance", 1, relu(2)),
+    form("ReLU, half of it", 0.5, relu(1)),
 });
 
 }  // namespace

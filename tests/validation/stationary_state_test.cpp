@@ -7,6 +7,7 @@
 #include <random>
 
 #include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "stationary_states.h"
 
@@ -189,6 +190,11 @@ CalibrationCase rotation_rates(const std::string& law, const std::string& settin
   return result;
 }
 
+CalibrationCase clipped(CalibrationCase setting) {
+  setting.runs = 40;
+  return setting;
+}
+
 Quadratic quadratic(v1::ParameterGroup group, int steps, double start = 1, double clip = 0) {
   Quadratic options;
   options.group = std::move(group);
@@ -217,6 +223,8 @@ const CalibrationCases kCases({
                     quadratic(sgd(0.05, 0.01, 0.9), 1000)),
     quadratic_rates("far from rest: 4000 of 100 000 steps that it takes", Expected::kSilent,
                     quadratic(sgd(1e-5, 0.01, 0), 4000, 50)),
+    clipped(quadratic_rates("clipped gradients at rest, 60 000 steps", Expected::kViolated,
+                            quadratic(sgd(0.3, 0.01, 0), 60000, 1, 8))),
     rotation_rates("rotational_equilibrium", "scale-invariant weights, SGD, 6000 steps",
                    Expected::kHolds, rotation("SGD", sgd(0.1, 0.02, 0), 6000)),
     rotation_rates("rotational_equilibrium", "the same with momentum 0.9, 2000 steps",
@@ -231,6 +239,50 @@ const CalibrationCases kCases({
                    Expected::kHolds, rotation("SGD", sgd(0.1, 0.01, 0), 3000)),
     rotation_rates("norm_stationarity", "a norm that grows", Expected::kSilent,
                    rotation("SGD", sgd(0.1, 1e-7, 0), 2000)),
+});
+
+ClosedForm angle(const std::string& setting, const std::string& formula, double value,
+                 const Rotation& options) {
+  return {"rotational_equilibrium",
+          "angle of a step of scale-invariant weights, " + setting,
+          formula,
+          value,
+          [options](uint32_t seed) {
+            return find(rotate(options, seed), "rotational_equilibrium", "param:0.weight");
+          },
+          0.06};
+}
+
+ClosedForm relation(const std::string& setting, const v1::ParameterGroup& group) {
+  return {"fluctuation_dissipation",
+          "<theta.(g + lambda theta)> over (1+mu)/(2 eta (1-d)) <|dtheta|^2>, " + setting,
+          "1",
+          1,
+          [group](uint32_t seed) {
+            return find(train_quadratic(quadratic(group, 20000), seed), "fluctuation_dissipation",
+                        "run");
+          },
+          0.05};
+}
+
+const ClosedForms kForms({
+    angle("SGD, eta 0.1, lambda 0.02", "sqrt(2 eta lambda)", std::sqrt(2 * 0.1 * 0.02),
+          rotation("SGD", sgd(0.1, 0.02, 0), 20000)),
+    angle("momentum 0.9, eta 0.1, lambda 0.01", "sqrt(2 eta lambda/(1+mu))",
+          std::sqrt(2 * 0.1 * 0.01 / 1.9), rotation("SGD", sgd(0.1, 0.01, 0.9), 20000)),
+    angle("momentum and dampening 0.5, eta 0.1, lambda 0.02", "sqrt(2 eta (1-d) lambda/(1+mu))",
+          std::sqrt(2 * 0.05 * 0.02 / 1.5), rotation("SGD", sgd(0.1, 0.02, 0.5, 0.5), 20000)),
+    angle("AdamW, eta 0.01, lambda 0.2", "sqrt(2 eta lambda (1-beta1)/(1+beta1))",
+          std::sqrt(2 * 0.01 * 0.2 * 0.1 / 1.9), rotation("AdamW", adam(0.01, 0.2), 20000)),
+    {"norm_stationarity", "-2 <w.dw>/<|dw|^2> of scale-invariant weights at rest", "1", 1,
+     [](uint32_t seed) {
+       return find(rotate(rotation("SGD", sgd(0.1, 0.02, 0), 6000), seed), "norm_stationarity",
+                   "param:0.weight");
+     },
+     0.1},
+    relation("SGD", sgd(0.2, 0.01, 0)),
+    relation("momentum 0.9", sgd(0.05, 0.01, 0.9)),
+    relation("momentum 0.5, dampening 0.3", sgd(0.1, 0.01, 0.5, 0.3)),
 });
 
 }  // namespace

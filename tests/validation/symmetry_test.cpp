@@ -5,8 +5,11 @@
 #include <Eigen/Dense>
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <random>
 
+#include "calibration/calibration.h"
+#include "calibration/closed_form.h"
 #include "findings.h"
 #include "simulated_run.h"
 
@@ -21,6 +24,7 @@ struct Options {
   bool scalars = true;      // norms and inner products are recorded too
   bool other_part = false;  // the session said that gradients of examples do not add up
   bool observed = true;
+  uint32_t seed = 1;
 };
 
 std::vector<Finding> train(const Options& options) {
@@ -31,7 +35,7 @@ std::vector<Finding> train(const Options& options) {
   constexpr int kSteps = 200;
   constexpr double kRate = 0.1;
   constexpr double kDecay = 1e-3;
-  std::mt19937 generator(1);
+  std::mt19937 generator(options.seed);
   std::normal_distribution<double> normal;
   const auto random = [&](int rows, int columns) {
     Eigen::MatrixXd m(rows, columns);
@@ -212,6 +216,65 @@ TEST(ConservationTest, MomentumIsNotApplicable) {
   EXPECT_EQ(verdict(finding), "NOT_APPLICABLE");
   EXPECT_NE(finding.gate.find("momentum"), std::string::npos);
 }
+
+/// Of the hidden layer where it speaks of one.
+Finding of_unit(const std::vector<Finding>& findings, const std::string& law) {
+  for (const Finding& finding : findings) {
+    if (finding.law == law && finding.scope == "param:0.weight") return finding;
+  }
+  return find(findings, law, "run");
+}
+
+CalibrationCase rates(const std::string& law, const std::string& setting, Expected expected,
+                      const std::function<void(Options&)>& change) {
+  Options options;
+  change(options);
+  return {law, setting, expected, [law, options](uint32_t seed) {
+            Options seeded = options;
+            seeded.seed = seed;
+            return of_unit(train(seeded), law);
+          }};
+}
+
+const CalibrationCases kCases({
+    rates("symmetry", "ReLU network under SGD, rescaled hidden units", Expected::kHolds,
+          [](Options&) {}),
+    rates("symmetry", "an activation that is not homogeneous", Expected::kViolated,
+          [](Options& o) { o.offset = 0.1; }),
+    rates("symmetry", "the same, where a penalty adds to the gradient", Expected::kSilent,
+          [](Options& o) {
+            o.offset = 0.1;
+            o.other_part = true;
+          }),
+    rates("conservation", "ReLU network under SGD with weight decay", Expected::kHolds,
+          [](Options&) {}),
+    rates("conservation", "an activation that is not homogeneous", Expected::kViolated,
+          [](Options& o) { o.offset = 0.1; }),
+    rates("conservation", "clipped gradients", Expected::kSilent, [](Options& o) { o.clip = 0.1; }),
+    rates("conservation", "weights that other code writes", Expected::kSilent,
+          [](Options& o) { o.shrink = 0.01; }),
+    rates("conservation", "momentum 0.9", Expected::kSilent, [](Options& o) { o.momentum = 0.9; }),
+});
+
+ClosedForm form(const std::string& law, const std::string& quantity, const std::string& formula) {
+  return {law,
+          quantity,
+          formula,
+          0,
+          [law](uint32_t seed) {
+            Options options;
+            options.seed = seed;
+            return of_unit(train(options), law);
+          },
+          1e-10};
+}
+
+const ClosedForms kForms({
+    form("symmetry", "largest relative residual of the rescale identity, 200 steps in float64",
+         "<w_in, G_in> = <w_out, G_out>"),
+    form("conservation", "relative error of the balance of a rescaled unit over one step",
+         "Q' = (1-eta lambda)^2 Q + eta^2 (|g_out|^2 - |g_in|^2)"),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

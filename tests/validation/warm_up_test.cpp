@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 
+#include "calibration/calibration.h"
 #include "toy_network.h"
 
 namespace tycho::analyzer {
@@ -59,9 +61,13 @@ struct Series {
   bool full_batch = true;
   int first_measurement = 0;
   int steps = 400;
+  double noise = 0;  // of the sharpness, relative; a tenth of it of the loss
 };
 
-Finding simulate(const Series& options) {
+Finding simulate(const Series& options, uint32_t seed = 1) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal;
+  const auto noisy = [&](double share) { return 1 + share * options.noise * normal(generator); };
   Engine engine;
   SimulatedRun run(engine);
   run.add_parameter(run.add_layer("0"), "weight", {10, 10});
@@ -73,7 +79,8 @@ Finding simulate(const Series& options) {
   double before = 1;
   for (int step = 0; step < options.steps; ++step) {
     const double rate = 0.1 * std::min(1.0, (step + 1.0) / options.warm_up);
-    const double after = std::exp(-0.01 * step) * (step >= 60 && step < 70 ? options.jump : 1);
+    const double after =
+        std::exp(-0.01 * step) * (step >= 60 && step < 70 ? options.jump : 1) * noisy(0.1);
     run.step(step);
     run.put("loss", options.full_batch ? before : 2 * before);
     run.put("probe_loss", after);
@@ -81,7 +88,7 @@ Finding simulate(const Series& options) {
     run.put("learning_rate", rate);
     if (step < options.first_measurement || step % 2 != 0) continue;
     const double share = std::min(1.0, step / 50.0);
-    run.put("preconditioned_sharpness", 40 + share * (options.final_sharpness - 40));
+    run.put("preconditioned_sharpness", (40 + share * (options.final_sharpness - 40)) * noisy(1));
     run.put("stability_threshold", 2 / rate);
   }
   run.finish();
@@ -117,6 +124,40 @@ TEST(WarmUpTest, StaysSilentWithoutItsGate) {
   rising.steps = 90;
   EXPECT_EQ(verdict(simulate(rising)), "NOT_YET");
 }
+
+CalibrationCase rates(const std::string& setting, Expected expected,
+                      const std::function<void(Series&)>& change) {
+  Series options;
+  options.noise = 0.05;
+  change(options);
+  return {"warm_up", setting, expected,
+          [options](uint32_t seed) { return simulate(options, seed); }};
+}
+
+CalibrationCase network(const std::string& setting, double gain, double learning_rate,
+                        int warm_up) {
+  CalibrationCase result{"warm_up", setting, Expected::kHolds, [=](uint32_t seed) {
+                           ToyRun options = toy(gain, learning_rate, warm_up);
+                           options.seed = seed;
+                           options.width = 12;
+                           return judged(options);
+                         }};
+  result.power = 0.6;  // others start too near the edge, or their loss rises too little
+  return result;
+}
+
+const CalibrationCases kCases({
+    rates("sharpness of twice the edge that falls during the ramp", Expected::kHolds,
+          [](Series&) {}),
+    network("tanh network below its edge, without a warm-up", 1, 0.05, 0),
+    network("tanh network with weights three times as large, without a warm-up", 3, 0.2, 0),
+    rates("a loss that triples below the edge", Expected::kViolated, [](Series& s) { s.jump = 3; }),
+    rates("above the edge in the ramp, and the loss falls", Expected::kViolated,
+          [](Series& s) { s.final_sharpness = 40; }),
+    rates("small batches", Expected::kSilent, [](Series& s) { s.full_batch = false; }),
+    rates("the sharpness measured from half of the ramp on", Expected::kSilent,
+          [](Series& s) { s.first_measurement = 50; }),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer

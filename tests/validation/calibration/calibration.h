@@ -13,7 +13,8 @@ namespace tycho::analyzer {
 enum class Expected {
   kHolds,     ///< theory holds: HOLDS, hardly ever VIOLATED
   kViolated,  ///< it is known to fail: VIOLATED, hardly ever HOLDS
-  kSilent     ///< its assumptions fail, or nothing can be known: hardly ever HOLDS or VIOLATED
+  kSilent,    ///< its assumptions fail, or nothing can be known: hardly ever HOLDS or VIOLATED
+  kUnseen     ///< it fails in a way that no statistic shows: a known limit, nothing is demanded
 };
 
 /// A simulated setting of one law. Registered beside the law's tests; run with fresh seeds by
@@ -26,6 +27,7 @@ struct CalibrationCase {
   double power = 0.8;       ///< share of the runs that must say what is expected; not for kSilent
   double truth = kUnknown;  ///< of `measured`; NaN: no interval is tested
   bool predicted_is_true = false;  ///< the truth is what the finding predicts
+  int runs = 200;  ///< for the document, fewer where a run takes long; CI makes a tenth of them
 };
 
 /// All that were registered, by law.
@@ -35,5 +37,26 @@ std::vector<CalibrationCase>& calibration_cases();
 struct CalibrationCases {
   explicit CalibrationCases(std::vector<CalibrationCase> cases);
 };
+
+/// Verdicts over the runs of one setting.
+struct Tally {
+  int runs = 0;
+  int holds = 0;
+  int violated = 0;
+  int underpowered = 0;
+  int intervals = 0;  ///< with a known truth and finite
+  int covered = 0;
+  double seconds = 0;  ///< of processor time
+  int other() const { return runs - holds - violated - underpowered; }
+  void add(const Tally& another);
+};
+
+/// Runs `setting` with seeds that follow from `seed` and its names, on all cores: `runs` of them,
+/// or as many, but not fewer than 40, as fit in `seconds` of processor time. The first are the
+/// same.
+Tally measure(const CalibrationCase& setting, int runs, double seconds, uint64_t seed);
+
+/// How far a share out of `runs` may be from `share` by chance: 3.3 standard deviations, 1 in 2000.
+double slack(double share, int runs);
 
 }  // namespace tycho::analyzer

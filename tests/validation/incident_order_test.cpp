@@ -1,13 +1,14 @@
-#include "src/incident/incident.h"
-
-#include <gmock/gmock.h>
+// Runs whose loss goes wrong, in which it is known what moved first.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <random>
 #include <string>
 
+#include "calibration/calibration.h"
+#include "src/incident/incident.h"
 #include "src/incident/incident_watch.h"
 #include "src/simulated_run.h"
 
@@ -316,6 +317,100 @@ TEST(IncidentTest, ADivergenceAndASpikeHaveAnIncidentEach) {
   EXPECT_EQ(incidents[0].code, "loss_diverged");
   EXPECT_EQ(incidents[0].step, kWrong);
 }
+
+using Fault = std::function<void(int64_t step, State* state)>;
+
+/// HOLDS: `id` in layer 2 (or of the run) is named as the first; VIOLATED: something else is, for
+/// sure; else there is no verdict. Without an `id` nothing but the loss moved.
+Finding judge_order(const std::vector<Incident>& incidents, const std::string& id) {
+  Finding finding;
+  finding.law = "incident_order";
+  finding.verdict = Verdict::kNotYet;
+  for (const Incident& incident : incidents) {
+    if (incident.order() == Order::kUnknown) continue;
+    const std::vector<Mover> first = incident.first();
+    bool named = false;
+    bool other = false;
+    for (const Mover& each : first) {
+      const bool is_it = id_of(each) == id && (each.entity == 2 || each.quantity < 2);
+      named = named || is_it;
+      other = other || (!is_it && each.quantity != 0);
+    }
+    if (incident.order() != Order::kFirst) {
+      finding.verdict = Verdict::kUnderpowered;
+    } else if (named) {
+      finding.verdict = Verdict::kHolds;
+    } else if (other || !id.empty()) {
+      finding.verdict = Verdict::kViolated;
+    }
+  }
+  return finding;
+}
+
+CalibrationCase rates(const std::string& what, Expected expected, const std::string& id,
+                      const Fault& fault, const Setting& setting = {}) {
+  return {"incident_order", what, expected,
+          [=](uint32_t seed) { return judge_order(watch(seed, fault, setting), id); }};
+}
+
+/// `move` from three steps before the loss on, all gradients one step before it.
+Fault three_steps_ahead(const std::function<void(int64_t lead, State*)>& move) {
+  return [move](int64_t step, State* state) {
+    if (step >= kWrong - 3 && step < kWrong + 40) move(step, state);
+    if (step >= kWrong - 1 && step < kWrong + 40) {
+      for (double& each : state->gradient) each *= 100;
+    }
+    spoil_loss(step, state);
+  };
+}
+
+std::vector<CalibrationCase> named_ones() {
+  std::vector<CalibrationCase> result;
+  for (const FirstMover& mover : first_movers()) {
+    std::string what = mover.id;
+    std::replace(what.begin(), what.end(), '_', ' ');
+    if (what.back() != 's')
+      what += " of one layer moves";
+    else
+      what += " of one layer move";
+    result.push_back(rates("the " + what + " three steps before the loss", Expected::kHolds,
+                           mover.id, three_steps_ahead(mover.move)));
+  }
+  result.back().setting = "the learning rate rises tenfold three steps before the loss";
+  return result;
+}
+
+const CalibrationCases kNamed(named_ones());
+const CalibrationCases kCases({
+    rates("a bad batch: nothing but the loss moves", Expected::kSilent, "",
+          [](int64_t step, State* state) {
+            if (step == kWrong) state->loss *= 40;
+          }),
+    rates("the same, with gradients of heavy tails whose sizes wander", Expected::kSilent, "",
+          [](int64_t step, State* state) {
+            if (step == kWrong) state->loss *= 40;
+          },
+          {1, 1, 4, 0.1, 1}),
+    rates("all layers move at the step of the loss", Expected::kSilent, "",
+          [](int64_t step, State* state) {
+            spoil_loss(step, state);
+            if (step < kWrong || step >= kWrong + 40) return;
+            for (size_t i = 0; i < kLayers; ++i) {
+              grow(&state->gradient, i, 300);
+              grow(&state->update, i, 300);
+              grow(&state->output, i, 5);
+            }
+          }),
+    rates("the output that moves first is observed every tenth step only", Expected::kSilent, "",
+          [](int64_t step, State* state) {
+            spoil_loss(step, state);
+            if (step >= kWrong - 6 && step < kWrong + 40) grow(&state->output, 1, 5);
+            if (step >= kWrong - 3 && step < kWrong + 40) grow(&state->gradient, 4, 1000);
+          },
+          {1, 10}),
+    rates("a healthy run with gradients of heavy tails", Expected::kSilent, "",
+          [](int64_t, State*) {}, {1, 1, 4}),
+});
 
 }  // namespace
 }  // namespace tycho::analyzer
