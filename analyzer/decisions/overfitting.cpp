@@ -27,10 +27,10 @@ std::optional<Decision> overfitting(const Signs& signs) {
       fmt::format("Keep the weights of step {}, and stop earlier or regularise", seen->best.step);
   decision.because = fmt::format(
       "The held-out loss was lowest around step {} ({}), after {:.0f} % of the run, and has risen "
-      "since by {}, while the training loss fell by {}.",
+      "since by {}, while the training loss fell from {} to {}.",
       seen->best.step, short_number(seen->best_level),
       100 * share_before(signs.report, seen->best.step), with_interval(seen->rise),
-      with_interval(seen->training_change.negative()));
+      short_number(seen->training_best), short_number(seen->training_late));
   decision.expect = fmt::format(
       "About {} on held-out data instead of {}, after {:.0f} % of the steps; with regularisation "
       "possibly less.",

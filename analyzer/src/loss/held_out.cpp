@@ -16,6 +16,7 @@ constexpr size_t kMostOfWindow = 16;
 constexpr size_t kWindows = 10;
 constexpr size_t kFewestToFall = 24;
 constexpr double kFewestPlaces = 8;  // overlapping ones of a short series
+constexpr size_t kFewestToPart = 5;  // stretches
 constexpr double kMiss = 0.05;
 constexpr double kMissFall = 0.02;
 constexpr double kSmallRise = 0.01;
@@ -64,6 +65,28 @@ bool in_order(const Stretches& all) {
   return true;
 }
 
+double lowest_mean(const Stretches& all, const Part& part) {
+  double result = all[part.begin].mean;
+  for (size_t i = part.begin; i < part.end; ++i) result = std::min(result, all[i].mean);
+  return result;
+}
+
+double highest_mean(const Stretches& all, const Part& part) {
+  double result = all[part.begin].mean;
+  for (size_t i = part.begin; i < part.end; ++i) result = std::max(result, all[i].mean);
+  return result;
+}
+
+/// Whether a positive loss fell by so much that no estimate of its noise is needed: each of the
+/// late stretches lies below each of the best ones, and on average below half of them. A loss that
+/// decays by orders of magnitude has no level that an interval of a difference could be about.
+bool levels_part(const Stretches& training, const Part& best, const Part& late) {
+  if (best.size() < kFewestToPart || late.size() < kFewestToPart) return false;
+  return lowest_mean(training, late) > 0 &&
+         highest_mean(training, late) < lowest_mean(training, best) &&
+         mean(training, late.begin, late.end) < 0.5 * mean(training, best.begin, best.end);
+}
+
 void look_at_training(const Stretches& training, HeldOut* result) {
   if (!in_order(training)) return;
   const Part best = part_of(training, result->best_begin, result->best_end);
@@ -71,11 +94,16 @@ void look_at_training(const Stretches& training, HeldOut* result) {
   if (late.begin == late.end) return;
   result->gap = result->late_level - mean(training, late.begin, late.end);
   if (best.begin == best.end || best.end > late.begin) return;
+  result->training_best = mean(training, best.begin, best.end);
+  result->training_late = mean(training, late.begin, late.end);
   const LevelChange change = level_change(means(training, best.begin), {0, best.size()},
                                           {late.begin - best.begin, late.end - best.begin});
   result->training_change = difference(change, 1 - kMiss);
   if (result->training_change.high < 0) result->training = HeldOut::Training::kFell;
   if (result->training_change.low > 0) result->training = HeldOut::Training::kRose;
+  if (result->training != HeldOut::Training::kNotTold || !levels_part(training, best, late)) return;
+  result->training = HeldOut::Training::kFell;
+  result->training_change = {result->training_late - result->training_best, kUnknown, kUnknown};
 }
 
 void look_for_fall(const Stretches& all, HeldOut* result) {

@@ -12,7 +12,6 @@ struct Difference {
   double value = kUnknown;
   double low = kUnknown;
   double high = kUnknown;
-  Difference negative() const { return {-value, -high, -low}; }
 };
 
 /// How the held-out loss went, as far as its own scatter tells.
@@ -43,8 +42,10 @@ struct HeldOut {
   Difference rise;  ///< late_level - best_level, the interval for all places at which was looked
   /// Where it has risen: the training loss from the best steps to the late ones.
   Training training = Training::kNotTold;
-  Difference training_change;
-  Difference fall;  ///< over the last third of all values: mean of its halves
+  Difference training_change;       ///< without an interval where levels_part() told it
+  double training_best = kUnknown;  ///< mean training loss of the best steps
+  double training_late = kUnknown;  ///< the same of the late ones
+  Difference fall;                  ///< over the last third of all values: mean of its halves
   int64_t fall_from = -1;
   /// Held-out minus training loss from step `late_begin` on; NaN where either is not known there.
   double gap = kUnknown;

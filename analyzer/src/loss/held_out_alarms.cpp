@@ -35,8 +35,8 @@ LossAlarm rose(const HeldOut& seen) {
       seen.best.step, number(seen.best_level), seen.best_begin, seen.best_end,
       with_interval(seen.rise), number(seen.late_level), seen.late_begin);
   if (overfits) {
-    alarm.text += fmt::format(", while the training loss fell by {}",
-                              with_interval(seen.training_change.negative()));
+    alarm.text += fmt::format(", while the training loss fell from {} to {}",
+                              number(seen.training_best), number(seen.training_late));
   } else if (seen.training == HeldOut::Training::kRose) {
     alarm.text +=
         fmt::format(". The training loss rose too, by {}", with_interval(seen.training_change));

@@ -27,6 +27,7 @@ struct CalibrationCase {
   double power = 0.8;       ///< share of the runs that must say what is expected; not for kSilent
   double truth = kUnknown;  ///< of `measured`; NaN: no interval is tested
   bool predicted_is_true = false;  ///< the truth is what the finding predicts
+  double coverage = 0.95;          ///< of the intervals, at least
   int runs = 200;  ///< for the document, fewer where a run takes long; CI makes a tenth of them
 };
 

@@ -23,8 +23,7 @@ namespace tycho::analyzer {
 namespace {
 
 constexpr double kFalseAlarms = 0.05;  // largest share
-constexpr double kCoverage = 0.95;
-constexpr int kRuns = 20;  // in CI, of a setting of kAllRuns
+constexpr int kRuns = 20;              // in CI, of a setting of kAllRuns
 constexpr int kAllRuns = 200;
 constexpr int kFewestRuns = 2;
 
@@ -68,7 +67,8 @@ void check(const CalibrationCase& setting, const Tally& tally) {
       break;
   }
   if (tally.intervals == 0) return;
-  EXPECT_GE(tally.covered, tally.intervals * (kCoverage - slack(kCoverage, tally.intervals)));
+  EXPECT_GE(tally.covered,
+            tally.intervals * (setting.coverage - slack(setting.coverage, tally.intervals)));
 }
 
 class Document {
