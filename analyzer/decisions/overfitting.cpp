@@ -33,7 +33,9 @@ std::optional<Decision> overfitting(const Signs& signs) {
       short_number(seen->training_best), short_number(seen->training_late));
   decision.expect = fmt::format(
       "About {} on held-out data instead of {}, after {:.0f} % of the steps; with regularisation "
-      "possibly less.",
+      "possibly less. A cross-entropy also rises with confidence in wrong answers alone: if the "
+      "error "
+      "counts, look at it too.",
       short_number(seen->best_level), short_number(seen->late_level),
       100 * share_before(signs.report, seen->best.step));
   decision.refuted_by = fmt::format(

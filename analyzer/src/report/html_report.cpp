@@ -105,7 +105,7 @@ std::string what_to_do_section(const Report& report) {
   if (!nothing) out += "<div class=\"cards\">\n";
   for (size_t i = 0; i < decided.size(); ++i)
     out += decision_card(report, decided[i], static_cast<int>(i) + 1);
-  for (const Remark& remark : known) out += remark_card(report, remark);
+  for (const Remark& remark : without_decided(known, report)) out += remark_card(report, remark);
   for (const Finding* finding : important) {
     out += fmt::format(
         "<article class=\"card {}\"><h3>{} <span class=\"muted\">{}</span></h3><p>{}</p><p "

@@ -192,6 +192,15 @@ std::vector<Remark> remarks(const Report& report) {
   return result;
 }
 
+std::vector<Remark> without_decided(std::vector<Remark> remarks, const Report& report) {
+  const auto decided = [&](const Remark& remark) {
+    return std::any_of(report.decisions.begin(), report.decisions.end(),
+                       [&](const Decision& decision) { return decision.code == remark.code; });
+  };
+  remarks.erase(std::remove_if(remarks.begin(), remarks.end(), decided), remarks.end());
+  return remarks;
+}
+
 bool is_broken(const std::vector<Remark>& remarks) {
   return std::any_of(remarks.begin(), remarks.end(),
                      [](const Remark& remark) { return remark.severity == Severity::kAlarm; });

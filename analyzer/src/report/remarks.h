@@ -25,6 +25,9 @@ struct Remark {
 /// The most serious first; of the same severity, the loss first.
 std::vector<Remark> remarks(const Report& report);
 
+/// Those whose code no decision of the report has: the others would say the same again.
+std::vector<Remark> without_decided(std::vector<Remark> remarks, const Report& report);
+
 /// The run is broken: what laws say of it is no ground for advice.
 bool is_broken(const std::vector<Remark>& remarks);
 

@@ -118,7 +118,7 @@ std::string text_report(const Report& report, bool colour, int width) {
   out += decisions_section(report, colour, columns);
   if (important.empty() && known.empty() && report.decisions.empty())
     out += "  " + wrap(nothing_to_do(report), 2, columns) + "\n";
-  for (const Remark& remark : known) {
+  for (const Remark& remark : without_decided(known, report)) {
     const bool loud = remark.severity != Severity::kNote;
     out += fmt::format("  {} {} ({})\n    {}\n",
                        paint(loud ? "!" : "*", loud ? Verdict::kViolated : Verdict::kHolds, colour),
