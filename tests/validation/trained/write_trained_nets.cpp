@@ -117,19 +117,17 @@ void write(const std::string& path, int seeds, double length, const std::string&
   }
   std::ofstream(path) << fmt::format(
       "# Verdicts on ordinary networks\n\n"
-      "Written by `build/<preset>/bin/write_trained_nets docs/trained_nets.md {} {}`: networks as "
-      "people "
-      "train them, with three lines and the default budget, each run with a fresh seed that also "
-      "draws width, depth, rate, batch, regularisation and schedule "
-      "(tests/validation/trained/ordinary_nets.cpp). A law that is VIOLATED on one of them is a "
-      "false "
-      "alarm, or a case that its theory does not cover and that its gate should have kept out. "
-      "\"Speak\" is the median "
-      "number of laws with HOLDS, VIOLATED or UNDERPOWERED about the whole run. The second number "
-      "of the command "
-      "multiplies the steps below.\n\n{}\n"
+      "Written by `build/<preset>/bin/write_trained_nets docs/trained_nets.md {} {}` (runs of each "
+      "row, length): networks as people train them, with three lines and the default budget. Each "
+      "run has a fresh seed that also draws width, depth, rate, batch, regularisation and schedule "
+      "(tests/validation/trained/ordinary_nets.cpp). The length multiplies the steps below. A law "
+      "that is VIOLATED is a false alarm, or a case outside its theory that its gate should have "
+      "excluded. The exception is `loss_forecast`, which is violated if the loss left the course "
+      "of "
+      "its first part. \"With a result\" is the median number of laws with HOLDS, VIOLATED or "
+      "UNDERPOWERED for the whole run.\n\n{}\n"
       "**{} of {} runs have a law that is VIOLATED.**\n\n"
-      "| network | preset | runs | laws that speak | HOLDS | runs with VIOLATED | laws |\n"
+      "| network | preset | runs | laws with a result | HOLDS | runs with VIOLATED | laws |\n"
       "| --- | --- | ---: | ---: | ---: | ---: | --- |\n{}",
       seeds, length, kinds, violating, runs, rows);
 }
