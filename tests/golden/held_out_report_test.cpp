@@ -133,7 +133,7 @@ TEST(HeldOutReportTest, WhileTheRunGoesOnTheSameIsSaid) {
   for (const analyzer::LiveFinding& finding : judge.findings()) {
     if (finding.law == "overfitting") said = finding.gate;
   }
-  EXPECT_EQ(said, with_code(json.at("remarks"), "overfitting").at("text"));
+  EXPECT_EQ(said, with_code(json.at("remarks"), "overfitting").at("text").get<std::string>());
 }
 
 TEST(HeldOutReportTest, OfALossThatRestsNothingIsAdvised) {
