@@ -57,15 +57,21 @@ bool tycho_is_on_the_stack() {
 }
 
 /// LibTorch allocates while it destroys a graph, in destructors: a failure there ends any process,
-/// with or without Tycho.
+/// with or without Tycho. A graph goes with a tensor, or with the last pointer to one of its nodes.
 bool in_a_destructor_of_libtorch() {
   std::array<void*, 96> frames;
   const int depth = backtrace(frames.data(), static_cast<int>(frames.size()));
-  return std::any_of(frames.begin(), frames.begin() + depth, [](void* address) {
+  bool inner_is_libtorch = false;
+  for (int i = 0; i < depth; ++i) {
     Dl_info info{};
-    return dladdr(address, &info) != 0 && info.dli_sname != nullptr &&
-           std::strstr(info.dli_sname, "TensorImplD") != nullptr;
-  });
+    if (dladdr(frames[static_cast<size_t>(i)], &info) == 0) continue;
+    const char* symbol = info.dli_sname == nullptr ? "" : info.dli_sname;
+    if (std::strstr(symbol, "TensorImplD") != nullptr) return true;
+    if (inner_is_libtorch && std::strstr(symbol, "_Sp_counted_base") != nullptr) return true;
+    inner_is_libtorch =
+        info.dli_fname != nullptr && std::strstr(info.dli_fname, "libtorch") != nullptr;
+  }
+  return false;
 }
 
 thread_local bool is_trainer = false;
