@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <utility>
 
 #include "src/statistics/level_change.h"
 
@@ -65,16 +67,13 @@ bool in_order(const Stretches& all) {
   return true;
 }
 
-double lowest_mean(const Stretches& all, const Part& part) {
-  double result = all[part.begin].mean;
-  for (size_t i = part.begin; i < part.end; ++i) result = std::min(result, all[i].mean);
-  return result;
-}
-
-double highest_mean(const Stretches& all, const Part& part) {
-  double result = all[part.begin].mean;
-  for (size_t i = part.begin; i < part.end; ++i) result = std::max(result, all[i].mean);
-  return result;
+/// Of a part that is not empty.
+std::pair<double, double> range_of(const Stretches& all, const Part& part) {
+  const auto at = [&](size_t i) { return all.begin() + static_cast<std::ptrdiff_t>(i); };
+  const auto [lowest, highest] = std::minmax_element(
+      at(part.begin), at(part.end),
+      [](const LossStretch& a, const LossStretch& b) { return a.mean < b.mean; });
+  return {lowest->mean, highest->mean};
 }
 
 /// Whether a positive loss fell by so much that no estimate of its noise is needed: each of the
@@ -82,8 +81,8 @@ double highest_mean(const Stretches& all, const Part& part) {
 /// decays by orders of magnitude has no level that an interval of a difference could be about.
 bool levels_part(const Stretches& training, const Part& best, const Part& late) {
   if (best.size() < kFewestToPart || late.size() < kFewestToPart) return false;
-  return lowest_mean(training, late) > 0 &&
-         highest_mean(training, late) < lowest_mean(training, best) &&
+  const auto [late_lowest, late_highest] = range_of(training, late);
+  return late_lowest > 0 && late_highest < range_of(training, best).first &&
          mean(training, late.begin, late.end) < 0.5 * mean(training, best.begin, best.end);
 }
 
