@@ -10,12 +10,13 @@
 #include <stdexcept>
 
 #include "examples/data/tensors.h"
-#include "examples/data/text.h"
+#include "examples/data/text_tensor.h"
 
 namespace tycho::decisions {
 namespace {
 
 namespace nn = torch::nn;
+using examples::own_text;
 using torch::Tensor;
 
 struct Data {
@@ -37,19 +38,6 @@ const Data& digits() {
 constexpr int64_t kContext = 32;
 constexpr int64_t kWidth = 48;
 constexpr int64_t kHeads = 4;
-
-struct Symbols {
-  Tensor all;
-  int64_t alphabet = 0;
-};
-
-const Symbols& symbols() {
-  static const Symbols text = [] {
-    const auto loaded = examples::load_text("");
-    return Symbols{torch::tensor(loaded.symbols), static_cast<int64_t>(loaded.alphabet.size())};
-  }();
-  return text;
-}
 
 /// A network as a list of stages; a stage with weights can be detached from those before it.
 class NetImpl : public nn::Module {
@@ -88,7 +76,7 @@ TORCH_MODULE(Net);
 class TokensImpl : public nn::Module {
  public:
   TokensImpl() {
-    token_ = register_module("token", nn::Embedding(symbols().alphabet, kWidth));
+    token_ = register_module("token", nn::Embedding(own_text().alphabet, kWidth));
     position_ = register_module("position", nn::Embedding(kContext, kWidth));
   }
   Tensor forward(const Tensor& x) {
@@ -161,7 +149,7 @@ Net make(const RunSetup& setup) {
     net->add(Block());
     net->add(Block());
     net->add(nn::LayerNorm(nn::LayerNormOptions({kWidth})));
-    net->add(nn::Linear(kWidth, symbols().alphabet));
+    net->add(nn::Linear(kWidth, own_text().alphabet));
   } else {
     throw std::invalid_argument("no network \"" + setup.net + "\"");
   }
@@ -192,14 +180,14 @@ class Source {
   Batch next(int64_t step) const {
     const int64_t distinct = std::max<int64_t>(setup_.batch / setup_.copies, 1);
     if (setup_.net == "transformer") {
-      const Tensor& all = symbols().all;
+      const Tensor& all = own_text().all;
       const auto start =
           torch::randint(all.size(0) * 9 / 10 - kContext, {distinct, 1}, torch::kInt64);
       const Tensor window =
           all.index({start + torch::arange(kContext + 1)}).repeat({setup_.copies, 1});
       Tensor labels = window.narrow(1, 1, kContext);
       const Tensor random = torch::rand(labels.sizes()).lt(setup_.label_noise);
-      labels = torch::where(random, torch::randint(symbols().alphabet, labels.sizes()), labels);
+      labels = torch::where(random, torch::randint(own_text().alphabet, labels.sizes()), labels);
       return {window.narrow(1, 0, kContext), labels};
     }
     Tensor chosen;
@@ -217,7 +205,7 @@ class Source {
   Batch held_out() const {
     if (setup_.net != "transformer")
       return {scaled(digits().held_out_inputs), digits().held_out_labels};
-    const Tensor& all = symbols().all;
+    const Tensor& all = own_text().all;
     const int64_t from = all.size(0) * 9 / 10;
     const auto start = torch::linspace(static_cast<double>(from),
                                        static_cast<double>(all.size(0) - kContext - 2), 128)

@@ -10,12 +10,13 @@
 
 #include "examples/data/image_set.h"
 #include "examples/data/tensors.h"
-#include "examples/data/text.h"
+#include "examples/data/text_tensor.h"
 
 namespace tycho::validation {
 namespace {
 
 namespace nn = torch::nn;
+using examples::own_text;
 using torch::Tensor;
 
 constexpr int64_t kPixels = 28 * 28;
@@ -51,19 +52,6 @@ const Images& digits() {
   return images;
 }
 
-struct Symbols {
-  Tensor all;
-  int64_t alphabet = 0;
-};
-
-const Symbols& symbols() {
-  static const Symbols text = [] {
-    const auto loaded = examples::load_text("");
-    return Symbols{torch::tensor(loaded.symbols), static_cast<int64_t>(loaded.alphabet.size())};
-  }();
-  return text;
-}
-
 struct Batch {
   Tensor inputs, labels;
 };
@@ -75,7 +63,7 @@ Batch draw_digits(int64_t size) {
 
 /// Windows of the text, [size, kContext], and the symbols that come next.
 Batch draw_text(int64_t size) {
-  const Tensor& all = symbols().all;
+  const Tensor& all = own_text().all;
   const Tensor start = torch::randint(all.size(0) - kContext - 1, {size, 1}, torch::kInt64);
   const Tensor window = all.index({start + torch::arange(kContext + 1)});
   return {window.narrow(1, 0, kContext), window.narrow(1, 1, kContext)};
@@ -195,13 +183,13 @@ std::vector<std::string> train_cnn(uint64_t seed, Preset preset, double length,
 class LanguageModelImpl : public nn::Module {
  public:
   LanguageModelImpl(int64_t width, int64_t layers, double dropout) {
-    symbol_ = register_module("symbol", nn::Embedding(symbols().alphabet, width));
+    symbol_ = register_module("symbol", nn::Embedding(own_text().alphabet, width));
     position_ = register_module("position", nn::Embedding(kContext, width));
     const auto layer =
         nn::TransformerEncoderLayerOptions(width, 4).dim_feedforward(4 * width).dropout(dropout);
     encoder_ = register_module("encoder",
                                nn::TransformerEncoder(nn::TransformerEncoderLayer(layer), layers));
-    head_ = register_module("head", nn::Linear(width, symbols().alphabet));
+    head_ = register_module("head", nn::Linear(width, own_text().alphabet));
     mask_ = register_buffer("mask", torch::full({kContext, kContext}, -INFINITY).triu(1));
   }
   Tensor forward(const Tensor& x) {
@@ -243,10 +231,10 @@ std::vector<std::string> train_transformer(uint64_t seed, Preset preset, double 
 class RecurrentModelImpl : public nn::Module {
  public:
   explicit RecurrentModelImpl(int64_t width) {
-    symbol_ = register_module("symbol", nn::Embedding(symbols().alphabet, width));
+    symbol_ = register_module("symbol", nn::Embedding(own_text().alphabet, width));
     recurrent_ =
         register_module("recurrent", nn::LSTM(nn::LSTMOptions(width, width).batch_first(true)));
-    head_ = register_module("head", nn::Linear(width, symbols().alphabet));
+    head_ = register_module("head", nn::Linear(width, own_text().alphabet));
   }
   Tensor forward(const Tensor& x) {
     return head_->forward(std::get<0>(recurrent_->forward(symbol_->forward(x))));
